@@ -1,0 +1,87 @@
+"""JAX: whole training steps compiled by XLA for CPU, GPU or TPU."""
+
+import functools
+
+import numpy as np
+
+from nnx import tree
+from nnx.backend import Backend, BackendError, BackendInfo
+
+
+class JaxBackend(Backend):
+    """Adapter for `jax.numpy`, which follows the array-API standard itself."""
+
+    name = "jax"
+
+    def __init__(self):
+        try:
+            import jax
+        except ImportError as error:
+            raise BackendError(
+                f"the jax backend needs JAX, which cannot be imported ({error}). "
+                f"Install it with: pip install 'nnx-engine[jax]'"
+            ) from None
+        try:
+            self.device = jax.devices()[0]
+        except RuntimeError as error:
+            raise BackendError(f"JAX is installed, but finds no device to run on: {error}") from None
+        self.jax = jax
+        self.xp = jax.numpy
+        self.is_accelerated = self.device.platform != "cpu"
+
+    def asarray(self, value, dtype=None):
+        return self.xp.asarray(value, dtype=dtype)
+
+    def to_numpy(self, array):
+        return np.array(array)
+
+    def stage(self, rows):
+        # Compiled steps take every number as an array: float64 ones of their own precision.
+        real = "float64" if self.jax.config.jax_enable_x64 else "float32"
+        dtypes = {"f": real, "i": "int32", "u": "uint32"}
+        return {name: self.xp.asarray(v.astype(dtypes[v.dtype.kind])) for name, v in rows.items()}
+
+    def compile(self, function, consume=False):
+        return self.jax.jit(function, donate_argnums=0 if consume else ())
+
+    def repeat(self, step):
+        jax = self.jax
+
+        @functools.partial(jax.jit, donate_argnums=0)
+        def loop(carry, rows, data, start, stop):
+            def run_one(i, carry_and_totals):
+                carry, totals = carry_and_totals
+                carry, metrics = step(carry, {name: values[i] for name, values in rows.items()}, data)
+                return carry, tree.map(jax.numpy.add, totals, metrics)
+
+            first = {name: values[0] for name, values in rows.items()}
+            _, metrics = jax.eval_shape(step, carry, first, data)
+            zeros = tree.map(lambda m: jax.numpy.zeros(m.shape, m.dtype), metrics)
+            # Start and stop are arguments of the compiled program: any number of steps runs in
+            # one dispatch without compiling again.
+            return jax.lax.fori_loop(start, stop, run_one, (carry, zeros))
+
+        def run(carry, rows, data, start, stop):
+            carry, totals = loop(carry, rows, data, start, stop)
+            return carry, jax.block_until_ready(totals)
+
+        return run
+
+    def vjp(self, function, *arguments):
+        return self.jax.vjp(function, *arguments)
+
+    def scope(self, dtype):
+        return self.jax.enable_x64(dtype == "float64" or self.jax.config.jax_enable_x64)
+
+    def read(self, values):
+        return self.jax.device_get(values)
+
+    def synchronize(self, value):
+        self.jax.block_until_ready(value)
+
+    def describe(self):
+        stats = self.device.memory_stats() or {}
+        limit = stats.get("bytes_limit")
+        memory = f"{limit / 2**30:.0f} GiB" if limit else ""
+        device = f"{self.device.platform} ({self.device.device_kind})"
+        return BackendInfo("jax", True, self.jax.__version__, device, memory)

@@ -1,0 +1,66 @@
+"""nnx: a neural-network engine that trains from one readable source on NumPy, CuPy and JAX."""
+
+from nnx import (
+    activations,
+    callbacks,
+    initializers,
+    layers,
+    losses,
+    metrics,
+    optimizers,
+    random,
+    registry,
+    regularizers,
+    schedules,
+    utils,
+)
+from nnx.backend import (
+    Backend,
+    BackendError,
+    BackendInfo,
+    as_backend,
+    available_backends,
+    get_backend,
+    set_backend,
+    use_backend,
+)
+from nnx.context import Context
+from nnx.functional import apply
+from nnx.history import History
+from nnx.layers import Input
+from nnx.model import Model, NotReadyError, Sequential, load
+from nnx.registry import register
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Backend",
+    "BackendError",
+    "BackendInfo",
+    "Context",
+    "History",
+    "Input",
+    "Model",
+    "NotReadyError",
+    "Sequential",
+    "activations",
+    "apply",
+    "as_backend",
+    "available_backends",
+    "callbacks",
+    "get_backend",
+    "initializers",
+    "layers",
+    "load",
+    "losses",
+    "metrics",
+    "optimizers",
+    "random",
+    "register",
+    "registry",
+    "regularizers",
+    "schedules",
+    "set_backend",
+    "use_backend",
+    "utils",
+]

@@ -1,0 +1,273 @@
+"""What nnx asks of an array library, and the registry that finds one at run time.
+
+A backend adapts one array library. Its `xp` is that library's array-API namespace, in which all
+layers, losses and optimizers are written; its methods cover what the array-API standard leaves
+out (copies from and to the host, running a step many times, ...). Backends are found through the
+entry-point group `nnx.backends`, so one of your own is installed, not patched in.
+"""
+
+import contextlib
+import functools
+import importlib.metadata
+import os
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from nnx import tree
+from nnx.registry import suggest
+
+GROUP = "nnx.backends"
+# `NNX_BACKEND=auto` takes the first of these that can run.
+AUTOMATIC = ("cupy", "jax", "numpy")
+
+
+class BackendError(RuntimeError):
+    """A backend was asked for that does not exist or cannot run here; says what to do about it."""
+
+
+@dataclass(frozen=True)
+class BackendInfo:
+    """What `nnx.available_backends()` tells about one backend."""
+
+    name: str
+    usable: bool
+    version: str = ""
+    device: str = ""
+    memory: str = ""
+    reason: str = ""
+    """Why it cannot run, and the remedy; empty when it can."""
+
+
+class Backend:
+    """The protocol, with implementations that suit any eager array library.
+
+    A subclass must set `name` and `xp` and define `asarray` and `to_numpy`. Its `__init__` imports
+    the library and raises `BackendError`, naming the remedy, if it cannot run on this machine.
+    """
+
+    name: str
+    xp: Any
+    is_accelerated: bool = False
+    """Whether it runs on something faster than the CPU: what `auto` looks for."""
+
+    # Arrays
+
+    def asarray(self, value, dtype: str | None = None) -> Any:
+        """Return `value`, an array of the host or of this backend, as an array on the device."""
+        raise NotImplementedError
+
+    def to_numpy(self, array) -> np.ndarray:
+        """Return a copy of `array` on the host that later steps cannot change."""
+        raise NotImplementedError
+
+    def copy(self, array) -> Any:
+        """Return a copy of `array` on the device that later steps cannot change."""
+        return self.xp.asarray(array, copy=True)
+
+    def zeros(self, shape, dtype: str) -> Any:
+        """Return an array of zeros on the device."""
+        return self.asarray(np.zeros(shape, dtype))
+
+    def arange(self, count: int, dtype: str) -> Any:
+        """Return 0, 1, ..., count - 1 on the device."""
+        return self.xp.arange(count, dtype=getattr(self.xp, dtype))
+
+    # Running things
+
+    def kernel(self, function, *arrays, overwrite: int | None = None) -> Any:
+        """Run `function(xp, *arrays)`, a pure elementwise function, as fast as the library can.
+
+        `overwrite` numbers the argument whose memory may be used for the result: only ever an
+        array that the caller has just made and will not look at again.
+        """
+        return function(self.xp, *arrays)
+
+    def compile(self, function, consume: bool = False) -> Callable:
+        """Return `function` compiled, where the library can.
+
+        With `consume`, the memory of its first argument may be reused for its result.
+        """
+        return function
+
+    def stage(self, rows: dict[str, np.ndarray]) -> dict[str, Any]:
+        """Return what `repeat` reads a row a step from, ready for the device.
+
+        Matrices (the indices of the samples of each batch) go to the device. Vectors (one number
+        a step: learning rate, random key) stay Python numbers, which never widen a dtype.
+        """
+        return {name: v.tolist() if v.ndim == 1 else self.asarray(v) for name, v in rows.items()}
+
+    def repeat(self, step) -> Callable:
+        """Return `run(carry, rows, data, start, stop) -> (carry, totals)`.
+
+        It calls `step(carry, row, data) -> (carry, metrics)` for rows start, ..., stop - 1 of
+        `rows` and adds up the metrics. The carry that goes in is consumed: its memory may be
+        reused for the one that comes out.
+        """
+
+        def run(carry, rows, data, start, stop):
+            totals = None
+            for i in range(start, stop):
+                row = {name: values[i] for name, values in rows.items()}
+                carry, metrics = step(carry, row, data)
+                totals = metrics if totals is None else tree.map(lambda a, b: a + b, totals, metrics)
+            return carry, totals
+
+        return run
+
+    def vjp(self, function, *arguments) -> tuple[Any, Callable] | None:
+        """Return `function(*arguments)` and its derived pullback, or None if it cannot be derived."""
+        return None
+
+    def scope(self, dtype: str) -> contextlib.AbstractContextManager:
+        """Return the context in which arrays of `dtype` can be made and computed with."""
+        return contextlib.nullcontext()
+
+    def read(self, values: list) -> list:
+        """Return a list of trees with their arrays on the host, in one transfer if possible."""
+        return [tree.map(self.to_numpy, value) for value in values]
+
+    def synchronize(self, value) -> None:
+        """Wait until `value` has been computed."""
+
+    # Optimizer updates
+
+    def pack(self, values) -> Any:
+        """Return a tree of device arrays arranged so that `update` is fast."""
+        return values
+
+    def update(self, kernel, params, grads, slots, scalars) -> tuple[Any, list]:
+        """Run `kernel(xp, param, grad, *slots, **scalars) -> (param, *slots)` over all parameters.
+
+        Consumes `params` and `slots`; returns the new ones.
+        """
+        names = list(range(len(slots)))
+        rows = zip(tree.leaves(params), tree.leaves(grads), *map(tree.leaves, slots), strict=True)
+        results = [kernel(self.xp, *row, **scalars) for row in rows]
+        new_params = tree.rebuild(params, (result[0] for result in results))
+        return new_params, [tree.rebuild(params, (result[i + 1] for result in results)) for i in names]
+
+    # What it is
+
+    def describe(self) -> BackendInfo:
+        """Return name, version, device and memory, for people to read."""
+        return BackendInfo(self.name, usable=True)
+
+    def __repr__(self):
+        return f"<nnx backend {self.name!r}>"
+
+
+# The registry. A backend is made once in a process, when it is first asked for.
+
+_default: Backend | None = None
+_chosen: ContextVar[Backend | None] = ContextVar("nnx_backend", default=None)
+
+
+@functools.cache
+def _entry_points() -> Mapping[str, importlib.metadata.EntryPoint]:
+    return {point.name: point for point in importlib.metadata.entry_points(group=GROUP)}
+
+
+@functools.cache
+def _load(name: str) -> Backend:
+    points = _entry_points()
+    if not points:
+        raise BackendError(
+            "no backend is installed, not even NumPy's: nnx is imported from a folder that was never "
+            "installed. Run: pip install -e ."
+        )
+    if name not in points:
+        raise BackendError(suggest("backend", name, [*points, "auto"]))
+    return points[name].load()()
+
+
+def _automatic() -> Backend:
+    """Return the first usable of CuPy, JAX on an accelerator, and NumPy."""
+    for name in AUTOMATIC[:-1]:
+        with contextlib.suppress(BackendError):
+            backend = _load(name)
+            if backend.is_accelerated:
+                return backend
+    return _load(AUTOMATIC[-1])
+
+
+def as_backend(backend: "str | Backend | None") -> Backend:
+    """Return the backend of this name (`"auto"` included), the backend itself, or the current one."""
+    if backend is None:
+        return get_backend()
+    if isinstance(backend, Backend):
+        return backend
+    if not isinstance(backend, str):
+        raise TypeError(f"backend must be a name such as 'numpy' or 'jax', got {backend!r}")
+    return _automatic() if backend == "auto" else _load(backend)
+
+
+def get_backend() -> Backend:
+    """Return the current backend.
+
+    That is the one this thread chose; else the one the main thread chose; else the one that the
+    environment variable NNX_BACKEND names; else NumPy.
+
+    >>> import nnx
+    >>> nnx.get_backend().name
+    'numpy'
+    """
+    chosen = _chosen.get() or _default
+    return chosen if chosen is not None else as_backend(os.environ.get("NNX_BACKEND") or "numpy")
+
+
+def set_backend(backend: str | Backend) -> Backend:
+    """Choose the backend of models built from now on, and return it.
+
+    In the main thread the choice holds for the process; in another thread for that thread alone.
+
+    Parameters
+    ----------
+    backend : str or Backend
+        `"numpy"`, `"cupy"`, `"jax"`, `"auto"`, or the name of an installed plug-in.
+
+    Raises
+    ------
+    BackendError
+        If there is no such backend or it cannot run here; the message names the remedy.
+    """
+    global _default
+    found = as_backend(backend)
+    if threading.current_thread() is threading.main_thread():
+        _default = found
+    else:
+        _chosen.set(found)
+    return found
+
+
+@contextlib.contextmanager
+def use_backend(backend: str | Backend) -> Iterator[Backend]:
+    """Use a backend inside a `with` block, in this thread.
+
+    >>> import nnx
+    >>> with nnx.use_backend("numpy") as backend:
+    ...     backend.name
+    'numpy'
+    """
+    found = as_backend(backend)
+    token = _chosen.set(found)
+    try:
+        yield found
+    finally:
+        _chosen.reset(token)
+
+
+def available_backends() -> dict[str, BackendInfo]:
+    """Return, by name, each installed backend: whether it can run here, and if not, why."""
+    found = {}
+    for name in sorted(_entry_points()):
+        try:
+            found[name] = _load(name).describe()
+        except BackendError as error:
+            found[name] = BackendInfo(name, usable=False, reason=str(error))
+    return found

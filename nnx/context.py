@@ -1,0 +1,88 @@
+"""What a layer sees in one pass: the array namespace, whether this is training, state, randomness.
+
+A `Context` belongs to one layer in one forward pass. A container hands each of its layers
+`ctx.at(name)`: the same pass, seen from that layer's place.
+"""
+
+from typing import Any
+
+from nnx import kernels, tree
+from nnx.backend import Backend, as_backend
+from nnx.random import Key, fold_name
+
+
+class Context:
+    """One forward pass, as one layer sees it.
+
+    Attributes
+    ----------
+    xp : namespace
+        The array-API namespace of the backend.
+    training : bool
+        Whether dropout drops and batch normalisation uses the batch.
+    state : dict
+        This layer's arrays that change without a gradient, such as moving averages: read them
+        here, and assign the new ones here. After the pass, the outermost context's `state` is
+        the new state; the arrays that went in are untouched.
+    needs_input_gradient : bool
+        False where nothing asks for dL/dx (the first layer of a model): a pullback may then
+        return None for it.
+
+    Examples
+    --------
+    >>> import nnx
+    >>> ctx = nnx.Context(training=True)
+    >>> ctx.xp.__name__
+    'numpy'
+    """
+
+    __slots__ = ("backend", "key", "needs_input_gradient", "penalties", "state", "training", "xp")
+
+    def __init__(
+        self,
+        backend: Backend | str | None = None,
+        *,
+        training: bool = False,
+        state: dict[str, Any] | None = None,
+        key: Key = (0, 0),
+        needs_input_gradient: bool = True,
+    ):
+        self.backend = as_backend(backend)
+        self.xp = self.backend.xp
+        self.training = training
+        self.state = tree.copy(state or {})
+        self.key = key
+        self.needs_input_gradient = needs_input_gradient
+        self.penalties: list = []
+        """Terms that layers add to the loss, such as activity regularisation."""
+
+    def at(self, name: str, needs_input_gradient: bool = True) -> "Context":
+        """Return the context of the layer called `name` inside this one."""
+        inner = object.__new__(Context)
+        inner.backend, inner.xp, inner.training = self.backend, self.xp, self.training
+        inner.state = self.state.get(name, {})
+        inner.key = fold_name(self.key, name) if self.training else self.key
+        inner.needs_input_gradient = needs_input_gradient
+        inner.penalties = self.penalties
+        return inner
+
+    def kernel(self, function, *arrays, overwrite: int | None = None):
+        """Run the pure elementwise function `function(xp, *arrays)`; see `Backend.kernel`."""
+        return self.backend.kernel(function, *arrays, overwrite=overwrite)
+
+    def arange(self, count: int, dtype: str):
+        """Return 0, 1, ..., count - 1 on the device."""
+        return self.backend.arange(count, dtype)
+
+    def random_bits(self, shape):
+        """Return 32 random bits (uint32) for each element of `shape`: a new draw each step."""
+        size = 1
+        for length in shape:
+            size *= length
+        counter = self.arange(size, "uint32")
+        bits = self.kernel(kernels.hash_bits, counter, *self.key, overwrite=0)
+        return self.xp.reshape(bits, shape)
+
+    def add_penalty(self, value) -> None:
+        """Add a scalar to the loss of this pass. Its gradient is the caller's own business."""
+        self.penalties.append(value)

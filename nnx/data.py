@@ -1,0 +1,164 @@
+"""Arrays checked and cut into batches, on the host.
+
+What is wrong with the data is said here, in one line, before anything is computed.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from nnx.layers.base import Shape, describe_shape
+
+
+@dataclass
+class Samples:
+    """Features, targets and weights of the same samples, on the host."""
+
+    x: np.ndarray
+    y: np.ndarray
+    weight: np.ndarray
+
+    def __len__(self):
+        return len(self.x)
+
+    def part(self, start, stop) -> "Samples":
+        """Return samples start, ..., stop - 1."""
+        return Samples(self.x[start:stop], self.y[start:stop], self.weight[start:stop])
+
+
+def as_features(x, in_shape: Shape | None, dtype: str, what: str = "X") -> np.ndarray:
+    """Return `x` as a host array of `dtype` and shape (batch, *in_shape), or raise a ValueError."""
+    try:
+        x = np.asarray(x)
+        x = x.astype(np.float64) if x.dtype == object else x
+    except (TypeError, ValueError):
+        raise ValueError(f"{what} must be an array of numbers with one row a sample: its rows differ in shape or "
+                         f"hold something else") from None  # fmt: skip
+    if x.dtype.kind not in "buif":
+        raise ValueError(f"{what} must be numbers, got dtype {x.dtype}: encode text columns as numbers first")
+    expected = describe_shape(in_shape) if in_shape is not None else "(batch, features)"
+    if x.ndim == 0 or x.size == 0:
+        raise ValueError(
+            f"{what} is empty, of shape {x.shape}: expected at least one sample, shape {expected}"
+        )
+    if in_shape is not None and x.shape[1:] != in_shape:
+        raise ValueError(_wrong_shape(x.shape, in_shape, what))
+    if x.ndim == 1:
+        raise ValueError(
+            f"{what} must have one row a sample, shape {expected}, got shape {x.shape}: use {what}.reshape(-1, 1) "
+            f"for one feature, {what}.reshape(1, -1) for one sample"
+        )
+    x = np.ascontiguousarray(x, dtype=dtype)
+    # The sum is finite only if everything is; it takes no memory. Look closer only if it is not.
+    with np.errstate(over="ignore", invalid="ignore"):
+        suspicious = not np.isfinite(np.sum(x))
+    if suspicious and not (finite := np.isfinite(x)).all():
+        place = tuple(int(i) for i in np.argwhere(~finite)[0])
+        raise ValueError(
+            f"{what} has the value {x[place]} at row {place[0]}, column {', '.join(map(str, place[1:]))}: fill or "
+            f"drop such samples first (scikit-learn's SimpleImputer, or {what}[np.isfinite({what}).all(axis=1)])"
+        )
+    return x
+
+
+def _wrong_shape(shape, in_shape, what):
+    message = f"the model expects {what} of shape {describe_shape(in_shape)}, got {shape}"
+    if len(shape) == len(in_shape) and shape == in_shape:
+        return f"{message}: for one sample use {what}[None]"
+    if len(shape) == len(in_shape) + 1:
+        return f"{message}: it was built for {describe_features(in_shape)}"
+    return f"{message}: reshape {what} to one axis for the batch and {len(in_shape)} for each sample"
+
+
+def describe_features(in_shape: Shape) -> str:
+    """Return `64 features`, or `samples of shape (28, 28)`."""
+    return f"{in_shape[0]} features" if len(in_shape) == 1 else f"samples of shape {in_shape}"
+
+
+def as_samples(x, y, sample_weight, class_weight, loss, in_shape, out_shape, dtype) -> Samples:
+    """Return checked samples; see `as_features`, and the loss for what targets it takes."""
+    x = as_features(x, in_shape, dtype)
+    if y is None:
+        raise ValueError("y is missing: fit and evaluate need targets, or an iterable of (x, y) batches")
+    if np.shape(y)[:1] != (len(x),):
+        count = np.shape(y)[0] if np.ndim(y) else "no"
+        raise ValueError(f"X has {len(x)} samples, y has {count}: they must be as many")
+    y = loss.check_target(y, out_shape)
+    weight = np.ones(len(x)) if sample_weight is None else _as_weight(sample_weight, len(x))
+    if class_weight is not None:
+        weight = weight * _class_weights(class_weight, y)
+    y = np.ascontiguousarray(y, dtype=dtype if y.dtype.kind == "f" else y.dtype)
+    return Samples(x, y, weight.astype(dtype))
+
+
+def _as_weight(sample_weight, count) -> np.ndarray:
+    weight = np.asarray(sample_weight, dtype=np.float64)
+    if weight.shape == (count, 1):
+        weight = weight[:, 0]
+    if weight.shape != (count,):
+        raise ValueError(f"sample_weight must have shape ({count},), one weight a sample, got {weight.shape}")
+    if not np.isfinite(weight).all() or (weight < 0).any():
+        row = int(np.argwhere(~(np.isfinite(weight) & (weight >= 0)))[0][0])
+        raise ValueError(f"sample_weight must be finite and not negative, got {weight[row]} at row {row}")
+    return weight
+
+
+def _class_weights(class_weight: dict, y: np.ndarray) -> np.ndarray:
+    """Return each sample's weight by its class."""
+    if y.ndim > 1 and y.shape[-1] > 1:
+        classes = y.argmax(axis=-1)
+    else:
+        classes = y.reshape(len(y)).astype(int)
+    found = set(np.unique(classes).tolist())
+    if missing := found - set(class_weight):
+        raise ValueError(
+            f"class_weight lacks class {min(missing)}: give a weight for each of {sorted(found)}"
+        )
+    return np.asarray([class_weight[c] for c in classes.tolist()], dtype=np.float64)
+
+
+def split_last(samples: Samples, fraction: float) -> tuple[Samples, Samples]:
+    """Return the first samples for training and the last `fraction` of them for validation."""
+    if not 0 < fraction < 1:
+        raise ValueError(f"validation_split must lie between 0 and 1, got {fraction}")
+    cut = int(len(samples) * (1 - fraction))
+    if cut < 1 or cut == len(samples):
+        raise ValueError(
+            f"validation_split={fraction} of {len(samples)} samples leaves none to "
+            f"{'train on' if cut < 1 else 'validate on'}"
+        )
+    return samples.part(0, cut), samples.part(cut, len(samples))
+
+
+def batch_indices(order: np.ndarray, batch_size: int) -> list[np.ndarray]:
+    """Return `order` cut into batches: a matrix of the full ones, and one of the shorter last.
+
+    >>> [index.tolist() for index in batch_indices(np.arange(5), 2)]
+    [[[0, 1], [2, 3]], [[4]]]
+    """
+    full = len(order) // batch_size * batch_size
+    parts = [order[:full].reshape(-1, batch_size), order[full:].reshape(1, -1)]
+    return [part for part in parts if part.size]
+
+
+def check_batch_size(batch_size) -> int:
+    """Return the batch size if it is a positive whole number."""
+    if isinstance(batch_size, bool) or not hasattr(batch_size, "__index__") or batch_size < 1:
+        raise ValueError(f"batch_size must be a positive whole number, got {batch_size!r}")
+    return int(batch_size)
+
+
+def is_stream(x) -> bool:
+    """Whether `x` is an iterable of batches, and no array, list or frame."""
+    return isinstance(x, Iterable) and not hasattr(x, "shape") and not isinstance(x, (list, tuple, str))
+
+
+def as_batch(item) -> tuple[Any, Any, Any]:
+    """Return (x, y, sample_weight) of one item of a stream."""
+    if not isinstance(item, (tuple, list)) or not 2 <= len(item) <= 3:
+        raise ValueError(
+            f"an iterable of batches must give (x, y) or (x, y, sample_weight), got {type(item).__name__}"
+        )
+    return (*item, None) if len(item) == 2 else tuple(item)

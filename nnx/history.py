@@ -1,0 +1,29 @@
+"""What `fit` returns: the numbers of each epoch."""
+
+from nnx.callbacks import Callback
+
+
+class History(Callback):
+    """Numbers of each epoch, by name.
+
+    Attributes
+    ----------
+    history : dict of str to list of float
+        For example `history["loss"]` and `history["val_accuracy"]`, one entry an epoch.
+    epoch : list of int
+        The epochs, counted from 0.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.history: dict[str, list[float]] = {}
+        self.epoch: list[int] = []
+
+    def on_epoch_end(self, epoch, logs=None):
+        self.epoch.append(epoch)
+        for name, value in (logs or {}).items():
+            self.history.setdefault(name, []).append(value)
+
+    def __repr__(self):
+        last = ", ".join(f"{name}={values[-1]:.4g}" for name, values in self.history.items())
+        return f"<History of {len(self.epoch)} epochs: {last}>"

@@ -1,0 +1,146 @@
+"""Activation functions as layers: y = f(x), element by element (softmax: along the last axis)."""
+
+from nnx import activations
+from nnx.layers.base import Layer, register
+
+
+@register("activation")
+class Activation(Layer):
+    """Apply an activation function: any shape -> the same shape.
+
+    Examples
+    --------
+    >>> import nnx
+    >>> nnx.apply(nnx.layers.Activation("relu"), [[-1.0, 2.0]])
+    array([[0., 2.]], dtype=float32)
+    """
+
+    def __init__(self, activation, **settings):
+        super().__init__(**settings)
+        self.activation = activations.get(activation)
+
+    def forward(self, ctx, params, x):
+        y, saved = self.activation.run(ctx, x)
+
+        def pullback(dy):
+            return self.activation.pull(ctx, dy, saved), {}
+
+        return y, pullback
+
+
+class _Named(Activation):
+    """An activation layer whose function is fixed by its class."""
+
+    function = "linear"
+
+    def __init__(self, **settings):
+        super().__init__(self.function, **settings)
+
+
+@register("linear")
+class Linear(_Named):
+    """y = x"""
+
+
+@register("sigmoid")
+class Sigmoid(_Named):
+    """y = 1 / (1 + exp(-x))"""
+
+    function = "sigmoid"
+
+
+@register("tanh")
+class Tanh(_Named):
+    """y = tanh(x)"""
+
+    function = "tanh"
+
+
+@register("relu")
+class ReLU(_Named):
+    """y = max(x, 0)"""
+
+    function = "relu"
+
+
+@register("leaky_relu")
+class LeakyReLU(Activation):
+    """y = x where x > 0, else negative_slope * x."""
+
+    def __init__(self, negative_slope: float = 0.3, **settings):
+        super().__init__(activations.LeakyReLU(negative_slope), **settings)
+        self.negative_slope = negative_slope
+
+
+@register("elu")
+class ELU(Activation):
+    """y = x where x > 0, else alpha * (exp(x) - 1)."""
+
+    def __init__(self, alpha: float = 1.0, **settings):
+        super().__init__(activations.ELU(alpha), **settings)
+        self.alpha = alpha
+
+
+@register("selu")
+class SELU(_Named):
+    """y = scale * elu(x, alpha), self-normalising."""
+
+    function = "selu"
+
+
+@register("gelu")
+class GELU(Activation):
+    """y = x * Phi(x), exactly or by the tanh approximation."""
+
+    def __init__(self, approximate: bool = False, **settings):
+        super().__init__(activations.GELU(approximate), **settings)
+        self.approximate = approximate
+
+
+@register("silu", "swish")
+class SiLU(_Named):
+    """y = x * sigmoid(x), also called swish."""
+
+    function = "silu"
+
+
+@register("softplus")
+class Softplus(_Named):
+    """y = log(1 + exp(x))"""
+
+    function = "softplus"
+
+
+@register("softsign")
+class Softsign(_Named):
+    """y = x / (1 + |x|)"""
+
+    function = "softsign"
+
+
+@register("hard_sigmoid")
+class HardSigmoid(_Named):
+    """y = min(max(x / 6 + 1/2, 0), 1)"""
+
+    function = "hard_sigmoid"
+
+
+@register("mish")
+class Mish(_Named):
+    """y = x * tanh(softplus(x))"""
+
+    function = "mish"
+
+
+@register("softmax")
+class Softmax(_Named):
+    """y = exp(x) / sum(exp(x)) along the last axis."""
+
+    function = "softmax"
+
+
+@register("log_softmax")
+class LogSoftmax(_Named):
+    """y = x - log(sum(exp(x))) along the last axis."""
+
+    function = "log_softmax"

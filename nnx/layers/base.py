@@ -1,0 +1,152 @@
+"""The layer contract: a layer is a pure function that returns its output and its pullback.
+
+    y, pullback = layer.forward(ctx, params, x)
+    dx, grads = pullback(dy)        # dy = dL/dy; dx = dL/dx; grads = dL/dparams
+
+Forward and backward stand side by side, and the closure holds what the backward pass needs. A
+layer object holds settings only: its weights come in as `params`, its moving averages as
+`ctx.state`. It writes into nothing that it was given.
+"""
+
+import copy
+import math
+from collections.abc import Callable
+from typing import Any
+
+from nnx import activations, regularizers
+from nnx.context import Context
+from nnx.random import generator
+from nnx.registry import REGISTRIES, Configurable
+from nnx.tree import Tree
+
+register = REGISTRIES["layer"].register
+
+Shape = tuple[int, ...]
+"""The shape of one sample: the batch axis is left out."""
+
+Pullback = Callable[[Any], tuple[Any, Tree]]
+
+
+class Layer(Configurable):
+    """Base of all layers.
+
+    Parameters
+    ----------
+    name : str, optional
+        The key of its weights in the model; by default the class name in snake case.
+    input_shape : tuple of int, optional
+        The shape of one sample, if this layer is the first of a model.
+    """
+
+    kind = "layer"
+
+    def __init__(self, name: str | None = None, input_shape=None):
+        self.name = name
+        self.input_shape = None if input_shape is None else _as_shape(self, input_shape)
+
+    def init(self, rng, in_shape: Shape) -> tuple[Tree, Shape]:
+        """Return starting weights, drawn on the host from `rng`, and the shape of one output."""
+        return {}, self.out_shape(in_shape)
+
+    def out_shape(self, in_shape: Shape) -> Shape:
+        """Return the shape of one output; by default what `init` says."""
+        if type(self).init is Layer.init:
+            return in_shape
+        return self.init(generator(0), in_shape)[1]
+
+    def init_state(self, in_shape: Shape) -> Tree:
+        """Return starting values, on the host, of what changes without a gradient."""
+        return {}
+
+    def forward(self, ctx: Context, params: Tree, x) -> tuple[Any, Pullback]:
+        """Return the output and the pullback.
+
+        A layer of your own may return the output alone: its pullback is then derived, on
+        backends that can (JAX).
+        """
+        raise NotImplementedError(f"{type(self).__name__} must define forward(ctx, params, x)")
+
+    def regularizers(self) -> dict[str, regularizers.Regularizer]:
+        """Return the penalties on this layer's weights, by name of the weight."""
+        return {}
+
+    def sublayers(self) -> "dict[str, Layer]":
+        """Return the layers inside this one, by the key of their weights."""
+        return {}
+
+    def without_activation(self) -> "Layer":
+        """Return the same layer, weights included, with no activation."""
+        changed = copy.copy(self)
+        changed.activation = activations.linear
+        return changed
+
+    def flops(self, in_shape: Shape) -> int:
+        """Return the floating-point operations of one sample's forward pass."""
+        return 0
+
+
+def run(layer: Layer, ctx: Context, params: Tree, x) -> tuple[Any, Pullback]:
+    """Return output and pullback of `layer`, deriving the pullback if the layer defines none."""
+    result = layer.forward(ctx, params, x)
+    if isinstance(result, tuple) and len(result) == 2 and callable(result[1]):
+        return result
+
+    def forward_only(params, x):
+        return layer.forward(ctx, params, x)
+
+    def pullback(dy):
+        derived = ctx.backend.vjp(forward_only, params, x)
+        if derived is None:
+            raise TypeError(
+                f"{type(layer).__name__}.forward returns no pullback, and the {ctx.backend.name} backend "
+                f"cannot derive one: return (y, pullback) from forward, or train on the jax backend"
+            )
+        grads, dx = derived[1](dy)
+        return dx, grads
+
+    return result, pullback
+
+
+def sum_to_shape(xp, array, shape):
+    """Return `array` summed over its leading axes (the batch and all before the last) to `shape`.
+
+    The transpose of broadcasting a weight of `shape` over the batch.
+    """
+    rows = xp.reshape(array, (-1, *shape))
+    return xp.sum(rows, axis=0)
+
+
+def expect_features(layer: Layer, in_shape: Shape) -> None:
+    """Raise a ValueError unless samples have at least one axis and no axis of length 0."""
+    if not in_shape or 0 in in_shape:
+        raise ValueError(
+            f"{type(layer).__name__} expects input of shape (batch, ..., features) with at least one "
+            f"feature, got {describe_shape(in_shape)}"
+        )
+
+
+def describe_shape(shape: Shape) -> str:
+    """Return the shape of a batch of such samples as text: `(batch, 28, 28)`."""
+    return f"({', '.join(['batch', *map(str, shape)])})"
+
+
+def _as_shape(layer: Layer, shape) -> Shape:
+    shape = (shape,) if isinstance(shape, int) else tuple(shape)
+    if any(not isinstance(n, int) or isinstance(n, bool) or n < 1 for n in shape):
+        raise ValueError(
+            f"{type(layer).__name__}: input_shape is the shape of one sample, positive integers without "
+            f"the batch axis such as (4,) or (28, 28), got {shape}"
+        )
+    return shape
+
+
+def positive_int(layer: Layer, argument: str, value) -> int:
+    """Return `value` if it is a positive whole number, else raise a ValueError that names it."""
+    if isinstance(value, bool) or not hasattr(value, "__index__") or value < 1:
+        raise ValueError(f"{type(layer).__name__}: {argument} must be a positive whole number, got {value!r}")
+    return int(value)
+
+
+def size(shape: Shape) -> int:
+    """Return the number of elements of one sample."""
+    return math.prod(shape)

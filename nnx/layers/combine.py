@@ -1,0 +1,263 @@
+"""Layers made of layers: one after another, around, and side by side.
+
+Chain(f, g)      y = g(f(x))
+Residual(f)      y = x + f(x)
+Parallel(f, g)   y = concatenation, or sum, of f(x) and g(x)
+"""
+
+import copy
+import re
+
+from nnx.layers.base import Layer, Shape, describe_shape, register, run, size
+
+
+class _Container(Layer):
+    """A layer that holds others, each under a key of its own in params and state."""
+
+    layers: list[Layer]
+
+    def sublayers(self):
+        """Return the layers by key: each layer's name, or its class in snake case, made unique."""
+        found: dict[str, Layer] = {}
+        for layer in self.layers:
+            name = key = layer.name or snake_case(type(layer).__name__)
+            count = 0
+            while key in found:
+                if layer.name:
+                    raise ValueError(f"two layers are called {name!r}: give each a name of its own")
+                count += 1
+                key = f"{name}_{count}"
+            found[key] = layer
+        return found
+
+
+@register("chain")
+class Chain(_Container):
+    """Run layers one after another; the pullbacks run in reverse.
+
+    Examples
+    --------
+    >>> import nnx
+    >>> chain = nnx.layers.Chain([nnx.layers.Activation("relu"), nnx.layers.Flatten()])
+    >>> nnx.apply(chain, [[[-1.0], [2.0]]])
+    array([[0., 2.]], dtype=float32)
+    """
+
+    def __init__(self, layers, **settings):
+        super().__init__(**settings)
+        self.layers = [as_layer(layer) for layer in layers]
+        self._keyed = list(self.sublayers().items())
+
+    def init(self, rng, in_shape):
+        params = {}
+        for key, layer in self._keyed:
+            weights, in_shape = _init(key, layer, rng, in_shape)
+            if weights:
+                params[key] = weights
+        return params, in_shape
+
+    def out_shape(self, in_shape):
+        return self.shapes(in_shape)[-1]
+
+    def shapes(self, in_shape: Shape) -> list[Shape]:
+        """Return the shape of one sample before the first layer and after each."""
+        found = [in_shape]
+        for _, layer in self._keyed:
+            found.append(layer.out_shape(found[-1]))
+        return found
+
+    def init_state(self, in_shape):
+        states = {}
+        for (key, layer), shape in zip(self._keyed, self.shapes(in_shape), strict=False):
+            if state := layer.init_state(shape):
+                states[key] = state
+        return states
+
+    def forward(self, ctx, params, x):
+        steps, needed = [], ctx.needs_input_gradient
+        for key, layer in self._keyed:
+            x, pullback = run(layer, ctx.at(key, needed), params.get(key, {}), x)
+            steps.append((key, pullback, needed))
+            needed = needed or key in params
+
+        def pullback_all(dy):
+            grads = {}
+            for key, pullback, needed in reversed(steps):
+                dy, weights = pullback(dy)
+                if weights:
+                    grads[key] = weights
+                if not needed:  # nothing before this layer asks for a gradient
+                    break
+            return dy, grads
+
+        return x, pullback_all
+
+    def with_last(self, layer: Layer) -> "Chain":
+        """Return the same chain, weights included, with another last layer in its place."""
+        changed = copy.copy(self)
+        changed._keyed = [*self._keyed[:-1], (self._keyed[-1][0], layer)]
+        changed.layers = [layer for _, layer in changed._keyed]
+        return changed
+
+    def flops(self, in_shape):
+        return sum(layer.flops(s) for (_, layer), s in zip(self._keyed, self.shapes(in_shape), strict=False))
+
+
+@register("residual")
+class Residual(_Container):
+    """Add a layer's output to its input: y = x + inner(x), any shape that `inner` keeps.
+
+    Source: He et al., "Deep Residual Learning", 2015 (arXiv:1512.03385).
+
+    Parameters
+    ----------
+    inner : Layer, or list of layers run one after another
+
+    Examples
+    --------
+    >>> import nnx
+    >>> nnx.apply(nnx.layers.Residual(nnx.layers.Activation("relu")), [[-1.0, 2.0]])
+    array([[-1.,  4.]], dtype=float32)
+    """
+
+    def __init__(self, inner, **settings):
+        super().__init__(**settings)
+        self.inner = as_layer(inner)
+        self.layers = [self.inner]
+        (self._key,) = self.sublayers()
+
+    def init(self, rng, in_shape):
+        params, out_shape = _init(self._key, self.inner, rng, in_shape)
+        if out_shape != in_shape:
+            raise ValueError(
+                f"Residual: the inner layers turn {describe_shape(in_shape)} into "
+                f"{describe_shape(out_shape)}, which cannot be added to the input: end them with as many "
+                f"features as they are given"
+            )
+        return {self._key: params} if params else {}, out_shape
+
+    def out_shape(self, in_shape):
+        return in_shape
+
+    def init_state(self, in_shape):
+        state = self.inner.init_state(in_shape)
+        return {self._key: state} if state else {}
+
+    def forward(self, ctx, params, x):
+        inner, pull_inner = run(self.inner, ctx.at(self._key), params.get(self._key, {}), x)
+
+        def pullback(dy):
+            dx, grads = pull_inner(dy)
+            return dy + dx, {self._key: grads} if grads else {}
+
+        return x + inner, pullback
+
+    def flops(self, in_shape):
+        return self.inner.flops(in_shape) + size(in_shape)
+
+
+@register("parallel")
+class Parallel(_Container):
+    """Feed the input to several layers and merge their outputs.
+
+    Parameters
+    ----------
+    *branches : Layer, or list of layers run one after another
+    merge : {"concat", "add"}
+        Concatenate the outputs along the last axis, or add them up.
+
+    Examples
+    --------
+    >>> import nnx
+    >>> both = nnx.layers.Parallel(nnx.layers.Activation("relu"), nnx.layers.Activation("linear"))
+    >>> nnx.apply(both, [[-1.0, 2.0]])
+    array([[ 0.,  2., -1.,  2.]], dtype=float32)
+    """
+
+    def __init__(self, *branches, merge: str = "concat", **settings):
+        super().__init__(**settings)
+        if not branches:
+            raise ValueError("Parallel needs at least one branch")
+        if merge not in ("concat", "add"):
+            raise ValueError(f"Parallel: merge must be 'concat' or 'add', got {merge!r}")
+        self.branches = tuple(as_layer(branch) for branch in branches)
+        self.merge = merge
+        self.layers = list(self.branches)
+        self._keyed = list(self.sublayers().items())
+
+    def init(self, rng, in_shape):
+        params, shapes = {}, []
+        for key, branch in self._keyed:
+            weights, shape = _init(key, branch, rng, in_shape)
+            shapes.append(shape)
+            if weights:
+                params[key] = weights
+        return params, self._merged(shapes)
+
+    def out_shape(self, in_shape):
+        return self._merged([branch.out_shape(in_shape) for branch in self.branches])
+
+    def _merged(self, shapes):
+        joined = self.merge == "concat"
+        if len({shape[:-1] if joined else shape for shape in shapes}) != 1:
+            found = ", ".join(map(describe_shape, shapes))
+            what = "equal but for the last axis" if joined else "equal"
+            raise ValueError(f"Parallel(merge={self.merge!r}) needs outputs of {what} shapes, got {found}")
+        return (*shapes[0][:-1], sum(s[-1] for s in shapes)) if joined else shapes[0]
+
+    def init_state(self, in_shape):
+        states = {key: branch.init_state(in_shape) for key, branch in self._keyed}
+        return {key: state for key, state in states.items() if state}
+
+    def forward(self, ctx, params, x):
+        xp, needed = ctx.xp, ctx.needs_input_gradient
+        runs = [run(branch, ctx.at(key, needed), params.get(key, {}), x) for key, branch in self._keyed]
+        outputs = [y for y, _ in runs]
+        widths = [y.shape[-1] for y in outputs]
+
+        def pullback(dy):
+            dx, grads, start = None, {}, 0
+            for (key, _), (_, pull), width in zip(self._keyed, runs, widths, strict=True):
+                part = dy if self.merge == "add" else dy[..., start : start + width]
+                start += width
+                dpart, weights = pull(part)
+                if needed:
+                    dx = dpart if dx is None else dx + dpart
+                if weights:
+                    grads[key] = weights
+            return dx, grads
+
+        return xp.concat(outputs, axis=-1) if self.merge == "concat" else sum(
+            outputs[1:], outputs[0]
+        ), pullback
+
+    def flops(self, in_shape):
+        return sum(branch.flops(in_shape) for branch in self.branches)
+
+
+def as_layer(what) -> Layer:
+    """Return a layer: itself, a list of layers as a Chain, or the network of a model."""
+    if isinstance(what, Layer):
+        return what
+    if isinstance(what, (list, tuple)):
+        return Chain(what)
+    network = getattr(what, "network", None)
+    if isinstance(network, Layer):
+        return network
+    raise TypeError(f"expected a layer, a list of layers or a model, got {what!r}")
+
+
+def snake_case(name: str) -> str:
+    """Return a class name as Keras names its layers.
+
+    >>> snake_case("BatchNormalization"), snake_case("ReLU"), snake_case("Conv2D")
+    ('batch_normalization', 're_lu', 'conv2d')
+    """
+    return re.sub(r"(?<=[a-z])(?=[A-Z][a-z])|(?<=[a-z])(?=[A-Z]{2})", "_", name).lower()
+
+
+def _init(key, layer, rng, in_shape):
+    try:
+        return layer.init(rng, in_shape)
+    except ValueError as error:
+        raise ValueError(f"layer {key!r}: {error}") from None

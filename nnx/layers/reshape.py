@@ -1,0 +1,74 @@
+"""Layers that only change the shape of a sample, or declare it."""
+
+from nnx.layers.base import Layer, describe_shape, register, size
+
+
+@register("input")
+class Input(Layer):
+    """Declare the shape of one sample: `Sequential([Input((4,)), Dense(3)])`. Changes nothing.
+
+    Examples
+    --------
+    >>> import nnx
+    >>> nnx.Sequential([nnx.layers.Input((4,)), nnx.layers.Dense(3)]).output_shape
+    (3,)
+    """
+
+    def __init__(self, shape, name: str | None = None):
+        super().__init__(name=name, input_shape=shape)
+        self.shape = self.input_shape
+
+    def forward(self, ctx, params, x):
+        return x, lambda dy: (dy, {})
+
+
+@register("reshape")
+class Reshape(Layer):
+    """Give each sample another shape: (batch, *in_shape) -> (batch, *target_shape).
+
+    One entry of `target_shape` may be -1: it is found from the others.
+
+    Examples
+    --------
+    >>> import nnx
+    >>> nnx.apply(nnx.layers.Reshape((2, -1)), [[1.0, 2.0, 3.0, 4.0]]).shape
+    (1, 2, 2)
+    """
+
+    def __init__(self, target_shape, **settings):
+        super().__init__(**settings)
+        self.target_shape = (target_shape,) if isinstance(target_shape, int) else tuple(target_shape)
+
+    def out_shape(self, in_shape):
+        given, unknown = size(in_shape), self.target_shape.count(-1)
+        known = size(tuple(n for n in self.target_shape if n != -1))
+        if unknown > 1 or (given != known if not unknown else known < 1 or given % known):
+            raise ValueError(
+                f"{type(self).__name__}: cannot arrange input of shape {describe_shape(in_shape)}, "
+                f"{given} values a sample, as {self.target_shape}"
+            )
+        return tuple(given // known if n == -1 else n for n in self.target_shape)
+
+    def forward(self, ctx, params, x):
+        def pullback(dy):
+            return ctx.xp.reshape(dy, x.shape), {}
+
+        return ctx.xp.reshape(x, (x.shape[0], *self.out_shape(x.shape[1:]))), pullback
+
+
+@register("flatten")
+class Flatten(Reshape):
+    """Make each sample one row: (batch, ...) -> (batch, features).
+
+    Examples
+    --------
+    >>> import nnx
+    >>> nnx.apply(nnx.layers.Flatten(), [[[1.0, 2.0], [3.0, 4.0]]])
+    array([[1., 2., 3., 4.]], dtype=float32)
+    """
+
+    def __init__(self, **settings):
+        super().__init__((-1,), **settings)
+
+    def out_shape(self, in_shape):
+        return (size(in_shape),)

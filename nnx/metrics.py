@@ -1,0 +1,363 @@
+"""Metrics: computed on the device while training, as sums that batches add to.
+
+A metric is a pair: `update(ctx, target, output, weight) -> sums`, run inside the compiled step
+(sums of different batches are added up), and `result(sums) -> float`, run on the host once an
+epoch. `weight` has one entry for each sample. Names and defaults are Keras's.
+
+`classification_metrics` and `regression_metrics` report on finished predictions.
+"""
+
+import math
+
+import numpy as np
+
+from nnx.context import Context
+from nnx.layers.combine import snake_case
+from nnx.registry import REGISTRIES, Configurable
+
+_registry = REGISTRIES["metric"]
+
+EPSILON = 1e-7
+
+
+class Metric(Configurable):
+    """Base of all metrics. Called on arrays, it returns its value for them.
+
+    Examples
+    --------
+    >>> import nnx
+    >>> nnx.metrics.BinaryAccuracy()([[1], [0]], [[0.9], [0.6]])
+    0.5
+    """
+
+    kind = "metric"
+
+    def __init__(self, name: str | None = None):
+        self.name = name or snake_case(type(self).__name__)
+
+    def update(self, ctx, target, output, weight) -> dict:
+        """Return this batch's sums: a dict of arrays, weighted by `weight`, (batch,)."""
+        raise NotImplementedError
+
+    def result(self, sums: dict[str, np.ndarray]) -> float:
+        """Return the value of the metric from the sums over all batches."""
+        return float(sums["total"] / max(float(sums["weight"]), EPSILON))
+
+    def __call__(self, y_true, y_pred, sample_weight=None) -> float:
+        y_true, y_pred = np.asarray(y_true), np.asarray(y_pred, dtype=np.float64)
+        weight = (
+            np.ones(len(y_pred)) if sample_weight is None else np.asarray(sample_weight, dtype=np.float64)
+        )
+        return self.result(self.update(Context("numpy"), y_true, y_pred, weight))
+
+    def _mean(self, xp, values, weight) -> dict:
+        """Return the sums whose `result` is the weighted mean of `values`, (batch, ...)."""
+        rows = xp.reshape(values, (values.shape[0], -1))
+        per_sample = xp.mean(rows, axis=-1)
+        return {"total": xp.sum(per_sample * weight), "weight": xp.sum(weight)}
+
+
+def _true(xp, condition, like):
+    return xp.astype(condition, like.dtype)
+
+
+@_registry.register("mean_squared_error", "mse")
+class MeanSquaredError(Metric):
+    """mean (output - target)**2"""
+
+    def update(self, ctx, target, output, weight):
+        return self._mean(ctx.xp, (output - target) ** 2, weight)
+
+
+@_registry.register("mean_absolute_error", "mae")
+class MeanAbsoluteError(Metric):
+    """mean |output - target|"""
+
+    def update(self, ctx, target, output, weight):
+        return self._mean(ctx.xp, ctx.xp.abs(output - target), weight)
+
+
+@_registry.register("root_mean_squared_error", "rmse")
+class RootMeanSquaredError(MeanSquaredError):
+    """Square root of the mean squared error."""
+
+    def result(self, sums):
+        return math.sqrt(super().result(sums))
+
+
+@_registry.register("r2_score", "r2")
+class R2Score(Metric):
+    """1 - squared error / variance of the target, averaged over the outputs."""
+
+    def update(self, ctx, target, output, weight):
+        xp = ctx.xp
+        target, output = (xp.reshape(a, (a.shape[0], -1)) for a in (target, output))
+        w = weight[:, None]
+        return {
+            "error": xp.sum(w * (output - target) ** 2, axis=0),
+            "sum": xp.sum(w * target, axis=0),
+            "square": xp.sum(w * target * target, axis=0),
+            "weight": xp.sum(weight),
+        }
+
+    def result(self, sums):
+        spread = sums["square"] - sums["sum"] ** 2 / max(float(sums["weight"]), EPSILON)
+        return float(np.mean(1 - sums["error"] / np.maximum(spread, EPSILON)))
+
+
+@_registry.register("binary_accuracy")
+class BinaryAccuracy(Metric):
+    """Share of outputs on the right side of `threshold`."""
+
+    def __init__(self, threshold: float = 0.5, name: str | None = None):
+        super().__init__(name)
+        self.threshold = threshold
+
+    def update(self, ctx, target, output, weight):
+        xp = ctx.xp
+        right = (output > self.threshold) == (target > self.threshold)
+        return self._mean(xp, _true(xp, right, output), weight)
+
+
+@_registry.register("categorical_accuracy")
+class CategoricalAccuracy(Metric):
+    """Share of samples whose largest output is the one of the one-hot target."""
+
+    def update(self, ctx, target, output, weight):
+        xp = ctx.xp
+        right = xp.argmax(output, axis=-1) == xp.argmax(target, axis=-1)
+        return self._mean(xp, _true(xp, right, output), weight)
+
+
+@_registry.register("sparse_categorical_accuracy")
+class SparseCategoricalAccuracy(Metric):
+    """Share of samples whose largest output is the one numbered by the target."""
+
+    def update(self, ctx, target, output, weight):
+        xp = ctx.xp
+        right = xp.astype(xp.argmax(output, axis=-1), target.dtype) == target
+        return self._mean(xp, _true(xp, right, output), weight)
+
+
+@_registry.register("accuracy", "acc")
+class Accuracy(Metric):
+    """Binary, categorical or sparse accuracy, whichever fits the shapes of target and output."""
+
+    def update(self, ctx, target, output, weight):
+        if target.ndim < output.ndim:
+            chosen = SparseCategoricalAccuracy
+        else:
+            chosen = BinaryAccuracy if output.shape[-1] == 1 else CategoricalAccuracy
+        return chosen().update(ctx, target, output, weight)
+
+
+@_registry.register("top_k_categorical_accuracy")
+class TopKCategoricalAccuracy(Metric):
+    """Share of samples whose class is among the k largest outputs; target one-hot or class numbers."""
+
+    def __init__(self, k: int = 5, name: str | None = None):
+        super().__init__(name)
+        self.k = k
+
+    def update(self, ctx, target, output, weight):
+        xp = ctx.xp
+        if target.ndim == output.ndim:
+            target = xp.argmax(target, axis=-1)
+        own = xp.take_along_axis(output, xp.astype(target, xp.int32)[..., None], axis=-1)
+        larger = xp.sum(_true(xp, output > own, output), axis=-1)
+        return self._mean(xp, _true(xp, larger < self.k, output), weight)
+
+
+@_registry.register("sparse_top_k_categorical_accuracy")
+class SparseTopKCategoricalAccuracy(TopKCategoricalAccuracy):
+    """TopKCategoricalAccuracy under Keras's name for class numbers."""
+
+
+class _Counts(Metric):
+    """True and false positives and false negatives, for each output.
+
+    A label counts as predicted if its output is above `threshold`; where the target is a class
+    number, if its output is the largest.
+    """
+
+    def __init__(self, threshold: float = 0.5, average: str = "micro", name: str | None = None):
+        super().__init__(name)
+        if average not in ("micro", "macro"):
+            raise ValueError(f"{type(self).__name__}: average must be 'micro' or 'macro', got {average!r}")
+        self.threshold = threshold
+        self.average = average
+
+    def update(self, ctx, target, output, weight):
+        xp, columns = ctx.xp, (weight.shape[0], -1, output.shape[-1])
+        if target.ndim < output.ndim:
+            classes = ctx.arange(output.shape[-1], "int32")
+            predicted = xp.astype(xp.argmax(output, axis=-1), xp.int32)[..., None] == classes
+            actual = target[..., None] == classes
+        else:
+            predicted, actual = output > self.threshold, target > 0.5
+        predicted, actual = (xp.reshape(_true(xp, a, output), columns) for a in (predicted, actual))
+        w = weight[:, None, None]
+        return {
+            "tp": xp.sum(w * predicted * actual, axis=(0, 1)),
+            "fp": xp.sum(w * predicted * (1.0 - actual), axis=(0, 1)),
+            "fn": xp.sum(w * (1.0 - predicted) * actual, axis=(0, 1)),
+        }
+
+    def score(self, tp, fp, fn):
+        raise NotImplementedError
+
+    def result(self, sums):
+        counts = [sums[name] for name in ("tp", "fp", "fn")]
+        if self.average == "micro":
+            counts = [np.sum(count) for count in counts]
+        return float(np.mean(self.score(*counts)))
+
+
+@_registry.register("precision")
+class Precision(_Counts):
+    """True positives / predicted positives, of all outputs together (micro) or their mean (macro)."""
+
+    def score(self, tp, fp, fn):
+        return tp / np.maximum(tp + fp, EPSILON)
+
+
+@_registry.register("recall")
+class Recall(_Counts):
+    """True positives / actual positives, of all outputs together (micro) or their mean (macro)."""
+
+    def score(self, tp, fp, fn):
+        return tp / np.maximum(tp + fn, EPSILON)
+
+
+@_registry.register("f1_score", "f1")
+class F1Score(_Counts):
+    """2 * precision * recall / (precision + recall), by default the mean over the classes."""
+
+    def __init__(self, threshold: float = 0.5, average: str = "macro", name: str | None = None):
+        super().__init__(threshold, average, name)
+
+    def score(self, tp, fp, fn):
+        return 2 * tp / np.maximum(2 * tp + fp + fn, EPSILON)
+
+
+@_registry.register("auc")
+class AUC(Metric):
+    """Area under the ROC curve of probabilities, by the trapezoids between `num_thresholds` points."""
+
+    def __init__(self, num_thresholds: int = 200, name: str | None = None):
+        super().__init__(name)
+        if num_thresholds < 2:
+            raise ValueError(f"AUC: num_thresholds must be at least 2, got {num_thresholds}")
+        self.num_thresholds = num_thresholds
+
+    def update(self, ctx, target, output, weight):
+        if target.ndim < output.ndim:
+            raise ValueError(
+                "AUC expects one probability for each label: a sigmoid output or one-hot targets"
+            )
+        xp, last = ctx.xp, self.num_thresholds - 1
+        rows = xp.reshape(
+            xp.broadcast_to(xp.reshape(weight, (-1, *(1,) * (output.ndim - 1))), output.shape), (-1,)
+        )
+        target, output = xp.reshape(target, (-1,)), xp.reshape(output, (-1,))
+        # From just below 0 to just above 1, so that the curve starts and ends in its corners.
+        thresholds = (
+            xp.astype(ctx.arange(last + 1, "int32"), output.dtype) * ((1 + 2 * EPSILON) / last) - EPSILON
+        )
+        above = _true(xp, output[None, :] > thresholds[:, None], output)
+        return {"tp": xp.matmul(above, rows * target), "fp": xp.matmul(above, rows * (1.0 - target))}
+
+    def result(self, sums):
+        tp, fp = sums["tp"], sums["fp"]
+        hit_rate, false_rate = tp / max(tp[0], EPSILON), fp / max(fp[0], EPSILON)
+        return float(np.sum((false_rate[:-1] - false_rate[1:]) * (hit_rate[:-1] + hit_rate[1:]) / 2))
+
+
+def get(metric) -> Metric:
+    """Return the metric of this name; it is then shown under that very name, as in Keras."""
+    found = _registry.get(metric, Metric)
+    if isinstance(metric, str):
+        found.name = metric
+    return found
+
+
+def classification_metrics(y_true, y_prob, threshold: float = 0.5) -> dict:
+    """Return accuracy, precision, recall, F1, AUC and the confusion matrix of predicted probabilities.
+
+    Parameters
+    ----------
+    y_true : array of class numbers, (samples,), or one-hot, (samples, classes)
+    y_prob : array
+        Probabilities of the second of two classes, (samples,) or (samples, 1), or of each class,
+        (samples, classes).
+    threshold : float
+        From which probability on the second of two classes is predicted.
+
+    Returns
+    -------
+    dict
+        With more than two classes precision, recall, F1 and AUC are means over the classes, AUC of
+        each against the rest. AUC is nan if `y_true` lacks a class.
+
+    Examples
+    --------
+    >>> report = classification_metrics([0, 1, 1, 0], [0.2, 0.9, 0.4, 0.1])
+    >>> report["accuracy"], report["confusion_matrix"].tolist()
+    (0.75, [[2, 0], [1, 1]])
+    """
+    from sklearn import metrics as sk
+
+    y_true, y_prob = np.asarray(y_true), np.asarray(y_prob, dtype=np.float64)
+    if y_true.ndim == 2:
+        y_true = y_true.ravel() if y_true.shape[1] == 1 else y_true.argmax(axis=1)
+    if len(y_true) != len(y_prob):
+        raise ValueError(f"y_true has {len(y_true)} samples, y_prob has {len(y_prob)}")
+    if y_prob.ndim == 2 and y_prob.shape[1] == 2:
+        y_prob = y_prob[:, 1]
+    binary = y_prob.ndim == 1 or y_prob.shape[1] == 1
+    if binary:
+        y_prob = y_prob.ravel()
+        predicted, labels, average = (y_prob >= threshold).astype(int), [0, 1], "binary"
+    else:
+        predicted, labels, average = y_prob.argmax(axis=1), list(range(y_prob.shape[1])), "macro"
+    settings = {"labels": labels, "average": average, "zero_division": 0}
+    precision, recall, f1, _ = sk.precision_recall_fscore_support(y_true, predicted, **settings)
+    complete = set(labels) <= set(np.unique(y_true).tolist())
+    return {
+        "accuracy": float(np.mean(predicted == y_true)),
+        "precision": float(precision),
+        "recall": float(recall),
+        "f1": float(f1),
+        "auc": float(_auc(sk, y_true, y_prob, labels)) if complete else math.nan,
+        "confusion_matrix": sk.confusion_matrix(y_true, predicted, labels=labels),
+    }
+
+
+def _auc(sk, y_true, y_prob, labels):
+    if len(labels) == 2:
+        return sk.roc_auc_score(y_true, y_prob)
+    return np.mean([sk.roc_auc_score(y_true == label, y_prob[:, label]) for label in labels])
+
+
+def regression_metrics(y_true, y_pred) -> dict:
+    """Return mean squared error, its root, mean absolute error and R2 of predictions.
+
+    Examples
+    --------
+    >>> regression_metrics([1.0, 2.0], [1.0, 4.0])
+    {'mse': 2.0, 'rmse': 1.4142135623730951, 'mae': 1.0, 'r2': -7.0}
+    """
+    from sklearn import metrics as sk
+
+    y_true = np.asarray(y_true, dtype=np.float64)
+    y_pred = np.asarray(y_pred, dtype=np.float64)
+    if y_true.size != y_pred.size:
+        raise ValueError(f"y_true has shape {y_true.shape}, y_pred has {y_pred.shape}")
+    y_pred = y_pred.reshape(y_true.shape)
+    mse = float(sk.mean_squared_error(y_true, y_pred))
+    return {
+        "mse": mse,
+        "rmse": math.sqrt(mse),
+        "mae": float(sk.mean_absolute_error(y_true, y_pred)),
+        "r2": float(sk.r2_score(y_true, y_pred)),
+    }

@@ -1,0 +1,575 @@
+"""`Sequential`: a network with everything around it: compile, fit, evaluate, predict, save.
+
+A model holds a network (a `Layer`, which is pure) and the arrays that go with it on one backend:
+`params`, `state`, and the optimizer's `slots`.
+"""
+
+from typing import Any
+
+import numpy as np
+
+from nnx import losses, metrics, optimizers, saving, training, tree
+from nnx.backend import Backend, as_backend
+from nnx.callbacks import CallbackList, ProgressBar
+from nnx.context import Context
+from nnx.data import (
+    Samples,
+    as_batch,
+    as_features,
+    as_samples,
+    check_batch_size,
+    is_stream,
+    split_last,
+)
+from nnx.history import History
+from nnx.layers.base import Layer, Shape, run
+from nnx.layers.combine import Chain, as_layer
+from nnx.layers.reshape import Input
+from nnx.random import WEIGHTS, generator, next_seed
+from nnx.registry import decode, encode
+from nnx.summary import summary_table
+
+DTYPES = ("float32", "float64")
+
+
+class NotReadyError(RuntimeError):
+    """Something was asked of a model that is not built or not compiled yet."""
+
+
+class Model:
+    """A network and its arrays on one backend.
+
+    Parameters
+    ----------
+    network : Layer
+    input_shape : tuple of int, optional
+        The shape of one sample; found from the first data if not given.
+    seed : int, optional
+        Decides starting weights, shuffles and masks. By default from `nnx.utils.set_random_seed`,
+        else different each time.
+    dtype : {"float32", "float64"}
+        Of parameters and computation.
+    backend : str or Backend, optional
+        Where it runs; by default the current backend when it is built.
+    """
+
+    def __init__(
+        self, network, input_shape=None, *, seed: int | None = None, dtype: str = "float32", backend=None
+    ):
+        if dtype not in DTYPES:
+            raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
+        self.network: Layer = as_layer(network)
+        self.input_shape: Shape | None = input_shape
+        self.seed = next_seed() if seed is None else int(seed)
+        self.dtype = dtype
+        self.stop_training = False
+        self.history = History()
+        self.step = 0
+        """Steps taken since `compile`."""
+        self._backend: Backend | None = None if backend is None else as_backend(backend)
+        self._params = self._state = self._slots = None
+        self._engine = self._forward = None
+        self.optimizer = self.loss = None
+        self.metrics_used: list[tuple[metrics.Metric, bool]] = []
+
+    # Building
+
+    @property
+    def backend(self) -> Backend:
+        """The backend it runs on, chosen when it is built; `to` changes it."""
+        if self._backend is None:
+            self._backend = as_backend(None)
+        return self._backend
+
+    @property
+    def built(self) -> bool:
+        """Whether the weights exist."""
+        return self._params is not None
+
+    def init(self, seed: int | None = None, input_shape=None) -> tuple[Any, Any]:
+        """Return fresh (params, state) on the backend, without changing the model."""
+        shape = self.input_shape if input_shape is None else tuple(input_shape)
+        if shape is None:
+            raise NotReadyError(
+                "the model is not built: the shape of its input is not known. Give the first layer "
+                "input_shape=(features,), call model.build((features,)), or fit it on data"
+            )
+        params, _ = self.network.init(generator(self.seed if seed is None else seed, WEIGHTS), shape)
+        return self._to_device(params), self._to_device(self.network.init_state(shape), packed=False)
+
+    def _to_device(self, host, packed=True):
+        with self.backend.scope(self.dtype):
+            arrays = tree.map(lambda a: self.backend.asarray(np.asarray(a, dtype=self.dtype)), host)
+            return self.backend.pack(arrays) if packed else arrays
+
+    def build(self, input_shape) -> None:
+        """Make the starting weights for samples of this shape (the batch axis left out)."""
+        shape = (input_shape,) if isinstance(input_shape, int) else tuple(input_shape)
+        shape = shape[1:] if shape and shape[0] is None else shape  # as Keras writes it
+        params, state = self.init(input_shape=shape)
+        self.input_shape = shape
+        self._params, self._state = params, state
+        self._slots = None
+
+    def _ensure_built(self):
+        if not self.built:
+            self.init()  # raises, with what to do, if the shape is not known
+            self.build(self.input_shape)
+
+    @property
+    def params(self):
+        """The weights: a tree of arrays of the backend. Training consumes them: copy what you keep."""
+        self._ensure_built()
+        return self._params
+
+    @property
+    def state(self):
+        """What changes without a gradient, such as moving averages: a tree of arrays."""
+        self._ensure_built()
+        return self._state
+
+    @property
+    def output_shape(self) -> Shape:
+        """The shape of one output."""
+        self._ensure_built()
+        return self.network.out_shape(self.input_shape)
+
+    @property
+    def layers(self) -> list[Layer]:
+        """The layers of a Sequential, else the network alone."""
+        return self.network.layers if isinstance(self.network, Chain) else [self.network]
+
+    def to(self, backend) -> "Model":
+        """Move weights, state and optimizer to another backend, and return the model.
+
+        Training goes on from where it was: the same shuffles and masks follow.
+        """
+        found = as_backend(backend)
+        if self.built:
+            host = [self._to_host(t) for t in (self._params, self._state)]
+            slots = None if self._slots is None else [self._to_host(slot) for slot in self._slots]
+            self._backend = found
+            self._params, self._state = self._to_device(host[0]), self._to_device(host[1], packed=False)
+            self._slots = None if slots is None else [self._to_device(slot) for slot in slots]
+        self._backend = found
+        self._engine = self._forward = None
+        return self
+
+    def _to_host(self, arrays):
+        with self.backend.scope(self.dtype):
+            return tree.map(self.backend.to_numpy, arrays)
+
+    # The functional core
+
+    def apply(self, params, x, ctx: Context | None = None):
+        """Return the output for `x` and the pullback: `dx, grads = pullback(dy)`.
+
+        Pass a `Context` to train (`Context(training=True, state=...)`) and to get the new state.
+        """
+        ctx = ctx or Context(self.backend, state=self.state)
+        return run(self.network, ctx, params, x)
+
+    # Training
+
+    def compile(self, optimizer="rmsprop", loss=None, metrics=None, weighted_metrics=None) -> None:
+        """Choose optimizer, loss and metrics, by name or object, and start the optimizer afresh."""
+        if loss is None:
+            raise ValueError("compile needs a loss, such as loss='mse' or loss='categorical_crossentropy'")
+        self.optimizer = optimizers.get(optimizer)
+        self.loss = losses.get(loss)
+        self.metrics_used = _as_metrics(metrics, False) + _as_metrics(weighted_metrics, True)
+        names = ["loss"] + [metric.name for metric, _ in self.metrics_used]
+        if len(set(names)) < len(names):
+            raise ValueError(f"two metrics have the same name: {names}; give one of them name=...")
+        self._slots, self._engine, self.step = None, None, 0
+
+    @property
+    def metrics_names(self) -> list[str]:
+        """What `evaluate` returns, in order."""
+        return ["loss"] + [metric.name for metric, _ in self.metrics_used]
+
+    @property
+    def engine(self) -> training.Engine:
+        """The step functions for the present backend."""
+        if self.loss is None:
+            raise NotReadyError(
+                "the model is not compiled: call model.compile(optimizer='adam', loss=...) before training or evaluating it"
+            )
+        if self._engine is None:
+            self._engine = training.Engine(self)
+        return self._engine
+
+    @property
+    def carry(self) -> dict:
+        """All that a training step changes."""
+        if self._slots is None:
+            self._slots = self.optimizer.init(self.params, self.backend)
+        return {"params": self.params, "state": self.state, "slots": self._slots}
+
+    def set_carry(self, carry: dict, steps: int) -> None:
+        """Take over what came out of `steps` training steps."""
+        self._params, self._state, self._slots = carry["params"], carry["state"], carry["slots"]
+        self.step += steps
+
+    def _check(self, x, y, sample_weight=None, class_weight=None) -> Samples:
+        if not self.built:
+            self.build(as_features(x, self.input_shape, self.dtype).shape[1:])
+        return as_samples(
+            x, y, sample_weight, class_weight, self.loss, self.input_shape, self.output_shape, self.dtype
+        )
+
+    def check_batch(self, batch) -> Samples:
+        """Return one checked batch, `(x, y, sample_weight)`."""
+        return self._check(*batch)
+
+    def fit(self, x, y=None, batch_size: int = 32, epochs: int = 1, verbose="auto", callbacks=None,
+            validation_split: float = 0.0, validation_data=None, shuffle: bool = True, class_weight=None,
+            sample_weight=None, initial_epoch: int = 0, steps_per_epoch: int | None = None,
+            validation_batch_size: int | None = None, validation_freq: int = 1) -> History:  # fmt: skip
+        """Train, and return the history.
+
+        Parameters
+        ----------
+        x : array, (samples, ...), or iterable of batches `(x, y)` or `(x, y, sample_weight)`
+        y : array, (samples, ...)
+        batch_size : int
+            Samples a step; the last batch of an epoch may be smaller.
+        epochs : int
+            Passes over the data, those before `initial_epoch` included.
+        verbose : {"auto", 0, 1, 2}
+            0 silent, 1 progress bar and a line an epoch, 2 a line an epoch; "auto" is 1 on a
+            terminal, else 2.
+        callbacks : list of Callback
+        validation_split : float
+            This last share of the samples is kept out of training, to validate on.
+        validation_data : (x, y), (x, y, sample_weight) or iterable of batches
+        shuffle : bool
+            Whether the samples are visited in a new order each epoch.
+        class_weight : dict of class number to weight
+        sample_weight : array, (samples,)
+        steps_per_epoch : int
+            For an iterable without end: batches an epoch.
+
+        Raises
+        ------
+        ValueError
+            If the data does not fit the model; the message names value, expectation and remedy.
+        KeyboardInterrupt
+            On Ctrl-C, once weights and history are in order: the model stays usable.
+        """
+        self.engine  # raises, with what to do, if not compiled
+        batch_size = check_batch_size(batch_size)
+        if epochs < initial_epoch or initial_epoch < 0:
+            raise ValueError(f"epochs must be at least initial_epoch, got {epochs} and {initial_epoch}")
+        if verbose not in ("auto", 0, 1, 2):
+            raise ValueError(f"verbose must be 'auto', 0, 1 or 2, got {verbose!r}")
+        samples, stream, validation = None, None, validation_data
+        if y is None and is_stream(x):
+            if validation_split or class_weight is not None or sample_weight is not None:
+                raise ValueError(
+                    "validation_split, class_weight and sample_weight need arrays, not an iterable of batches"
+                )
+            stream = x
+        else:
+            if steps_per_epoch:
+                raise ValueError("steps_per_epoch is for an iterable of batches; with arrays give batch_size")
+            samples = self._check(x, y, sample_weight, class_weight)
+            if validation_split and validation_data is None:
+                samples, validation = split_last(samples, validation_split)
+        if isinstance(validation_data, (tuple, list)):
+            validation = self._check(*as_batch(validation_data))
+
+        self.history = History()
+        shown = [] if verbose == 0 else [ProgressBar(bar=False if verbose == 2 else None)]
+        hooks = CallbackList([*(callbacks or []), self.history, *shown])
+        hooks.set_model(self)
+        steps = steps_per_epoch if samples is None else -(-len(samples) // batch_size)
+        hooks.set_params({"epochs": epochs, "steps": steps, "verbose": verbose})
+        with self.backend.scope(self.dtype):
+            training.train(
+                self,
+                samples,
+                stream,
+                validation,
+                hooks,
+                epochs=epochs,
+                initial_epoch=initial_epoch,
+                batch_size=batch_size,
+                validation_batch_size=check_batch_size(validation_batch_size or max(batch_size, 256)),
+                validation_freq=validation_freq,
+                shuffle=shuffle,
+                steps_per_epoch=steps_per_epoch,
+            )
+        return self.history
+
+    def train_on_batch(self, x, y, sample_weight=None, class_weight=None, return_dict: bool = False):
+        """Take one step on these samples; return its loss and metrics."""
+        engine = self.engine
+        samples = self._check(x, y, sample_weight, class_weight)
+        with self.backend.scope(self.dtype):
+            logs = engine.logs([training.train_on_samples(engine, samples)], len(samples))
+        return _as_result(logs, return_dict)
+
+    def evaluate(
+        self, x, y=None, batch_size: int = 256, verbose="auto", sample_weight=None, return_dict: bool = False
+    ):
+        """Return the loss, or a list of loss and metrics, on these samples or batches."""
+        engine = self.engine
+        with self.backend.scope(self.dtype):
+            if y is None and is_stream(x):
+                logs = training.evaluate_stream(engine, x)
+            else:
+                samples = self._check(x, y, sample_weight)
+                sums = engine.evaluate_samples(
+                    engine.place(samples), len(samples), check_batch_size(batch_size)
+                )
+                logs = engine.logs(sums, len(samples))
+        if verbose:
+            from nnx.callbacks import format_number
+
+            print("  ".join(f"{name} {format_number(value)}" for name, value in logs.items()))
+        return _as_result(logs, return_dict)
+
+    def predict(self, x, batch_size: int = 1024, verbose=0) -> np.ndarray:
+        """Return the outputs for `x` as a NumPy array, (samples, ...)."""
+        batch_size = check_batch_size(batch_size)
+        if not self.built and self.input_shape is None:
+            self.init()
+        if np.ndim(x) and len(x) == 0 and np.shape(x)[1:] == self.input_shape:
+            return np.zeros((0, *self.output_shape), self.dtype)
+        x = as_features(x, self.input_shape, self.dtype)
+        weights = {"params": self.params, "state": self.state}
+        with self.backend.scope(self.dtype):
+            if self._forward is None:
+                self._forward = self.backend.compile(self._predict_batch)
+            starts = range(0, len(x), batch_size)
+            outputs = [self._forward(weights, self.backend.asarray(x[i : i + batch_size])) for i in starts]
+            return np.concatenate(self.backend.read(outputs))
+
+    def _predict_batch(self, weights, x):
+        return run(self.network, Context(self.backend, state=weights["state"]), weights["params"], x)[0]
+
+    def __call__(self, x) -> Any:
+        """Return the outputs for `x` as an array of the backend."""
+        x = as_features(x, self.input_shape, self.dtype)
+        with self.backend.scope(self.dtype):
+            return self._predict_batch({"params": self.params, "state": self.state}, self.backend.asarray(x))
+
+    # Weights
+
+    def weight_paths(self) -> list[tuple[str, tuple[str, ...]]]:
+        """Return ("params" or "state", path) of each weight array, layer by layer, as Keras orders them."""
+        self._ensure_built()
+        params, _ = self.network.init(generator(0), self.input_shape)
+        return list(_ordered_paths(self.network, params, self.network.init_state(self.input_shape)))
+
+    def get_weights(self) -> list[np.ndarray]:
+        """Return all weights and moving averages as NumPy arrays, layer by layer."""
+        arrays = {"params": self.params, "state": self.state}
+        with self.backend.scope(self.dtype):
+            return [self.backend.to_numpy(tree.at(arrays[kind], path)) for kind, path in self.weight_paths()]
+
+    def set_weights(self, weights) -> None:
+        """Set all weights and moving averages, in the order of `get_weights`."""
+        paths, old = self.weight_paths(), self.get_weights()
+        if len(weights) != len(old):
+            raise ValueError(f"the model has {len(old)} weight arrays, got {len(weights)}")
+        for (_, path), mine, given in zip(paths, old, weights, strict=True):
+            if np.shape(given) != mine.shape:
+                raise ValueError(f"weight {'/'.join(path)} has shape {mine.shape}, got {np.shape(given)}")
+        for kind in ("params", "state"):
+            chosen = [(path, np.asarray(w)) for (k, path), w in zip(paths, weights, strict=True) if k == kind]
+            arrays = tree.from_paths([p for p, _ in chosen], [w for _, w in chosen])
+            setattr(self, f"_{kind}", self._to_device(arrays, packed=kind == "params"))
+
+    def snapshot(self) -> dict:
+        """Return a copy of weights and state on the device, for `restore`."""
+        with self.backend.scope(self.dtype):
+            return {
+                name: tree.map(self.backend.copy, t)
+                for name, t in (("params", self.params), ("state", self.state))
+            }
+
+    def restore(self, snapshot: dict) -> None:
+        """Put back what `snapshot` copied."""
+        with self.backend.scope(self.dtype):
+            copied = {name: tree.map(self.backend.copy, arrays) for name, arrays in snapshot.items()}
+            self._params, self._state = self.backend.pack(copied["params"]), copied["state"]
+
+    def count_params(self) -> int:
+        """Return the number of parameters, moving averages included."""
+        return sum(int(np.prod(w.shape)) for w in tree.leaves(self.params) + tree.leaves(self.state))
+
+    def summary(self, print_fn=print) -> None:
+        """Print a table: each layer's output shape, parameters, operations and memory."""
+        self._ensure_built()
+        print_fn(summary_table(self))
+
+    # Files
+
+    def _arrays(self, kinds) -> dict[str, np.ndarray]:
+        trees = {"params": self.params, "state": self.state}
+        for name, slot in zip(
+            self.optimizer.slots if self.optimizer else (), self._slots or (), strict=False
+        ):
+            trees[f"slots/{name}"] = slot
+        with self.backend.scope(self.dtype):
+            return {
+                "/".join((kind, *path)): self.backend.to_numpy(tree.at(arrays, path))
+                for kind, arrays in trees.items()
+                if kind.startswith(kinds)
+                for path in tree.paths(arrays)
+            }
+
+    def save(self, path, include_optimizer: bool = True) -> None:
+        """Save architecture, weights and, if compiled, loss, metrics and optimizer to one file.
+
+        The file is safetensors with a description as JSON in it. It appears whole or not at all.
+        """
+        description = {
+            "network": encode(self.network),
+            "input_shape": encode(self.input_shape),
+            "seed": self.seed,
+            "dtype": self.dtype,
+        }
+        if include_optimizer and self.loss is not None:
+            description["compiled"] = {
+                "optimizer": encode(self.optimizer),
+                "loss": encode(self.loss),
+                "metrics": [encode(metric) for metric, weighted in self.metrics_used if not weighted],
+                "weighted_metrics": [encode(metric) for metric, weighted in self.metrics_used if weighted],
+            }
+            description["step"] = self.step
+        kinds = ("params", "state", "slots") if include_optimizer else ("params", "state")
+        saving.write(path, self._arrays(kinds), description)
+
+    def save_weights(self, path) -> None:
+        """Save the weights and moving averages alone."""
+        saving.write(path, self._arrays(("params", "state")), {})
+
+    def load_weights(self, path) -> None:
+        """Load weights from a file of `save_weights` or `save` into a model of the same architecture."""
+        self._set_arrays(path, saving.read(path)[0])
+
+    def _set_arrays(self, path, arrays: dict[str, np.ndarray]) -> None:
+        expected = ["/".join((kind, *p)) for kind, p in self.weight_paths()]
+        found = [name for name in arrays if not name.startswith("slots/")]
+        if missing := set(expected) ^ set(found):
+            raise ValueError(f"{path} does not fit this model: they differ in {', '.join(sorted(missing))}")
+        self.set_weights([arrays[name] for name in expected])
+        if self.optimizer is None or not any(name.startswith("slots/") for name in arrays):
+            return
+        like, slots = self.params, []
+        for slot in self.optimizer.slots:
+            paths = tree.paths(like)
+            host = tree.from_paths(paths, [arrays["/".join(("slots", slot, *p))] for p in paths])
+            slots.append(self._to_device(host))
+        self._slots = slots
+
+    @classmethod
+    def _from_description(cls, description: dict, backend) -> "Model":
+        network = decode(description["network"])
+        settings = {"seed": description["seed"], "dtype": description["dtype"], "backend": backend}
+        model = cls(network, **settings) if cls is Model else cls(network.layers, **settings)
+        if description["input_shape"] is not None:
+            model.build(description["input_shape"])
+        if compiled := description.get("compiled"):
+            model.compile(**{name: decode(value) for name, value in compiled.items()})
+            model.step = description["step"]
+        return model
+
+
+def load(path, backend=None) -> Model:
+    """Load a model that `model.save` wrote, on any backend whatever it was saved on.
+
+    Raises
+    ------
+    ValueError
+        If the file is broken, of a newer format, or names a class that is not registered.
+    """
+    arrays, description = saving.read(path)
+    if "network" not in description:
+        raise ValueError(f"{path} holds weights only: make the model and call model.load_weights(path)")
+    network = description["network"]
+    cls = Sequential if network.get("class_name") == "Chain" else Model
+    model = cls._from_description(description, backend)
+    if arrays or model.input_shape is not None:
+        model._set_arrays(path, arrays)
+    return model
+
+
+def _as_metrics(given, weighted: bool) -> list:
+    if given is None:
+        return []
+    if not isinstance(given, (list, tuple)):
+        raise TypeError(f"metrics must be a list of names or metrics, got {given!r}")
+    return [(metrics.get(metric), weighted) for metric in given]
+
+
+def _as_result(logs: dict, return_dict: bool):
+    if return_dict:
+        return logs
+    values = list(logs.values())
+    return values if len(values) > 1 else values[0]
+
+
+def _ordered_paths(layer: Layer, params, state, prefix=()):
+    inner = layer.sublayers()
+    if not inner:
+        yield from (("params", (*prefix, *path)) for path in tree.paths(params) if path)
+        yield from (("state", (*prefix, *path)) for path in tree.paths(state) if path)
+    for key, sublayer in inner.items():
+        yield from _ordered_paths(sublayer, params.get(key, {}), state.get(key, {}), (*prefix, key))
+
+
+class Sequential(Model):
+    """Layers one after another, with everything to train and use them.
+
+    Parameters
+    ----------
+    layers : list of Layer, optional
+        More can be added with `add`. The first may say `input_shape=`, or be an `Input`; else the
+        shape is found from the first data.
+    name : str, optional
+    seed, dtype, backend
+        See `Model`.
+
+    Examples
+    --------
+    >>> import numpy as np, nnx
+    >>> X = np.array([[0, 0], [0, 1], [1, 0], [1, 1]])
+    >>> y = np.array([0, 1, 1, 0])
+    >>> model = nnx.Sequential([nnx.layers.Dense(8, "tanh"), nnx.layers.Dense(1, "sigmoid")], seed=0)
+    >>> model.compile(optimizer=nnx.optimizers.Adam(0.1), loss="binary_crossentropy")
+    >>> history = model.fit(X, y, epochs=100, verbose=0)
+    >>> model.predict(X).round().ravel()
+    array([0., 1., 1., 0.], dtype=float32)
+    """
+
+    def __init__(self, layers=None, name: str | None = None, *, seed: int | None = None, dtype: str = "float32",
+                 backend=None):  # fmt: skip
+        super().__init__(Chain([]), seed=seed, dtype=dtype, backend=backend)
+        self.name = name or "sequential"
+        for layer in layers or []:
+            self.add(layer)
+
+    def add(self, layer) -> None:
+        """Put a layer at the end. The weights are made anew."""
+        present = self.network.sublayers()
+        added = as_layer(layer)
+        if any(added is other for other in present.values()):
+            raise ValueError(f"{added!r} is already in this model: a Sequential holds each layer once")
+        if not present and self.input_shape is None:
+            self.input_shape = added.input_shape
+        if not isinstance(added, Input):
+            self.network = Chain([*present.values(), added])
+        self._params = self._state = self._slots = self._engine = self._forward = None
+        if self.input_shape is not None:
+            self.network.out_shape(self.input_shape)  # a layer that does not fit is reported here
+
+    def pop(self) -> Layer:
+        """Take off and return the last layer. The weights are made anew."""
+        *rest, last = self.layers
+        self.network = Chain(rest)
+        self._params = self._state = self._slots = self._engine = self._forward = None
+        return last

@@ -1,0 +1,88 @@
+"""Randomness that is the same on every backend.
+
+Weights and shuffles are drawn on the host by `numpy.random.Generator`. Masks are drawn on the
+device by a counter-based hash: element i of a layer's mask at one step is a fixed function of
+(seed, step, layer, i), in 32-bit integer arithmetic that every array library does alike. No
+generator has to be carried along, and any step can be repeated alone.
+
+Source of the hash: "hash-prospector" by Christopher Wellons, the function
+[16 21f0aaad 15 735a2d97 15], with a second word of key mixed in between its two rounds.
+"""
+
+import functools
+import secrets
+import zlib
+
+import numpy as np
+
+# What a seed is used for; keeps the streams apart.
+WEIGHTS, SHUFFLE, MASKS = 0, 1, 2
+
+Key = tuple[int, int]
+"""Two words of 32 bits. Inside a compiled step they are scalars of the device."""
+
+_seed: int | None = None
+_models_seeded = 0
+
+
+def set_random_seed(seed: int) -> None:
+    """Make all models built from now on start from the same weights, shuffles and masks.
+
+    Also seeds `random` and `numpy.random`, as Keras's function of this name does.
+    """
+    import random
+
+    global _seed, _models_seeded
+    _seed, _models_seeded = seed, 0
+    random.seed(seed)
+    np.random.seed(seed % 2**32)  # noqa: NPY002
+
+
+def next_seed() -> int:
+    """Return the seed of a model that was given none: from `set_random_seed`, else unpredictable."""
+    global _models_seeded
+    if _seed is None:
+        return secrets.randbits(31)
+    _models_seeded += 1
+    return int(np.random.SeedSequence([_seed, _models_seeded]).generate_state(1)[0] >> 1)
+
+
+def generator(seed: int, *purpose: int) -> np.random.Generator:
+    """Return the host generator for one purpose, for example `(SHUFFLE, step)`."""
+    return np.random.default_rng([seed, *purpose])
+
+
+def step_keys(seed: int, start: int, stop: int) -> np.ndarray:
+    """Return the keys of steps start, ..., stop - 1 as an array of uint32, (steps, 2)."""
+    words = np.random.SeedSequence([seed, MASKS]).generate_state(4)
+    steps = np.arange(start, stop, dtype=np.uint32)
+    return np.stack([hash_bits(np, steps, *words[:2]), hash_bits(np, steps, *words[2:])], axis=1)
+
+
+def fold_name(key: Key, name: str) -> Key:
+    """Return the key of the layer called `name`, inside the layer whose key is `key`.
+
+    The name's words have 31 bits, so that they are valid in every library's integers.
+    """
+    first, second = _name_words(name)
+    return key[0] ^ first, key[1] ^ second
+
+
+@functools.cache
+def _name_words(name: str) -> Key:
+    forwards, backwards = name.encode(), name[::-1].encode()
+    return zlib.crc32(forwards) >> 1, zlib.crc32(backwards + b"#") >> 1
+
+
+def hash_bits(xp, counter, first, second):
+    """Return 32 random bits for each element of `counter` (uint32) under the key (first, second).
+
+    >>> import numpy as np
+    >>> [int(bits) for bits in hash_bits(np, np.arange(3, dtype=np.uint32), 1, 2)]
+    [4081829034, 2012063747, 1937023541]
+    """
+    bits = counter ^ first
+    bits = (bits ^ (bits >> 16)) * 0x21F0AAAD
+    bits = bits ^ second
+    bits = (bits ^ (bits >> 15)) * 0x735A2D97
+    return bits ^ (bits >> 15)

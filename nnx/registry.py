@@ -1,0 +1,189 @@
+"""Names for things: `activation="relu"`, `loss="mse"`, `optimizer="adam"`.
+
+A `Registry` turns what a user may write (a name, a class, an instance, a saved configuration)
+into an object, and suggests the nearest name when it knows none. A `Configurable` object can
+be written into a file as plain data and made again from it: it keeps every argument of its
+`__init__` under the argument's own name.
+"""
+
+import difflib
+import inspect
+from typing import Any, ClassVar
+
+
+def suggest(kind: str, name: str, known) -> str:
+    """Return the text of an error about an unknown name: the nearest known one, then all."""
+    known = sorted(set(known))
+    near = difflib.get_close_matches(name.lower(), known, n=1, cutoff=0.5)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    return f"unknown {kind} {name!r}: {hint}Known: {', '.join(known)}"
+
+
+class Registry:
+    """The known objects of one kind, each under one or more names.
+
+    Names are compared without case or underscores, so that `"mean_squared_error"`,
+    `"MeanSquaredError"` and the alias `"mse"` all find the same class.
+    """
+
+    def __init__(self, kind: str):
+        self.kind = kind
+        self._entries: dict[str, Any] = {}
+        self._names: list[str] = []
+
+    def register(self, *names: str):
+        """Return a class decorator: the class becomes known under its own name and `names`."""
+
+        def add(cls):
+            for name in (cls.__name__, *names):
+                key = _plain(name)
+                if self._entries.get(key, cls) is not cls:
+                    raise ValueError(f"there is already a {self.kind} called {name!r}")
+                self._entries[key] = cls
+            self._names.append(names[0] if names else cls.__name__)
+            return cls
+
+        return add
+
+    def names(self) -> list[str]:
+        """Return the name of each entry, in the order of registration."""
+        return list(self._names)
+
+    def find(self, name: str):
+        """Return what `name` stands for, or raise a ValueError with the nearest known name."""
+        try:
+            return self._entries[_plain(name)]
+        except KeyError:
+            raise ValueError(suggest(self.kind, name, self._names)) from None
+
+    def get(self, what, base: type | None = None):
+        """Return the object that `what` names: a name, class, saved configuration or instance."""
+        if isinstance(what, str):
+            return self.find(what)()
+        if isinstance(what, dict):
+            return decode(what)
+        if isinstance(what, type):
+            return what()
+        if base is not None and not isinstance(what, base):
+            raise TypeError(f"{self.kind} must be a name or a {base.__name__}, got {what!r}")
+        return what
+
+
+def _plain(name: str) -> str:
+    return name.lower().replace("_", "").replace("-", "")
+
+
+REGISTRIES: dict[str, Registry] = {
+    kind: Registry(kind)
+    for kind in (
+        "activation",
+        "initializer",
+        "layer",
+        "loss",
+        "metric",
+        "optimizer",
+        "regularizer",
+        "schedule",
+    )
+}
+
+
+class Configurable:
+    """An object that remembers its `__init__` arguments as attributes of the same names.
+
+    >>> from nnx.layers import Dropout
+    >>> Dropout(0.5).get_config()
+    {'rate': 0.5, 'seed': None, 'name': None, 'input_shape': None}
+    """
+
+    kind: ClassVar[str]
+
+    def get_config(self) -> dict:
+        """Return the `__init__` arguments as plain data: numbers, strings, lists and dicts."""
+        return {name: encode(getattr(self, name)) for name in _init_arguments(type(self))}
+
+    def __repr__(self):
+        defaults = _init_arguments(type(self))
+        shown = {name: getattr(self, name, None) for name in defaults}
+        changed = [f"{name}={value!r}" for name, value in shown.items() if _differs(value, defaults[name])]
+        return f"{type(self).__name__}({', '.join(changed)})"
+
+
+def register(cls):
+    """Class decorator: make a layer, loss, optimizer, ... of your own known by its class name.
+
+    It can then be named in a string and read back from a saved model.
+
+    >>> import nnx
+    >>> @nnx.register
+    ... class Swing(nnx.layers.Layer):
+    ...     "A layer of one's own."
+    >>> nnx.registry.decode(nnx.registry.encode(Swing()))
+    Swing()
+    """
+    REGISTRIES[cls.kind].register()(cls)
+    return cls
+
+
+def _init_arguments(cls) -> dict[str, Any]:
+    """Return the arguments of `cls.__init__` and their defaults, those of `**settings` included."""
+    arguments: dict[str, Any] = {}
+    for owner in cls.__mro__:
+        if "__init__" not in vars(owner) or owner is object:
+            continue
+        parameters = list(inspect.signature(owner.__init__).parameters.values())[1:]
+        for p in parameters:
+            if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY):
+                arguments.setdefault(p.name, p.default)
+            elif p.kind is p.VAR_POSITIONAL:
+                arguments.setdefault(p.name, ())
+        if not any(p.kind is p.VAR_KEYWORD for p in parameters):
+            break
+    return arguments
+
+
+def _differs(value, default) -> bool:
+    if isinstance(default, str) and isinstance(value, Configurable):
+        return type(value) is not REGISTRIES[value.kind].find(default)
+    return value is not default and value != default
+
+
+def encode(value):
+    """Return `value` as plain data that JSON can hold and `decode` can read."""
+    if isinstance(value, Configurable):
+        return {"kind": value.kind, "class_name": type(value).__name__, "config": value.get_config()}
+    if isinstance(value, (list, tuple)):
+        return [encode(item) for item in value]
+    if isinstance(value, dict):
+        return {key: encode(item) for key, item in value.items()}
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    if hasattr(value, "item"):  # a NumPy scalar
+        return value.item()
+    raise TypeError(
+        f"cannot save {value!r}: only numbers, strings and registered objects can be written to a file; "
+        f"make it a class decorated with @nnx.register"
+    )
+
+
+def decode(value):
+    """Make the object again that `encode` described. Runs no code but that of registered classes."""
+    if isinstance(value, list):
+        return [decode(item) for item in value]
+    if not isinstance(value, dict):
+        return value
+    if "class_name" not in value:
+        return {key: decode(item) for key, item in value.items()}
+    kind, name = value.get("kind"), value["class_name"]
+    if kind not in REGISTRIES:
+        raise ValueError(suggest("kind of object", str(kind), REGISTRIES))
+    try:
+        cls = REGISTRIES[kind].find(name)
+    except ValueError as error:
+        raise ValueError(f"{error}. A class of your own must be decorated with @nnx.register first") from None
+    config = {key: decode(item) for key, item in value.get("config", {}).items()}
+    positional: list[Any] = []
+    for p in list(inspect.signature(cls.__init__).parameters.values())[1:]:
+        if p.kind is p.VAR_POSITIONAL:
+            positional = config.pop(p.name)
+    return cls(*positional, **config)

@@ -1,0 +1,65 @@
+"""Penalties on the size of weights or activities, added to the loss.
+
+L1: l1 * sum |w|        L2: l2 * sum w**2        L1L2: both
+"""
+
+from nnx.registry import REGISTRIES, Configurable
+
+_registry = REGISTRIES["regularizer"]
+
+
+class Regularizer(Configurable):
+    """Base of all regularizers.
+
+    >>> import nnx, numpy as np
+    >>> float(nnx.regularizers.L2(0.1).penalty(np, np.array([1.0, 2.0])))
+    0.5
+    """
+
+    kind = "regularizer"
+
+    def penalty(self, xp, w):
+        """Return the scalar that is added to the loss."""
+        raise NotImplementedError
+
+    def gradient(self, xp, w):
+        """Return its derivative by w."""
+        raise NotImplementedError
+
+
+@_registry.register("l1l2", "l1_l2")
+class L1L2(Regularizer):
+    """l1 * sum |w| + l2 * sum w**2"""
+
+    def __init__(self, l1: float = 0.0, l2: float = 0.0):
+        for name, value in (("l1", l1), ("l2", l2)):
+            if not value >= 0:
+                raise ValueError(f"{name} must be 0 or more, got {value}")
+        self.l1, self.l2 = l1, l2
+
+    def penalty(self, xp, w):
+        return self.l1 * xp.sum(xp.abs(w)) + self.l2 * xp.sum(w * w)
+
+    def gradient(self, xp, w):
+        return self.l1 * xp.sign(w) + (2 * self.l2) * w
+
+
+@_registry.register("l1")
+class L1(L1L2):
+    """l1 * sum |w|: drives weights to exactly zero."""
+
+    def __init__(self, l1: float = 0.01):
+        super().__init__(l1=l1)
+
+
+@_registry.register("l2")
+class L2(L1L2):
+    """l2 * sum w**2: keeps weights small."""
+
+    def __init__(self, l2: float = 0.01):
+        super().__init__(l2=l2)
+
+
+def get(regularizer) -> Regularizer | None:
+    """Return the regularizer of this name, or None for None."""
+    return None if regularizer is None else _registry.get(regularizer, Regularizer)

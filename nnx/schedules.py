@@ -1,0 +1,232 @@
+"""Learning rates that change: functions of the step number, evaluated on the host.
+
+Any function `step -> float` can be a learning rate; these are the usual ones, under Keras's
+names where Keras has them. They are plain Python: exact, the same on every backend, and never
+a reason to compile again.
+"""
+
+import bisect
+import math
+from collections.abc import Callable
+
+from nnx.registry import REGISTRIES, Configurable
+
+_registry = REGISTRIES["schedule"]
+
+
+class LearningRateSchedule(Configurable):
+    """Base of all schedules: `schedule(step) -> learning rate`."""
+
+    kind = "schedule"
+
+    def __call__(self, step: int) -> float:
+        raise NotImplementedError
+
+
+@_registry.register("constant_schedule")
+class ConstantSchedule(LearningRateSchedule):
+    """Always `learning_rate`.
+
+    >>> ConstantSchedule(0.1)(1000)
+    0.1
+    """
+
+    def __init__(self, learning_rate: float):
+        self.learning_rate = learning_rate
+
+    def __call__(self, step):
+        return self.learning_rate
+
+
+@_registry.register("exponential_decay")
+class ExponentialDecay(LearningRateSchedule):
+    """initial * decay_rate ** (step / decay_steps), in steps if `staircase`.
+
+    >>> ExponentialDecay(1.0, decay_steps=10, decay_rate=0.5)(20)
+    0.25
+    """
+
+    def __init__(
+        self, initial_learning_rate: float, decay_steps: int, decay_rate: float, staircase: bool = False
+    ):
+        self.initial_learning_rate = initial_learning_rate
+        self.decay_steps = decay_steps
+        self.decay_rate = decay_rate
+        self.staircase = staircase
+
+    def __call__(self, step):
+        periods = step // self.decay_steps if self.staircase else step / self.decay_steps
+        return self.initial_learning_rate * self.decay_rate**periods
+
+
+@_registry.register("step_decay")
+class StepDecay(LearningRateSchedule):
+    """Multiplied by `factor` every `step_size` steps.
+
+    >>> [StepDecay(1.0, step_size=10, factor=0.5)(step) for step in (0, 9, 10, 25)]
+    [1.0, 1.0, 0.5, 0.25]
+    """
+
+    def __init__(self, initial_learning_rate: float, step_size: int, factor: float = 0.1):
+        self.initial_learning_rate = initial_learning_rate
+        self.step_size = step_size
+        self.factor = factor
+
+    def __call__(self, step):
+        return self.initial_learning_rate * self.factor ** (step // self.step_size)
+
+
+@_registry.register("piecewise_constant_decay")
+class PiecewiseConstantDecay(LearningRateSchedule):
+    """values[i] up to and including step boundaries[i], values[-1] after the last boundary.
+
+    >>> [PiecewiseConstantDecay([100], [0.1, 0.01])(step) for step in (100, 101)]
+    [0.1, 0.01]
+    """
+
+    def __init__(self, boundaries, values):
+        if len(values) != len(boundaries) + 1:
+            raise ValueError(
+                f"PiecewiseConstantDecay needs one value more than boundaries, got {len(values)} values "
+                f"and {len(boundaries)} boundaries"
+            )
+        self.boundaries, self.values = list(boundaries), list(values)
+
+    def __call__(self, step):
+        return self.values[bisect.bisect_left(self.boundaries, step)]
+
+
+@_registry.register("polynomial_decay")
+class PolynomialDecay(LearningRateSchedule):
+    """From initial to end in `decay_steps`, along (1 - t) ** power; then constant, or again if `cycle`.
+
+    >>> PolynomialDecay(1.0, decay_steps=10, end_learning_rate=0.0)(5)
+    0.5
+    """
+
+    def __init__(self, initial_learning_rate: float, decay_steps: int, end_learning_rate: float = 0.0001,
+                 power: float = 1.0, cycle: bool = False):  # fmt: skip
+        self.initial_learning_rate = initial_learning_rate
+        self.decay_steps = decay_steps
+        self.end_learning_rate = end_learning_rate
+        self.power = power
+        self.cycle = cycle
+
+    def __call__(self, step):
+        length = self.decay_steps
+        if self.cycle:
+            length *= max(1, math.ceil(step / self.decay_steps))
+        left = 1 - min(step, length) / length
+        return (
+            self.initial_learning_rate - self.end_learning_rate
+        ) * left**self.power + self.end_learning_rate
+
+
+def _cosine(t: float) -> float:
+    """Fall from 1 at t = 0 to 0 at t = 1 along half a cosine wave."""
+    return 0.5 * (1 + math.cos(math.pi * min(max(t, 0.0), 1.0)))
+
+
+@_registry.register("cosine_decay")
+class CosineDecay(LearningRateSchedule):
+    """Along half a cosine wave from initial to alpha * initial, after an optional linear warm-up.
+
+    With `warmup_target`, the rate first rises from initial to it in `warmup_steps`.
+    Source: Loshchilov and Hutter, 2016 (arXiv:1608.03983).
+
+    >>> CosineDecay(1.0, decay_steps=10)(5)
+    0.5
+    """
+
+    def __init__(self, initial_learning_rate: float, decay_steps: int, alpha: float = 0.0,
+                 warmup_target: float | None = None, warmup_steps: int = 0):  # fmt: skip
+        self.initial_learning_rate = initial_learning_rate
+        self.decay_steps = decay_steps
+        self.alpha = alpha
+        self.warmup_target = warmup_target
+        self.warmup_steps = warmup_steps
+
+    def __call__(self, step):
+        start = self.initial_learning_rate
+        if self.warmup_target is not None:
+            if step < self.warmup_steps:
+                return start + (self.warmup_target - start) * step / self.warmup_steps
+            start, step = self.warmup_target, step - self.warmup_steps
+        return start * (self.alpha + (1 - self.alpha) * _cosine(step / self.decay_steps))
+
+
+@_registry.register("cosine_decay_restarts")
+class CosineDecayRestarts(LearningRateSchedule):
+    """Half cosine waves one after another, each t_mul times longer and starting m_mul times as high.
+
+    Source: Loshchilov and Hutter, 2016 (arXiv:1608.03983).
+
+    >>> [CosineDecayRestarts(1.0, first_decay_steps=10)(step) for step in (0, 10)]
+    [1.0, 1.0]
+    """
+
+    def __init__(self, initial_learning_rate: float, first_decay_steps: int, t_mul: float = 2.0,
+                 m_mul: float = 1.0, alpha: float = 0.0):  # fmt: skip
+        self.initial_learning_rate = initial_learning_rate
+        self.first_decay_steps = first_decay_steps
+        self.t_mul = t_mul
+        self.m_mul = m_mul
+        self.alpha = alpha
+
+    def __call__(self, step):
+        length, height = float(self.first_decay_steps), self.initial_learning_rate
+        while step >= length:
+            step, length, height = step - length, length * self.t_mul, height * self.m_mul
+        floor = self.alpha * self.initial_learning_rate
+        return max(floor, floor + (height - floor) * _cosine(step / length))
+
+
+@_registry.register("warmup")
+class Warmup(LearningRateSchedule):
+    """Rise linearly from 0 in `warmup_steps`, then follow `after` (a number or a schedule).
+
+    >>> [Warmup(4, 0.1)(step) for step in (0, 2, 4, 100)]
+    [0.0, 0.05, 0.1, 0.1]
+    """
+
+    def __init__(self, warmup_steps: int, after: float | Callable[[int], float]):
+        self.warmup_steps = warmup_steps
+        self.after = after
+
+    def __call__(self, step):
+        if step < self.warmup_steps:
+            return rate_at(self.after, 0) * step / self.warmup_steps
+        return rate_at(self.after, step - self.warmup_steps)
+
+
+@_registry.register("one_cycle")
+class OneCycle(LearningRateSchedule):
+    """Rise along a cosine to max_learning_rate, then fall far below the start, in `total_steps`.
+
+    Source: Smith and Topin, "Super-Convergence", 2017 (arXiv:1708.07120).
+
+    >>> OneCycle(1.0, total_steps=10, warmup_fraction=0.5)(5)
+    1.0
+    """
+
+    def __init__(self, max_learning_rate: float, total_steps: int, warmup_fraction: float = 0.3,
+                 start_factor: float = 1 / 25, end_factor: float = 1 / 250_000):  # fmt: skip
+        self.max_learning_rate = max_learning_rate
+        self.total_steps = total_steps
+        self.warmup_fraction = warmup_fraction
+        self.start_factor = start_factor
+        self.end_factor = end_factor
+
+    def __call__(self, step):
+        top = self.warmup_fraction * self.total_steps
+        if step < top:
+            factor = 1 - (1 - self.start_factor) * _cosine(step / top)
+        else:
+            rest = max(self.total_steps - top, 1)
+            factor = self.end_factor + (1 - self.end_factor) * _cosine((step - top) / rest)
+        return self.max_learning_rate * factor
+
+
+def rate_at(rate, step: int) -> float:
+    """Return a learning rate, a number or any function of the step, at one step."""
+    return float(rate(step)) if callable(rate) else float(rate)
