@@ -37,9 +37,13 @@ class JaxBackend(Backend):
 
     def stage(self, rows):
         # Compiled steps take every number as an array: float64 ones of their own precision.
-        real = "float64" if self.jax.config.jax_enable_x64 else "float32"
+        real = "float64" if self._x64 else "float32"
         dtypes = {"f": real, "i": "int32", "u": "uint32"}
         return {name: self.xp.asarray(v.astype(dtypes[v.dtype.kind])) for name, v in rows.items()}
+
+    @property
+    def _x64(self) -> bool:
+        return self.jax.config.read("jax_enable_x64")
 
     def compile(self, function, consume=False):
         return self.jax.jit(function, donate_argnums=0 if consume else ())
@@ -71,7 +75,7 @@ class JaxBackend(Backend):
         return self.jax.vjp(function, *arguments)
 
     def scope(self, dtype):
-        return self.jax.enable_x64(dtype == "float64" or self.jax.config.jax_enable_x64)
+        return self.jax.enable_x64(dtype == "float64" or self._x64)
 
     def read(self, values):
         return self.jax.device_get(values)

@@ -353,7 +353,8 @@ class CSVLogger(Callback):
         self.filename = filename
         self.separator = separator
         self.append = append
-        self._file = self._writer = None
+        self._file: Any = None
+        self._writer: Any = None
 
     def on_train_begin(self, logs=None):
         path = Path(self.filename)

@@ -4,11 +4,12 @@ A model holds a network (a `Layer`, which is pure) and the arrays that go with i
 `params`, `state`, and the optimizer's `slots`.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-from nnx import losses, metrics, optimizers, saving, training, tree
+from nnx import files, losses, metrics, optimizers, saving, training, tree
 from nnx.backend import Backend, as_backend
 from nnx.callbacks import CallbackList, ProgressBar
 from nnx.context import Context
@@ -26,7 +27,7 @@ from nnx.layers.base import Layer, Shape, run
 from nnx.layers.combine import Chain, as_layer
 from nnx.layers.reshape import Input
 from nnx.random import WEIGHTS, generator, next_seed
-from nnx.registry import decode, encode
+from nnx.registry import decode
 from nnx.summary import summary_table
 
 DTYPES = ("float32", "float64")
@@ -67,10 +68,18 @@ class Model:
         self.step = 0
         """Steps taken since `compile`."""
         self._backend: Backend | None = None if backend is None else as_backend(backend)
-        self._params = self._state = self._slots = None
-        self._engine = self._forward = None
-        self.optimizer = self.loss = None
+        self._forget()
+        self.optimizer: optimizers.Optimizer | None = None
+        self.loss: losses.Loss | None = None
         self.metrics_used: list[tuple[metrics.Metric, bool]] = []
+
+    def _forget(self):
+        """Drop all arrays and compiled functions: they will be made anew."""
+        self._params: Any = None
+        self._state: Any = None
+        self._slots: list | None = None
+        self._engine: training.Engine | None = None
+        self._forward: Callable | None = None
 
     # Building
 
@@ -88,12 +97,7 @@ class Model:
 
     def init(self, seed: int | None = None, input_shape=None) -> tuple[Any, Any]:
         """Return fresh (params, state) on the backend, without changing the model."""
-        shape = self.input_shape if input_shape is None else tuple(input_shape)
-        if shape is None:
-            raise NotReadyError(
-                "the model is not built: the shape of its input is not known. Give the first layer "
-                "input_shape=(features,), call model.build((features,)), or fit it on data"
-            )
+        shape = self._built_shape() if input_shape is None else tuple(input_shape)
         params, _ = self.network.init(generator(self.seed if seed is None else seed, WEIGHTS), shape)
         return self._to_device(params), self._to_device(self.network.init_state(shape), packed=False)
 
@@ -111,28 +115,33 @@ class Model:
         self._params, self._state = params, state
         self._slots = None
 
-    def _ensure_built(self):
+    def _built_shape(self) -> Shape:
+        """Return the shape of one sample, after making the weights if there are none yet."""
+        if self.input_shape is None:
+            raise NotReadyError(
+                "the model is not built: the shape of its input is not known. Give the first layer "
+                "input_shape=(features,), call model.build((features,)), or fit it on data"
+            )
         if not self.built:
-            self.init()  # raises, with what to do, if the shape is not known
             self.build(self.input_shape)
+        return self.input_shape
 
     @property
     def params(self):
         """The weights: a tree of arrays of the backend. Training consumes them: copy what you keep."""
-        self._ensure_built()
+        self._built_shape()
         return self._params
 
     @property
     def state(self):
         """What changes without a gradient, such as moving averages: a tree of arrays."""
-        self._ensure_built()
+        self._built_shape()
         return self._state
 
     @property
     def output_shape(self) -> Shape:
         """The shape of one output."""
-        self._ensure_built()
-        return self.network.out_shape(self.input_shape)
+        return self.network.out_shape(self._built_shape())
 
     @property
     def layers(self) -> list[Layer]:
@@ -147,10 +156,11 @@ class Model:
         found = as_backend(backend)
         if self.built:
             host = [self._to_host(t) for t in (self._params, self._state)]
-            slots = None if self._slots is None else [self._to_host(slot) for slot in self._slots]
+            slots = [self._to_host(slot) for slot in self._slots or []]
             self._backend = found
             self._params, self._state = self._to_device(host[0]), self._to_device(host[1], packed=False)
-            self._slots = None if slots is None else [self._to_device(slot) for slot in slots]
+            if self._slots is not None:
+                self.set_slots(slots)
         self._backend = found
         self._engine = self._forward = None
         return self
@@ -191,20 +201,36 @@ class Model:
     @property
     def engine(self) -> training.Engine:
         """The step functions for the present backend."""
-        if self.loss is None:
-            raise NotReadyError(
-                "the model is not compiled: call model.compile(optimizer='adam', loss=...) before training or evaluating it"
-            )
+        self._require_compiled()
         if self._engine is None:
             self._engine = training.Engine(self)
         return self._engine
+
+    def _require_compiled(self) -> optimizers.Optimizer:
+        if self.optimizer is None:
+            raise NotReadyError(
+                "the model is not compiled: call model.compile(optimizer='adam', loss=...) before training or "
+                "evaluating it"
+            )
+        return self.optimizer
 
     @property
     def carry(self) -> dict:
         """All that a training step changes."""
         if self._slots is None:
-            self._slots = self.optimizer.init(self.params, self.backend)
+            optimizer = self._require_compiled()
+            with self.backend.scope(self.dtype):
+                self._slots = optimizer.init(self.params, self.backend)
         return {"params": self.params, "state": self.state, "slots": self._slots}
+
+    @property
+    def slots(self) -> dict[str, Any]:
+        """What the optimizer keeps beside each weight: a tree of arrays under each slot's name."""
+        return dict(zip(self.optimizer.slots, self.carry["slots"], strict=True)) if self.optimizer else {}
+
+    def set_slots(self, slots: list) -> None:
+        """Set the optimizer's slots, from trees of host arrays."""
+        self._slots = [self._to_device(slot) for slot in slots]
 
     def set_carry(self, carry: dict, steps: int) -> None:
         """Take over what came out of `steps` training steps."""
@@ -257,7 +283,7 @@ class Model:
         KeyboardInterrupt
             On Ctrl-C, once weights and history are in order: the model stays usable.
         """
-        self.engine  # raises, with what to do, if not compiled
+        self._require_compiled()
         batch_size = check_batch_size(batch_size)
         if epochs < initial_epoch or initial_epoch < 0:
             raise ValueError(f"epochs must be at least initial_epoch, got {epochs} and {initial_epoch}")
@@ -333,11 +359,10 @@ class Model:
     def predict(self, x, batch_size: int = 1024, verbose=0) -> np.ndarray:
         """Return the outputs for `x` as a NumPy array, (samples, ...)."""
         batch_size = check_batch_size(batch_size)
-        if not self.built and self.input_shape is None:
-            self.init()
-        if np.ndim(x) and len(x) == 0 and np.shape(x)[1:] == self.input_shape:
+        shape = self._built_shape()
+        if np.ndim(x) and len(x) == 0 and np.shape(x)[1:] == shape:
             return np.zeros((0, *self.output_shape), self.dtype)
-        x = as_features(x, self.input_shape, self.dtype)
+        x = as_features(x, shape, self.dtype)
         weights = {"params": self.params, "state": self.state}
         with self.backend.scope(self.dtype):
             if self._forward is None:
@@ -359,9 +384,9 @@ class Model:
 
     def weight_paths(self) -> list[tuple[str, tuple[str, ...]]]:
         """Return ("params" or "state", path) of each weight array, layer by layer, as Keras orders them."""
-        self._ensure_built()
-        params, _ = self.network.init(generator(0), self.input_shape)
-        return list(_ordered_paths(self.network, params, self.network.init_state(self.input_shape)))
+        shape = self._built_shape()
+        params, _ = self.network.init(generator(0), shape)
+        return list(_ordered_paths(self.network, params, self.network.init_state(shape)))
 
     def get_weights(self) -> list[np.ndarray]:
         """Return all weights and moving averages as NumPy arrays, layer by layer."""
@@ -402,81 +427,25 @@ class Model:
 
     def summary(self, print_fn=print) -> None:
         """Print a table: each layer's output shape, parameters, operations and memory."""
-        self._ensure_built()
+        self._built_shape()
         print_fn(summary_table(self))
 
     # Files
-
-    def _arrays(self, kinds) -> dict[str, np.ndarray]:
-        trees = {"params": self.params, "state": self.state}
-        for name, slot in zip(
-            self.optimizer.slots if self.optimizer else (), self._slots or (), strict=False
-        ):
-            trees[f"slots/{name}"] = slot
-        with self.backend.scope(self.dtype):
-            return {
-                "/".join((kind, *path)): self.backend.to_numpy(tree.at(arrays, path))
-                for kind, arrays in trees.items()
-                if kind.startswith(kinds)
-                for path in tree.paths(arrays)
-            }
 
     def save(self, path, include_optimizer: bool = True) -> None:
         """Save architecture, weights and, if compiled, loss, metrics and optimizer to one file.
 
         The file is safetensors with a description as JSON in it. It appears whole or not at all.
         """
-        description = {
-            "network": encode(self.network),
-            "input_shape": encode(self.input_shape),
-            "seed": self.seed,
-            "dtype": self.dtype,
-        }
-        if include_optimizer and self.loss is not None:
-            description["compiled"] = {
-                "optimizer": encode(self.optimizer),
-                "loss": encode(self.loss),
-                "metrics": [encode(metric) for metric, weighted in self.metrics_used if not weighted],
-                "weighted_metrics": [encode(metric) for metric, weighted in self.metrics_used if weighted],
-            }
-            description["step"] = self.step
-        kinds = ("params", "state", "slots") if include_optimizer else ("params", "state")
-        saving.write(path, self._arrays(kinds), description)
+        saving.save(self, path, include_optimizer)
 
     def save_weights(self, path) -> None:
         """Save the weights and moving averages alone."""
-        saving.write(path, self._arrays(("params", "state")), {})
+        saving.save_weights(self, path)
 
     def load_weights(self, path) -> None:
         """Load weights from a file of `save_weights` or `save` into a model of the same architecture."""
-        self._set_arrays(path, saving.read(path)[0])
-
-    def _set_arrays(self, path, arrays: dict[str, np.ndarray]) -> None:
-        expected = ["/".join((kind, *p)) for kind, p in self.weight_paths()]
-        found = [name for name in arrays if not name.startswith("slots/")]
-        if missing := set(expected) ^ set(found):
-            raise ValueError(f"{path} does not fit this model: they differ in {', '.join(sorted(missing))}")
-        self.set_weights([arrays[name] for name in expected])
-        if self.optimizer is None or not any(name.startswith("slots/") for name in arrays):
-            return
-        like, slots = self.params, []
-        for slot in self.optimizer.slots:
-            paths = tree.paths(like)
-            host = tree.from_paths(paths, [arrays["/".join(("slots", slot, *p))] for p in paths])
-            slots.append(self._to_device(host))
-        self._slots = slots
-
-    @classmethod
-    def _from_description(cls, description: dict, backend) -> "Model":
-        network = decode(description["network"])
-        settings = {"seed": description["seed"], "dtype": description["dtype"], "backend": backend}
-        model = cls(network, **settings) if cls is Model else cls(network.layers, **settings)
-        if description["input_shape"] is not None:
-            model.build(description["input_shape"])
-        if compiled := description.get("compiled"):
-            model.compile(**{name: decode(value) for name, value in compiled.items()})
-            model.step = description["step"]
-        return model
+        saving.load_weights(self, path)
 
 
 def load(path, backend=None) -> Model:
@@ -487,14 +456,13 @@ def load(path, backend=None) -> Model:
     ValueError
         If the file is broken, of a newer format, or names a class that is not registered.
     """
-    arrays, description = saving.read(path)
-    if "network" not in description:
-        raise ValueError(f"{path} holds weights only: make the model and call model.load_weights(path)")
-    network = description["network"]
-    cls = Sequential if network.get("class_name") == "Chain" else Model
-    model = cls._from_description(description, backend)
-    if arrays or model.input_shape is not None:
-        model._set_arrays(path, arrays)
+    arrays, description = files.read(path)
+    saving.check_description(path, description)
+    network = decode(description["network"])
+    settings = {"seed": description["seed"], "dtype": description["dtype"], "backend": backend}
+    sequential = isinstance(network, Chain)
+    model = Sequential(network.layers, **settings) if sequential else Model(network, **settings)
+    saving.restore(model, path, arrays, description)
     return model
 
 
@@ -563,7 +531,7 @@ class Sequential(Model):
             self.input_shape = added.input_shape
         if not isinstance(added, Input):
             self.network = Chain([*present.values(), added])
-        self._params = self._state = self._slots = self._engine = self._forward = None
+        self._forget()
         if self.input_shape is not None:
             self.network.out_shape(self.input_shape)  # a layer that does not fit is reported here
 
@@ -571,5 +539,5 @@ class Sequential(Model):
         """Take off and return the last layer. The weights are made anew."""
         *rest, last = self.layers
         self.network = Chain(rest)
-        self._params = self._state = self._slots = self._engine = self._forward = None
+        self._forget()
         return last

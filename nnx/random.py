@@ -79,7 +79,7 @@ def hash_bits(xp, counter, first, second):
 
     >>> import numpy as np
     >>> [int(bits) for bits in hash_bits(np, np.arange(3, dtype=np.uint32), 1, 2)]
-    [4081829034, 2012063747, 1937023541]
+    [1837664274, 3870660166, 112944513]
     """
     bits = counter ^ first
     bits = (bits ^ (bits >> 16)) * 0x21F0AAAD

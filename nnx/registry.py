@@ -56,7 +56,7 @@ class Registry:
         except KeyError:
             raise ValueError(suggest(self.kind, name, self._names)) from None
 
-    def get(self, what, base: type | None = None):
+    def get(self, what, base: type | None = None) -> Any:
         """Return the object that `what` names: a name, class, saved configuration or instance."""
         if isinstance(what, str):
             return self.find(what)()
@@ -148,7 +148,7 @@ def _differs(value, default) -> bool:
     return value is not default and value != default
 
 
-def encode(value):
+def encode(value) -> Any:
     """Return `value` as plain data that JSON can hold and `decode` can read."""
     if isinstance(value, Configurable):
         return {"kind": value.kind, "class_name": type(value).__name__, "config": value.get_config()}
@@ -166,7 +166,7 @@ def encode(value):
     )
 
 
-def decode(value):
+def decode(value) -> Any:
     """Make the object again that `encode` described. Runs no code but that of registered classes."""
     if isinstance(value, list):
         return [decode(item) for item in value]

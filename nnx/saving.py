@@ -1,71 +1,90 @@
-"""A model in one file: weights as safetensors, everything else as JSON in the file's metadata.
+"""A model in one file: weights, and what is needed to make the model again.
 
-Loading a file runs no code from it: the JSON names classes, and only classes that nnx knows, or
-that were registered with `@nnx.register`, are ever made.
+The description names classes, and only classes that nnx knows, or that were registered with
+`@nnx.register`, are ever made: loading a file runs no code from it.
 """
-
-import contextlib
-import json
-import os
-import tempfile
-from pathlib import Path
 
 import numpy as np
 
-FORMAT = 1
+from nnx import files, tree
+from nnx.registry import decode, encode
+
+WEIGHTS = ("params", "state")
 
 
-def write(path, arrays: dict[str, np.ndarray], description: dict) -> None:
-    """Write arrays and description to `path`: the whole new file appears, or the old one stays."""
-    from safetensors.numpy import save
-
-    metadata = {"format": str(FORMAT), "nnx": json.dumps(description)}
-    contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
-    write_whole(path, save(contiguous, metadata=metadata))
-
-
-def write_whole(path, content: bytes) -> None:
-    """Write a file under a temporary name, flush it to the disk, and rename it into place."""
-    path = Path(path)
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"cannot save to {path}: there is no folder {path.parent}")
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(temporary).chmod(0o666 & ~_umask())
-        Path(temporary).replace(path)
-    except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            Path(temporary).unlink()
-        raise
+def save(model, path, include_optimizer: bool) -> None:
+    """Write `model` to `path`; see `Model.save`."""
+    description = {
+        "network": encode(model.network),
+        "input_shape": encode(model.input_shape),
+        "seed": model.seed,
+        "dtype": model.dtype,
+    }
+    slots = {}
+    if include_optimizer and model.loss is not None:
+        description["compiled"] = {
+            "optimizer": encode(model.optimizer),
+            "loss": encode(model.loss),
+            "metrics": [encode(metric) for metric, weighted in model.metrics_used if not weighted],
+            "weighted_metrics": [encode(metric) for metric, weighted in model.metrics_used if weighted],
+        }
+        description["step"] = model.step
+        slots = {f"slots/{name}": slot for name, slot in model.slots.items()}
+    files.write(path, _arrays(model, slots), description)
 
 
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+def save_weights(model, path) -> None:
+    """Write the weights and moving averages alone."""
+    files.write(path, _arrays(model, {}), {})
 
 
-def read(path) -> tuple[dict[str, np.ndarray], dict]:
-    """Return the arrays and the description of a file, or raise a ValueError that says what is wrong."""
-    from safetensors import SafetensorError, safe_open
+def load_weights(model, path) -> None:
+    """Read weights into a model of the same architecture."""
+    _set_weights(model, path, files.read(path)[0])
 
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no file {path}")
-    try:
-        with safe_open(path, framework="numpy") as file:
-            metadata = file.metadata() or {}
-            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except SafetensorError as error:
-        raise ValueError(f"{path} is not a whole safetensors file: {error}") from None
-    if "nnx" not in metadata:
-        raise ValueError(f"{path} holds tensors, but was not saved by nnx: it has no description of a model")
-    if int(metadata.get("format", 0)) > FORMAT:
-        raise ValueError(
-            f"{path} has format {metadata['format']}, this nnx reads up to {FORMAT}: install a newer nnx-engine"
-        )
-    return arrays, json.loads(metadata["nnx"])
+
+def check_description(path, description: dict) -> None:
+    """Raise a ValueError unless the file describes a whole model."""
+    if "network" not in description:
+        raise ValueError(f"{path} holds weights only: make the model and call model.load_weights(path)")
+
+
+def restore(model, path, arrays: dict[str, np.ndarray], description: dict) -> None:
+    """Give a new model the shape, the weights and the optimizer that a file holds."""
+    if description["input_shape"] is not None:
+        model.build(description["input_shape"])
+    if compiled := description.get("compiled"):
+        model.compile(**{name: decode(value) for name, value in compiled.items()})
+        model.step = description["step"]
+    if not model.built:
+        return
+    _set_weights(model, path, arrays)
+    names = model.optimizer.slots if model.optimizer is not None else ()
+    paths = tree.paths(model.params)
+    saved = [[_key(f"slots/{name}", p) for p in paths] for name in names]
+    if saved and all(key in arrays for keys in saved for key in keys):
+        slots = [tree.from_paths(paths, [arrays[key] for key in keys]) for keys in saved]
+        model.set_slots(slots)
+
+
+def _key(kind: str, path) -> str:
+    return "/".join((kind, *path))
+
+
+def _arrays(model, slots) -> dict[str, np.ndarray]:
+    """Return the arrays of a model on the host, each under its path."""
+    trees = {"params": model.params, "state": model.state, **slots}
+    with model.backend.scope(model.dtype):
+        return {
+            _key(kind, path): model.backend.to_numpy(tree.at(arrays, path))
+            for kind, arrays in trees.items()
+            for path in tree.paths(arrays)
+        }
+
+
+def _set_weights(model, path, arrays) -> None:
+    expected = [_key(kind, p) for kind, p in model.weight_paths()]
+    found = [name for name in arrays if name.split("/")[0] in WEIGHTS]
+    if different := set(expected) ^ set(found):
+        raise ValueError(f"{path} does not fit this model: they differ in {', '.join(sorted(different))}")
+    model.set_weights([arrays[name] for name in expected])

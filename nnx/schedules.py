@@ -8,6 +8,7 @@ a reason to compile again.
 import bisect
 import math
 from collections.abc import Callable
+from typing import Any
 
 from nnx.registry import REGISTRIES, Configurable
 
@@ -227,6 +228,6 @@ class OneCycle(LearningRateSchedule):
         return self.max_learning_rate * factor
 
 
-def rate_at(rate, step: int) -> float:
+def rate_at(rate: Any, step: int) -> float:
     """Return a learning rate, a number or any function of the step, at one step."""
     return float(rate(step)) if callable(rate) else float(rate)

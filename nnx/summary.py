@@ -61,7 +61,7 @@ def _count(arrays) -> int:
     return sum(math.prod(leaf.shape) for leaf in tree.leaves(arrays) if hasattr(leaf, "shape"))
 
 
-def _bytes(count: int) -> str:
+def _bytes(count: float) -> str:
     for unit in ("B", "KiB", "MiB"):
         if count < 1024:
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"

@@ -184,12 +184,12 @@ def fuse(network: Layer, loss: Loss) -> tuple[Layer, Loss, activations.Activatio
     Returns the network, the loss, and the activation that turns the network's output into the
     model's (linear if nothing was taken out).
     """
-    last = network.layers[-1] if isinstance(network, Chain) and network.layers else None
-    activation = getattr(last, "activation", None)
-    fuses = activation is not None and type(activation).__name__.lower() == loss.fused_activation
-    if not fuses or loss.from_logits:
-        return network, loss, activations.linear
-    return network.with_last(last.without_activation()), loss.with_logits(), activation
+    if isinstance(network, Chain) and network.layers and not loss.from_logits:
+        last = network.layers[-1]
+        activation = getattr(last, "activation", activations.linear)
+        if type(activation).__name__.lower() == loss.fused_activation:
+            return network.with_last(last.without_activation()), loss.with_logits(), activation
+    return network, loss, activations.linear
 
 
 class Interrupt:

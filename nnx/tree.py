@@ -22,7 +22,7 @@ def leaves(tree) -> list:
     return [leaf for key in sorted(tree) for leaf in leaves(tree[key])]
 
 
-def rebuild(like, values):
+def rebuild(like, values) -> Any:
     """Return a tree shaped as `like` whose leaves are taken from the iterable `values`.
 
     >>> rebuild({"b": 0, "a": 0}, [1, 2])
@@ -37,7 +37,7 @@ def _rebuild(like, values):
     return {key: _rebuild(like[key], values) for key in sorted(like)}
 
 
-def map(function, tree, *others):
+def map(function, tree, *others) -> Any:
     """Return a tree of `function(leaf, *leaves of the others at the same path)`.
 
     >>> map(lambda a, b: a + b, {"x": 1, "y": {"z": 2}}, {"x": 10, "y": {"z": 20}})
@@ -59,7 +59,7 @@ def paths(tree, prefix=()) -> list[tuple[str, ...]]:
     return [path for key in tree for path in paths(tree[key], (*prefix, key))]
 
 
-def at(tree, path):
+def at(tree, path) -> Any:
     """Return the part of `tree` at `path`."""
     for key in path:
         tree = tree[key]
@@ -81,6 +81,6 @@ def from_paths(paths, values) -> Tree:
     return tree
 
 
-def copy(tree):
+def copy(tree) -> Any:
     """Return new dicts that hold the same arrays."""
     return map(lambda leaf: leaf, tree)

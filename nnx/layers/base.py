@@ -77,7 +77,7 @@ class Layer(Configurable):
     def without_activation(self) -> "Layer":
         """Return the same layer, weights included, with no activation."""
         changed = copy.copy(self)
-        changed.activation = activations.linear
+        vars(changed)["activation"] = activations.linear
         return changed
 
     def flops(self, in_shape: Shape) -> int:

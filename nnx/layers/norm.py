@@ -70,7 +70,7 @@ class BatchNormalization(Layer):
                 f"BatchNormalization: axis {self.axis} names no feature axis of input of shape "
                 f"{describe_shape(in_shape)}"
             )
-        return ((None, *in_shape)[self.axis],)
+        return ((0, *in_shape)[self.axis],)
 
     def init(self, rng, in_shape):
         features, params = self._features(in_shape), {}

@@ -1,0 +1,46 @@
+"""Fixtures that run a test on every backend present; one that is missing is a counted skip."""
+
+import os
+
+import pytest
+from hypothesis import settings
+
+import nnx
+
+BACKENDS = ("numpy", "jax", "array_api_strict", "cupy")
+
+# The same examples every time: a red run can be repeated.
+settings.register_profile("nnx", deadline=None, derandomize=True, max_examples=8)
+settings.load_profile("nnx")
+
+
+def usable_or_skip(name: str) -> nnx.Backend:
+    """Return the backend of this name, or skip the test with the reason it cannot run."""
+    try:
+        return nnx.as_backend(name)
+    except nnx.BackendError as error:
+        pytest.skip(f"{name}: {error}")
+
+
+@pytest.fixture(params=BACKENDS)
+def any_backend(request):
+    """Each backend in turn, in its natural precision."""
+    found = usable_or_skip(request.param)
+    with nnx.use_backend(found):
+        yield found
+
+
+@pytest.fixture
+def backend(any_backend):
+    """Each backend in turn, ready to compute in float64."""
+    with any_backend.scope("float64"):
+        yield any_backend
+
+
+@pytest.fixture(autouse=True)
+def _clean_choice(monkeypatch):
+    """No test inherits a choice of backend from the environment or from another test."""
+    if "NNX_BACKEND" in os.environ:
+        monkeypatch.delenv("NNX_BACKEND")
+    with nnx.use_backend("numpy"):
+        yield
