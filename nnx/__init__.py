@@ -12,6 +12,7 @@ from nnx import (
     registry,
     regularizers,
     schedules,
+    tree,
     utils,
 )
 from nnx.backend import (
@@ -61,6 +62,7 @@ __all__ = [
     "regularizers",
     "schedules",
     "set_backend",
+    "tree",
     "use_backend",
     "utils",
 ]

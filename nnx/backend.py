@@ -113,7 +113,7 @@ class Backend:
         def run(carry, rows, data, start, stop):
             totals = None
             for i in range(start, stop):
-                row = {name: values[i] for name, values in rows.items()}
+                row = {name: v[i] if isinstance(v, list) else v[i, ...] for name, v in rows.items()}
                 carry, metrics = step(carry, row, data)
                 totals = metrics if totals is None else tree.map(lambda a, b: a + b, totals, metrics)
             return carry, totals

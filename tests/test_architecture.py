@@ -1,0 +1,86 @@
+"""What may know what: the engine no array library, nnx/ no backend, `import nnx` nothing heavy."""
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+LIBRARIES = {"numpy", "cupy", "cupyx", "jax", "jaxlib", "array_api_compat", "scipy", "torch"}
+# Modules that work on the host, before and after the step.
+HOST = {
+    "backend", "data", "datasets", "files", "functional", "initializers", "metrics", "model", "plot", "random",
+    "saving", "targets", "testing", "training", "utils", "__main__",
+}  # fmt: skip
+
+
+def imported(path: Path) -> set[str]:
+    """Return the top-level names of all modules that a file imports, and `nnx.backends`."""
+    found = {"nnx.backends"} if re.search(r"^\s*(from|import) nnx\.backends", path.read_text(), re.M) else set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found.add((node.module or "").split(".")[0] if not node.level else ".")
+    return found
+
+
+ENGINE = sorted(
+    p
+    for p in (ROOT / "nnx").rglob("*.py")
+    if p.relative_to(ROOT / "nnx").with_suffix("").as_posix() not in HOST
+)
+
+
+def test_there_is_an_engine():
+    names = {path.name for path in ENGINE}
+    assert {
+        "losses.py",
+        "optimizers.py",
+        "kernels.py",
+        "activations.py",
+        "dense.py",
+        "norm.py",
+        "context.py",
+    } <= names
+
+
+@pytest.mark.parametrize("path", ENGINE, ids=lambda p: p.relative_to(ROOT).as_posix())
+def test_engine_knows_no_array_library(path):
+    assert not imported(path) & LIBRARIES
+
+
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "nnx").rglob("*.py")), ids=lambda p: p.relative_to(ROOT).as_posix()
+)
+def test_nnx_imports_no_backend_and_no_accelerated_library(path):
+    assert not imported(path) & ((LIBRARIES | {"nnx.backends"}) - {"numpy"})
+
+
+@pytest.mark.parametrize("path", ENGINE, ids=lambda p: p.relative_to(ROOT).as_posix())
+def test_engine_never_asks_which_backend(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Compare):
+            text = ast.unparse(node)
+            assert not any(f"'{name}'" in text for name in ("numpy", "jax", "cupy")), text
+
+
+def test_import_nnx_loads_nothing_heavy():
+    code = "import sys, nnx; print(*sorted({name.split('.')[0] for name in sys.modules}))"
+    loaded = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    ).stdout.split()
+    assert "nnx" in loaded
+    assert not {"sklearn", "matplotlib", "jax", "cupy", "scipy", "pandas", "tqdm", "safetensors"} & set(
+        loaded
+    )
+
+
+def test_importing_writes_no_file_and_needs_no_home(tmp_path):
+    code = "import nnx; nnx.Sequential([nnx.layers.Dense(2, input_shape=(3,))], seed=0).predict([[1, 2, 3]])"
+    env = {"HOME": str(tmp_path), "PATH": "/usr/bin:/bin", "PYTHONDONTWRITEBYTECODE": "1"}
+    subprocess.run([sys.executable, "-c", code], check=True, env=env, cwd=tmp_path)
+    assert list(tmp_path.iterdir()) == []
