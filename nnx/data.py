@@ -50,9 +50,9 @@ def as_features(x, in_shape: Shape | None, dtype: str, what: str = "X") -> np.nd
             f"{what} must have one row a sample, shape {expected}, got shape {x.shape}: use {what}.reshape(-1, 1) "
             f"for one feature, {what}.reshape(1, -1) for one sample"
         )
-    x = np.ascontiguousarray(x, dtype=dtype)
     # The sum is finite only if everything is; it takes no memory. Look closer only if it is not.
     with np.errstate(over="ignore", invalid="ignore"):
+        x = np.ascontiguousarray(x, dtype=dtype)
         suspicious = not np.isfinite(np.sum(x))
     if suspicious and not (finite := np.isfinite(x)).all():
         place = tuple(int(i) for i in np.argwhere(~finite)[0])
@@ -65,7 +65,7 @@ def as_features(x, in_shape: Shape | None, dtype: str, what: str = "X") -> np.nd
 
 def _wrong_shape(shape, in_shape, what):
     message = f"the model expects {what} of shape {describe_shape(in_shape)}, got {shape}"
-    if len(shape) == len(in_shape) and shape == in_shape:
+    if shape == in_shape:
         return f"{message}: for one sample use {what}[None]"
     if len(shape) == len(in_shape) + 1:
         return f"{message}: it was built for {describe_features(in_shape)}"
@@ -151,8 +151,10 @@ def check_batch_size(batch_size) -> int:
 
 
 def is_stream(x) -> bool:
-    """Whether `x` is an iterable of batches, and no array, list or frame."""
-    return isinstance(x, Iterable) and not hasattr(x, "shape") and not isinstance(x, (list, tuple, str))
+    """Whether `x`, given without y, is an iterable of batches: no array, nor a list unless of tuples."""
+    if isinstance(x, (list, tuple)):
+        return len(x) > 0 and isinstance(x[0], tuple)
+    return isinstance(x, Iterable) and not hasattr(x, "shape") and not isinstance(x, str)
 
 
 def as_batch(item) -> tuple[Any, Any, Any]:

@@ -100,10 +100,10 @@ class Configurable:
 
     def get_config(self) -> dict:
         """Return the `__init__` arguments as plain data: numbers, strings, lists and dicts."""
-        return {name: encode(getattr(self, name)) for name in _init_arguments(type(self))}
+        return {name: encode(getattr(self, name)) for name in init_arguments(type(self))}
 
     def __repr__(self):
-        defaults = _init_arguments(type(self))
+        defaults = init_arguments(type(self))
         shown = {name: getattr(self, name, None) for name in defaults}
         changed = [f"{name}={value!r}" for name, value in shown.items() if _differs(value, defaults[name])]
         return f"{type(self).__name__}({', '.join(changed)})"
@@ -125,7 +125,7 @@ def register(cls):
     return cls
 
 
-def _init_arguments(cls) -> dict[str, Any]:
+def init_arguments(cls) -> dict[str, Any]:
     """Return the arguments of `cls.__init__` and their defaults, those of `**settings` included."""
     arguments: dict[str, Any] = {}
     for owner in cls.__mro__:

@@ -6,6 +6,8 @@ two of three backends. So each loss has its targets checked and brought into sha
 
 import numpy as np
 
+from nnx.layers.base import describe_shape
+
 
 def as_numbers(y) -> np.ndarray:
     """Return targets as a host array of numbers, or raise a ValueError that says how to get one."""
@@ -14,7 +16,7 @@ def as_numbers(y) -> np.ndarray:
         try:
             return y.astype(np.float64)
         except (TypeError, ValueError):
-            example = np.ravel(y)[0]
+            example = str(np.ravel(y)[0])
             raise ValueError(
                 f"y must be numbers, got labels such as {example!r}: number them first, for example with "
                 f"classes, y = np.unique(y, return_inverse=True)"
@@ -53,7 +55,7 @@ def check_one_hot(y, out_shape) -> np.ndarray:
     y = as_numbers(y)
     if y.shape[1:] != tuple(out_shape) and (y.ndim == 1 or y.shape[1:] == (1,)):
         raise ValueError(
-            f"categorical_crossentropy expects one column for each class, shape {_batch(out_shape)}, got y of "
+            f"categorical_crossentropy expects one column for each class, shape {describe_shape(out_shape)}, got y of "
             f"shape {y.shape}: use loss='sparse_categorical_crossentropy' for class numbers, or "
             f"nnx.utils.to_categorical(y)"
         )
@@ -73,7 +75,7 @@ def check_classes(y, out_shape) -> np.ndarray:
             else ""
         )
         raise ValueError(
-            f"expected class numbers of shape {_batch(out_shape[:-1])}, got y of shape {y.shape}{hint}"
+            f"expected class numbers of shape {describe_shape(out_shape[:-1])}, got y of shape {y.shape}{hint}"
         )
     wrong = ~((y >= 0) & (y < classes) & (y == np.floor(y)))
     if wrong.any():
@@ -92,10 +94,6 @@ def _fit_shape(y: np.ndarray, out_shape) -> np.ndarray:
     if y.size == np.prod(wanted) and 1 in (*y.shape[1:], *out_shape, y.ndim):
         return y.reshape(wanted)  # (batch,) for an output of (batch, 1), or the reverse
     raise ValueError(
-        f"the model's output has shape {_batch(out_shape)}, got y of shape {y.shape}: give y the same shape, "
+        f"the model's output has shape {describe_shape(out_shape)}, got y of shape {y.shape}: give y the same shape, "
         f"or the last layer as many units as y has columns"
     )
-
-
-def _batch(shape) -> str:
-    return f"({', '.join(['batch', *map(str, shape)])})"

@@ -16,7 +16,7 @@ from typing import Any
 from nnx import activations, regularizers
 from nnx.context import Context
 from nnx.random import generator
-from nnx.registry import REGISTRIES, Configurable
+from nnx.registry import REGISTRIES, Configurable, init_arguments, suggest
 from nnx.tree import Tree
 
 register = REGISTRIES["layer"].register
@@ -40,7 +40,13 @@ class Layer(Configurable):
 
     kind = "layer"
 
-    def __init__(self, name: str | None = None, input_shape=None):
+    def __init__(self, name: str | None = None, input_shape=None, **unknown):
+        if unknown:
+            raise TypeError(
+                suggest(f"argument of {type(self).__name__}", next(iter(unknown)), init_arguments(type(self)))
+            )
+        if name is not None and "/" in name:
+            raise ValueError(f"a layer's name must not contain '/', got {name!r}")
         self.name = name
         self.input_shape = None if input_shape is None else _as_shape(self, input_shape)
 
@@ -127,7 +133,7 @@ def expect_features(layer: Layer, in_shape: Shape) -> None:
 
 def describe_shape(shape: Shape) -> str:
     """Return the shape of a batch of such samples as text: `(batch, 28, 28)`."""
-    return f"({', '.join(['batch', *map(str, shape)])})"
+    return f"(batch, {', '.join(map(str, shape))})" if shape else "(batch,)"
 
 
 def _as_shape(layer: Layer, shape) -> Shape:
