@@ -185,5 +185,5 @@ def decode(value) -> Any:
     positional: list[Any] = []
     for p in list(inspect.signature(cls.__init__).parameters.values())[1:]:
         if p.kind is p.VAR_POSITIONAL:
-            positional = config.pop(p.name)
+            positional = config.pop(p.name, [])
     return cls(*positional, **config)

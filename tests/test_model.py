@@ -300,9 +300,9 @@ def test_summary(capsys):
     printed = capsys.readouterr().out
     lines = printed.splitlines()
     assert len({len(line) for line in lines[:6]}) == 1
-    assert ["dense (Dense)", "(batch, 8)", "40", "72", "32 B"] == [
+    assert [
         c.strip() for c in lines[2].split("  ") if c.strip()
-    ]
+    ] == ["dense (Dense)", "(batch, 8)", "40", "72", "32 B"]
     assert "Parameters 144 (128 trained, 16 moving averages), 576 B" in printed
 
 

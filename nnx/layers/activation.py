@@ -33,8 +33,8 @@ class _Named(Activation):
 
     function = "linear"
 
-    def __init__(self, **settings):
-        super().__init__(self.function, **settings)
+    def __init__(self, name: str | None = None, input_shape=None):
+        super().__init__(self.function, name=name, input_shape=input_shape)
 
 
 @register("linear")
@@ -67,8 +67,8 @@ class ReLU(_Named):
 class LeakyReLU(Activation):
     """y = x where x > 0, else negative_slope * x."""
 
-    def __init__(self, negative_slope: float = 0.3, **settings):
-        super().__init__(activations.LeakyReLU(negative_slope), **settings)
+    def __init__(self, negative_slope: float = 0.3, name: str | None = None, input_shape=None):
+        super().__init__(activations.LeakyReLU(negative_slope), name=name, input_shape=input_shape)
         self.negative_slope = negative_slope
 
 
@@ -76,8 +76,8 @@ class LeakyReLU(Activation):
 class ELU(Activation):
     """y = x where x > 0, else alpha * (exp(x) - 1)."""
 
-    def __init__(self, alpha: float = 1.0, **settings):
-        super().__init__(activations.ELU(alpha), **settings)
+    def __init__(self, alpha: float = 1.0, name: str | None = None, input_shape=None):
+        super().__init__(activations.ELU(alpha), name=name, input_shape=input_shape)
         self.alpha = alpha
 
 
@@ -92,8 +92,8 @@ class SELU(_Named):
 class GELU(Activation):
     """y = x * Phi(x), exactly or by the tanh approximation."""
 
-    def __init__(self, approximate: bool = False, **settings):
-        super().__init__(activations.GELU(approximate), **settings)
+    def __init__(self, approximate: bool = False, name: str | None = None, input_shape=None):
+        super().__init__(activations.GELU(approximate), name=name, input_shape=input_shape)
         self.approximate = approximate
 
 

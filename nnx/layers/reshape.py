@@ -67,8 +67,8 @@ class Flatten(Reshape):
     array([[1., 2., 3., 4.]], dtype=float32)
     """
 
-    def __init__(self, **settings):
-        super().__init__((-1,), **settings)
+    def __init__(self, name: str | None = None, input_shape=None):
+        super().__init__((-1,), name=name, input_shape=input_shape)
 
     def out_shape(self, in_shape):
         return (size(in_shape),)
