@@ -1,0 +1,273 @@
+"""Pictures: what is drawn, where, and that nothing else is touched."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+import nnx
+from nnx import plot
+
+matplotlib = pytest.importorskip("matplotlib")
+matplotlib.use("Agg")
+pyplot = pytest.importorskip("matplotlib.pyplot")
+
+HISTORY = {
+    "loss": [3.0, 2.0, 1.0],
+    "val_loss": [3.0, 1.5, 2.5],
+    "acc": [0.1, 0.2, 0.3],
+    "val_acc": [0, 0.4, 0.1],
+}
+
+
+@pytest.fixture(autouse=True)
+def close_figures():
+    yield
+    pyplot.close("all")
+
+
+def legend_of(ax):
+    return [text.get_text() for text in ax.get_legend().get_texts()]
+
+
+def cells_of(ax):
+    return [text.get_text() for text in ax.texts]
+
+
+class Halves:
+    """Predicts class 1 where the first feature is positive, or three classes by thirds."""
+
+    def __init__(self, classes=2):
+        self.classes = classes
+
+    def predict(self, X):
+        if self.classes == 2:
+            return 1 / (1 + np.exp(-5 * X[:, :1]))
+        scores = np.exp(-5 * (X[:, :1] - np.array([-1, 0, 1])) ** 2)
+        return scores / scores.sum(axis=1, keepdims=True)
+
+
+PLANE = np.array([[-1.0, 0], [-1, 1], [0, 0], [0, 1], [1, 0], [1, 1]])
+DRAWINGS = {
+    "learning_curves": lambda **to: plot.learning_curves(HISTORY, **to),
+    "confusion_matrix": lambda **to: plot.confusion_matrix([0, 1, 1], [0, 1, 0], **to),
+    "decision_boundary": lambda **to: plot.decision_boundary(Halves(), PLANE, [0, 0, 0, 1, 1, 1], **to),
+    "predicted_against_true": lambda **to: plot.predicted_against_true([1, 2, 3], [1, 2, 2], **to),
+}
+
+
+@pytest.mark.parametrize("draw", DRAWINGS.values(), ids=DRAWINGS)
+def test_draws_into_the_axes_it_is_given_and_returns_them(draw):
+    _, (left, right) = pyplot.subplots(1, 2)
+    current, settings = pyplot.gcf(), dict(matplotlib.rcParams)
+    assert draw(ax=left) is left
+    assert left.has_data()
+    assert left.get_xlabel()
+    assert left.get_ylabel()
+    assert left.get_title()
+    assert not right.has_data()
+    assert not right.get_title()
+    assert pyplot.get_fignums() == [current.number]
+    assert dict(matplotlib.rcParams) == settings
+
+
+@pytest.mark.parametrize("draw", DRAWINGS.values(), ids=DRAWINGS)
+def test_makes_a_figure_of_its_own_and_closes_none(draw, tmp_path):
+    mine = pyplot.figure()
+    ax = draw()
+    assert ax.figure is not mine
+    assert len(pyplot.get_fignums()) == 2
+    ax.figure.savefig(tmp_path / "picture.png")
+    assert (tmp_path / "picture.png").stat().st_size > 1000
+
+
+def test_learning_curves():
+    ax = plot.learning_curves(HISTORY)
+    training, validation, _, best = ax.get_lines()
+    assert training.get_xdata().tolist() == [1, 2, 3]
+    assert validation.get_ydata().tolist() == [3.0, 1.5, 2.5]
+    assert (best.get_xdata(), best.get_ydata()) == ([2], [1.5])
+    assert legend_of(ax) == ["training", "validation", "best: 1.5 in epoch 2"]
+
+
+def test_learning_curves_of_a_score_mark_the_highest():
+    assert legend_of(plot.learning_curves(HISTORY, "acc"))[-1] == "best: 0.4 in epoch 2"
+
+
+def test_learning_curves_of_what_fit_returns():
+    X = np.random.default_rng(0).standard_normal((12, 2))
+    model = nnx.Sequential([nnx.layers.Dense(1)], seed=0)
+    model.compile("sgd", "mse")
+    history = model.fit(X, X[:, 0], epochs=5, initial_epoch=2, validation_split=0.25, verbose=0)
+    training, validation, *_ = plot.learning_curves(history).get_lines()
+    assert training.get_xdata().tolist() == validation.get_xdata().tolist() == [3, 4, 5]
+    assert training.get_ydata().tolist() == history.history["loss"]
+
+
+def test_learning_curves_of_training_alone():
+    ax = plot.learning_curves({"loss": [2.0, 1.0]})
+    assert legend_of(ax) == ["training"]
+
+
+def test_learning_curves_with_validation_every_other_epoch():
+    ax = plot.learning_curves({"loss": [5.0, 4, 3, 2, 1], "val_loss": [4.0, 2.0]})
+    assert ax.get_lines()[1].get_xdata().tolist() == [2, 4]
+
+
+def test_learning_curves_of_a_run_that_diverged():
+    ax = plot.learning_curves({"loss": [1.0, np.nan], "val_loss": [np.nan, np.nan]})
+    assert legend_of(ax) == ["training", "validation"]
+
+
+def test_learning_curves_say_what_the_history_has():
+    with pytest.raises(ValueError, match=r"no 'accuracy'. It has: loss, acc$"):
+        plot.learning_curves(HISTORY, "accuracy")
+
+
+def test_gallery_has_a_panel_for_each_elementwise_activation():
+    axes = plot.activation_gallery()
+    titles = [ax.get_title() for ax in axes.flat if ax.get_title()]
+    assert titles == [name for name in nnx.activations.names() if "softmax" not in name]
+    assert sum(ax.get_legend() is not None for ax in axes.flat) == 1
+
+
+def test_gallery_draws_function_and_derivative():
+    _, axes = pyplot.subplots(1, 3)
+    assert plot.activation_gallery(["tanh", "gelu"], axes=axes) is axes
+    for ax, name in zip(axes, ["tanh", "gelu"], strict=False):
+        function, slope = ax.get_lines()[-2:]
+        x, y = function.get_data()
+        assert y == pytest.approx(nnx.activations.get(name)(x), abs=1e-6)
+        assert slope.get_ydata() == pytest.approx(np.gradient(y, x), abs=0.02)
+    assert not axes[2].axison
+    assert len(pyplot.get_fignums()) == 1
+
+
+def test_gallery_takes_one_activation_with_settings_and_one_panel():
+    ax = pyplot.figure().add_subplot()
+    plot.activation_gallery([nnx.activations.LeakyReLU(0.5)], axes=ax)
+    assert ax.get_lines()[-2].get_ydata()[0] == pytest.approx(-2)
+    assert legend_of(ax) == ["function", "derivative"]
+
+
+def test_gallery_refuses_too_few_axes_and_softmax():
+    with pytest.raises(ValueError, match="2 activations need as many axes, got 1"):
+        plot.activation_gallery(["relu", "tanh"], axes=pyplot.figure().add_subplot())
+    with pytest.raises(ValueError, match="along an axis"):
+        plot.activation_gallery(["softmax"])
+
+
+def test_confusion_matrix_counts():
+    ax = plot.confusion_matrix([0, 0, 1, 1, 1], [0, 1, 1, 1, 1])
+    assert cells_of(ax) == ["1", "1", "0", "3"]
+    assert (ax.get_xlabel(), ax.get_ylabel()) == ("predicted class", "true class")
+    assert ax.get_title() == "80.0% of 5 right"
+
+
+@pytest.mark.parametrize(
+    ("y_true", "y_pred"),
+    [
+        ([0, 1, 2, 2], [0, 1, 1, 2]),
+        (np.eye(3)[[0, 1, 2, 2]], [[0.9, 0.1, 0], [0, 1, 0], [0.1, 0.8, 0.1], [0, 0, 1]]),
+        ([0.0, 1.0, 2.0, 2.0], np.array([[0], [1], [1], [2]])),
+        (["a", "b", "c", "c"], ["a", "b", "b", "c"]),
+    ],
+    ids=["numbers", "one-hot and probabilities", "columns", "text"],
+)
+def test_confusion_matrix_takes_labels_in_any_form(y_true, y_pred):
+    assert cells_of(plot.confusion_matrix(y_true, y_pred)) == ["1", "0", "0", "0", "1", "0", "0", "1", "1"]
+
+
+def test_confusion_matrix_of_probabilities_of_two_classes():
+    assert cells_of(plot.confusion_matrix([0, 1, 1], [[0.2], [0.7], [0.4]])) == ["1", "0", "1", "1"]
+
+
+def test_confusion_matrix_has_a_row_for_a_named_class_that_never_occurs():
+    ax = plot.confusion_matrix([0, 2], [0, 2], class_names=["setosa", "versicolor", "virginica"])
+    assert len(cells_of(ax)) == 9
+    assert [text.get_text() for text in ax.get_yticklabels()] == ["setosa", "versicolor", "virginica"]
+
+
+def test_confusion_matrix_can_be_read_on_dark_and_light_cells():
+    ax = plot.confusion_matrix([[90, 2], [0, 3]])
+    for text, shade in zip(ax.texts, ax.images[0].to_rgba([90, 2, 0, 3]), strict=True):
+        letter = np.array(matplotlib.colors.to_rgb(text.get_color()))
+        assert abs(letter.mean() - shade[:3].mean()) > 0.35
+
+
+def test_confusion_matrix_refuses_what_does_not_fit():
+    with pytest.raises(ValueError, match=r"square matrix of counts.*\(2, 3\)"):
+        plot.confusion_matrix(np.zeros((2, 3)))
+    with pytest.raises(ValueError, match="3 samples, y_pred has 2"):
+        plot.confusion_matrix([0, 1, 1], [0, 1])
+    with pytest.raises(ValueError, match="class_names has 1 names, the matrix has 2 classes"):
+        plot.confusion_matrix([0, 1], [0, 1], class_names=["one"])
+
+
+def test_decision_boundary_of_two_classes_is_one_line_where_both_are_equal():
+    ax = plot.decision_boundary(Halves(), PLANE, np.array([0, 0, 0, 1, 1, 1]))
+    (image,) = ax.images
+    left, right = image.get_array()[100, 0], image.get_array()[100, -1]
+    assert left[2] > left[0]  # class 0 is blue
+    assert right[0] > right[2]  # class 1 is orange
+    lines, *points = ax.collections
+    assert lines.get_paths()[0].vertices[:, 0] == pytest.approx(0, abs=1e-6)
+    assert [len(group.get_offsets()) for group in points] == [3, 3]
+    assert legend_of(ax) == ["class 0", "class 1"]
+
+
+def test_decision_boundary_of_several_classes():
+    ax = plot.decision_boundary(Halves(3), PLANE, np.eye(3)[[0, 0, 1, 1, 2, 2]])
+    assert len(ax.collections) == 3 + 3  # lines around each class, samples of each
+    assert legend_of(ax) == ["class 0", "class 1", "class 2"]
+
+
+def test_decision_boundary_of_a_model_and_a_data_frame_like_input():
+    class Frame:
+        columns = ("length in cm", "width in cm")
+
+        def __array__(self, dtype=None, copy=None):
+            return PLANE
+
+    model = nnx.Sequential([nnx.layers.Dense(1, "sigmoid", input_shape=(2,))], seed=0)
+    ax = plot.decision_boundary(model, Frame(), [0, 1, 0, 1, 0, 1])
+    assert (ax.get_xlabel(), ax.get_ylabel()) == Frame.columns
+
+
+def test_decision_boundary_refuses_labels_the_model_does_not_have():
+    with pytest.raises(ValueError, match=r"class numbers from 0 to 1, as the model has, got \[0 1 2\]"):
+        plot.decision_boundary(Halves(), PLANE, [0, 1, 2, 0, 1, 2])
+
+
+def test_decision_boundary_needs_two_features():
+    with pytest.raises(ValueError, match=r"X must have shape \(samples, 2\), got \(4, 3\)"):
+        plot.decision_boundary(Halves(), np.zeros((4, 3)), [0, 1, 0, 1])
+
+
+def test_predicted_against_true():
+    pytest.importorskip("sklearn")
+    y_true, y_pred = [1.0, 2.0, 3.0, 4.0], [[1.5], [2.0], [2.5], [4.5]]
+    ax = plot.predicted_against_true(y_true, y_pred, unit="kg")
+    (line,) = ax.get_lines()
+    assert line.get_slope() == 1
+    assert ax.collections[0].get_offsets().tolist() == [[1, 1.5], [2, 2], [3, 2.5], [4, 4.5]]
+    numbers = nnx.metrics.regression_metrics(y_true, y_pred)
+    assert ax.get_title() == f"R² = {numbers['r2']:.3f}, RMSE = {numbers['rmse']:.4g} kg"
+    assert ax.get_xlabel() == "true value (kg)"
+
+
+def test_predicted_against_true_refuses_what_does_not_fit():
+    with pytest.raises(ValueError, match="y_true has 3 values, y_pred has 2"):
+        plot.predicted_against_true([1, 2, 3], [1, 2])
+
+
+def test_without_matplotlib_it_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(ImportError, match=r"pip install 'nnx-engine\[plot\]'"):
+        plot.learning_curves(HISTORY)
+
+
+def test_importing_nnx_and_its_plot_does_not_import_matplotlib():
+    program = "import sys, nnx, nnx.plot; sys.exit('matplotlib' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
