@@ -1,0 +1,138 @@
+"""The tutorials run on every backend and find what they say they find."""
+
+import importlib
+import math
+import runpy
+from pathlib import Path
+
+import pytest
+
+import nnx
+
+DOCS = Path(__file__).parents[1] / "docs"
+
+
+@pytest.fixture(params=["numpy", "jax"])
+def backend(request):
+    if not nnx.available_backends()[request.param].usable:
+        pytest.skip(f"{request.param} is not installed")
+    with nnx.use_backend(request.param) as backend:
+        yield backend
+
+
+@pytest.fixture
+def picture(tmp_path):
+    pytest.importorskip("matplotlib").use("Agg")
+    yield tmp_path / "new folder" / "picture.png"
+    importlib.import_module("matplotlib.pyplot").close("all")
+
+
+def main_of(name):
+    """Return the `main` of a program of docs/, which runs nothing when it is imported."""
+    return runpy.run_path(str(DOCS / name))["main"]
+
+
+def test_neuron(backend):
+    result = main_of("tutorials/01_neuron.py")()
+    z = 0.5 * 0.2 - 0.6 * 0.3 + 0.3 * 0.4 + 0.1
+    y = 1 / (1 + math.exp(-z))
+    expected = {
+        "y": [y],
+        "dy/dw": [y * (1 - y) * x for x in (0.2, 0.3, 0.4)],
+        "dy/db": [y * (1 - y)],
+        "dy/dx": [y * (1 - y) * w for w in (0.5, -0.6, 0.3)],
+    }
+    assert set(result["found"]) == set(expected)
+    for name, values in expected.items():
+        assert result["found"][name] == pytest.approx(values, abs=1e-6), name
+        assert result["by_hand"][name] == pytest.approx(values, abs=1e-12), name
+
+
+def test_xor(backend):
+    result = main_of("tutorials/02_xor.py")()
+    assert result["right"] == 4
+    assert result["outputs"] == pytest.approx([0, 1, 1, 0], abs=0.1)
+
+
+def test_iris(backend, picture):
+    pytest.importorskip("sklearn")
+    result = main_of("tutorials/03_iris.py")(picture)
+    assert result["accuracy"] >= 0.9667
+    assert len(result["loss"]) == 500
+    assert result["loss"][-1] < 0.2 < 1 < result["loss"][0]
+    assert picture.stat().st_size > 1000
+
+
+def test_two_conditions(backend, capsys):
+    result = main_of("tutorials/04_two_conditions.py")()
+    assert result["epochs"] == 100
+    assert result["loss"] < 0.05
+    assert result["val_accuracy"] >= 0.85
+    assert capsys.readouterr().out.count("validation loss") == 10
+
+
+def test_grid_search(backend, capsys):
+    pytest.importorskip("sklearn")
+    # Each network is compiled anew by JAX: there a small grid.
+    grid = {} if backend.name == "numpy" else {"learning_rates": (0.001, 0.1), "hidden_units": (8,)}
+    result = main_of("tutorials/05_grid_search.py")(**grid)
+    losses = [row["val_loss"] for row in result["rows"]]
+    assert len(losses) == (18 if backend.name == "numpy" else 4)
+    assert losses == sorted(losses)
+    assert result["best"] == result["rows"][0]
+    assert result["best"]["val_accuracy"] >= 0.9
+    assert result["test_accuracy"] >= 0.9
+    assert capsys.readouterr().out.splitlines()[-1].startswith("best: learning rate 0.1, 8 hidden units")
+
+
+def test_metrics(backend, picture):
+    pytest.importorskip("sklearn")
+    result = main_of("tutorials/06_metrics.py")(picture)
+    half, tenth = result["classification"][0.5], result["classification"][0.1]
+    assert half["accuracy"] >= 0.95
+    assert half["auc"] == tenth["auc"] >= 0.98
+    assert tenth["recall"] >= half["recall"]
+    assert tenth["precision"] <= half["precision"]
+    (tn, fp), (fn, tp) = half["confusion_matrix"]
+    assert half["accuracy"] == pytest.approx((tp + tn) / (tp + tn + fp + fn))
+    assert result["regression"]["r2"] > 0.35
+    assert result["regression"]["rmse"] == pytest.approx(math.sqrt(result["regression"]["mse"]))
+    assert picture.stat().st_size > 1000
+
+
+def test_from_keras(backend, picture, capsys):
+    pytest.importorskip("sklearn")
+    result = main_of("tutorials/07_from_keras.py")(picture)
+    assert result["accuracy"] >= 0.9
+    assert set(result["history"]) == {"loss", "accuracy", "val_loss", "val_accuracy"}
+    assert len(result["history"]["loss"]) <= 100
+    assert "2,755" in capsys.readouterr().out
+    assert picture.stat().st_size > 1000
+
+
+def test_the_keras_program_names_nnx_in_one_line_only():
+    lines = (DOCS / "tutorials/07_from_keras.py").read_text().split('"""')[2].splitlines()
+    assert [line for line in lines if "nnx" in line] == ["import nnx as keras"]
+
+
+def test_activations(backend, picture):
+    values = main_of("tutorials/08_activations.py")(picture)
+    assert set(values) == set(nnx.activations.names())
+    assert values["relu"] == [0, 0, 1]
+    assert values["tanh"] == pytest.approx([math.tanh(x) for x in (-1, 0, 1)], abs=1e-6)
+    assert sum(values["softmax"]) == pytest.approx(1)
+    assert picture.stat().st_size > 1000
+
+
+def test_training_loop(backend):
+    pytest.importorskip("sklearn")
+    result = main_of("training_loop.py")()
+    assert len(result["losses"]) == 100
+    assert result["losses"][-1] < 0.15 < 1 < result["losses"][0]
+    assert result["accuracy"] >= 0.96
+    assert result["state"]  # the moving averages of batch normalisation
+
+
+def test_images_of_the_documentation_are_small():
+    for name in ("activations", "learning_curves", "confusion_matrix"):
+        assert 1000 < (DOCS / "images" / f"{name}.png").stat().st_size < 150_000
