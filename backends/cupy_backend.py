@@ -11,6 +11,19 @@ from .flat import FlatBackend
 REMEDY = "pip install 'nnx-engine[cuda12]' (or cuda13, to match the driver that nvidia-smi shows)"
 
 
+class FusedNamespace:
+    """CuPy as a kernel sees it while `cupy.fuse` traces it: `cupy.astype` refuses traced arrays."""
+
+    def __init__(self, cupy):
+        self._cupy = cupy
+
+    def __getattr__(self, name):
+        return getattr(self._cupy, name)
+
+    def astype(self, x, dtype):
+        return x.astype(dtype)
+
+
 class CupyBackend(FlatBackend):
     """Adapter for CuPy, through array-api-compat, which fills its gaps in the standard."""
 
@@ -58,9 +71,11 @@ class CupyBackend(FlatBackend):
 
     @functools.cache  # noqa: B019 - one backend a process
     def _fused(self, function, names=()):
+        xp = FusedNamespace(self.cupy)
+
         def call(*arguments):
             split = len(arguments) - len(names)
-            return function(self.cupy, *arguments[:split], **dict(zip(names, arguments[split:], strict=True)))
+            return function(xp, *arguments[:split], **dict(zip(names, arguments[split:], strict=True)))
 
         return self.cupy.fuse(call)
 
