@@ -1,5 +1,7 @@
 """nnx: a neural-network engine that trains from one readable source on NumPy, CuPy and JAX."""
 
+import importlib
+
 from nnx import (
     activations,
     callbacks,
@@ -33,6 +35,16 @@ from nnx.model import Model, NotReadyError, Sequential, load
 from nnx.registry import register
 
 __version__ = "0.1.0"
+
+# Modules that are imported when first used: they need packages that nnx itself does not.
+_LAZY = ("datasets", "plot", "testing")
+
+
+def __getattr__(name: str):
+    if name in _LAZY:
+        return importlib.import_module(f"nnx.{name}")
+    raise AttributeError(f"module 'nnx' has no attribute {name!r}")
+
 
 __all__ = [
     "Backend",

@@ -11,6 +11,7 @@ values before it (`with_logits`), in one stable formula: a compiled model does s
 """
 
 import copy
+import math
 from typing import Any
 
 from nnx import activations
@@ -45,6 +46,12 @@ class Loss(Configurable):
         """Return one value for each sample, and the pullback to the output."""
         raise NotImplementedError
 
+    def value_and_grad(self, ctx, target, output):
+        """Return the mean over the samples, a scalar, and its gradient by the output."""
+        values, pullback = self.forward(ctx, target, output)
+        count = math.prod(values.shape)
+        return ctx.xp.mean(values), pullback(ctx.xp.full_like(values, 1 / count))
+
     def with_logits(self) -> "Loss":
         """Return the same loss, to be given the values before the final softmax or sigmoid."""
         fused = copy.copy(self)
@@ -58,10 +65,12 @@ class Loss(Configurable):
     def __call__(self, y_true, y_pred, sample_weight=None):
         """Return the weighted mean, sum(weight * value) / number of values, as a scalar."""
         backend = get_backend()
-        values = evaluate(self, y_true, y_pred)
+        xp, values = backend.xp, evaluate(self, y_true, y_pred)
         if sample_weight is not None:
-            values = values * backend.asarray(sample_weight)
-        return backend.xp.mean(values)
+            weight = xp.astype(backend.asarray(sample_weight), values.dtype)
+            # A weight of a sample counts for each of its values.
+            values = values * xp.reshape(weight, (*weight.shape, *[1] * values.ndim)[: values.ndim])
+        return xp.mean(values)
 
 
 def evaluate(loss: Loss, y_true, y_pred):
@@ -158,8 +167,8 @@ class Poisson(_Pointwise):
 
 
 def _signs(xp, target):
-    """Return labels as -1 and 1; 0 is read as -1."""
-    return xp.where(target > 0, 1.0, -1.0)
+    """Return labels of -1 and 1; 0 is read as -1."""
+    return xp.where(target == 0, -1.0, target)
 
 
 @_registry.register("hinge")
@@ -261,20 +270,15 @@ class BinaryFocalCrossentropy(BinaryCrossentropy):
 
     def _elements(self, xp, target, output):
         entropy, entropy_slope = super()._elements(xp, target, output)
-        p = (
-            activations.sigmoid.forward(xp, output)
-            if self.from_logits
-            else _clip(xp, output, EPSILON, 1 - EPSILON)
-        )
-        wrong = 1.0 - (target * p + (1.0 - target) * (1.0 - p))
+        p = activations.sigmoid.forward(xp, output) if self.from_logits else output
+        wrong = xp.maximum(1.0 - (target * p + (1.0 - target) * (1.0 - p)), 0.0)
         weight = (
             target * self.alpha + (1.0 - target) * (1 - self.alpha) if self.apply_class_balancing else 1.0
         )
 
         def slope():
-            dp = p * (1.0 - p) if self.from_logits else _inside(xp, output, EPSILON, 1 - EPSILON)
-            dwrong = (1.0 - 2.0 * target) * dp
-            dfactor = self.gamma * wrong ** (self.gamma - 1) * dwrong
+            dwrong = (1.0 - 2.0 * target) * (p * (1.0 - p) if self.from_logits else 1.0)
+            dfactor = _power_slope(xp, wrong, self.gamma) * dwrong
             return weight * (dfactor * entropy + wrong**self.gamma * entropy_slope())
 
         return weight * wrong**self.gamma * entropy, slope
@@ -341,7 +345,7 @@ class CategoricalFocalCrossentropy(CategoricalCrossentropy):
         scaled = self.alpha * target
 
         def slope():
-            return scaled * (self.gamma * wrong ** (self.gamma - 1) * p * logs - wrong**self.gamma)
+            return scaled * (_power_slope(xp, wrong, self.gamma) * p * logs - wrong**self.gamma)
 
         return -xp.sum(scaled * wrong**self.gamma * logs, axis=-1), slope
 
@@ -366,16 +370,6 @@ class SparseCategoricalCrossentropy(CategoricalCrossentropy):
         one_hot = ctx.xp.astype(target[..., None] == classes, output.dtype)
         return super().forward(ctx, one_hot, output)
 
-    def _logs(self, xp, output):
-        if self.from_logits:
-            return super()._logs(xp, output)
-        kept = _clip(xp, output, EPSILON, 1 - EPSILON)
-        inside = _inside(xp, output, EPSILON, 1 - EPSILON)
-        # As Keras does: the logarithms of clipped probabilities are taken for logits.
-        logs = xp.log(kept)
-        shares = activations.log_softmax.forward(xp, logs)
-        return shares, lambda d: activations.log_softmax.gradient(xp, d, shares) / kept * inside
-
     def check_target(self, y, out_shape):
         return check_classes(y, out_shape)
 
@@ -387,6 +381,13 @@ def _clip(xp, values, lowest, highest):
 def _inside(xp, values, lowest, highest):
     """Return 1 where values lie between the bounds, else 0: the slope of `_clip`."""
     return xp.astype(values > lowest, values.dtype) * xp.astype(values < highest, values.dtype)
+
+
+def _power_slope(xp, values, power):
+    """Return the slope of values**power, kept finite at 0, where that of powers below 1 is not."""
+    if power < 1:
+        values = xp.maximum(values, EPSILON)
+    return power * values ** (power - 1)
 
 
 class FunctionLoss(Loss):

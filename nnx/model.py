@@ -26,7 +26,7 @@ from nnx.history import History
 from nnx.layers.base import Layer, Shape, run
 from nnx.layers.combine import Chain, as_layer
 from nnx.layers.reshape import Input
-from nnx.random import WEIGHTS, generator, next_seed
+from nnx.random import WEIGHTS, generator, next_seed, step_keys
 from nnx.registry import decode
 from nnx.summary import summary_table
 
@@ -132,11 +132,29 @@ class Model:
         self._built_shape()
         return self._params
 
+    @params.setter
+    def params(self, params):
+        self._params = self.backend.pack(self._checked(params, self.params))
+
     @property
     def state(self):
         """What changes without a gradient, such as moving averages: a tree of arrays."""
         self._built_shape()
         return self._state
+
+    @state.setter
+    def state(self, state):
+        self._state = self._checked(state, self.state)
+
+    @staticmethod
+    def _checked(given, present):
+        """Return `given` if it is a tree of the same paths and shapes as `present`."""
+        shapes = [
+            {path: tuple(tree.at(t, path).shape) for path in tree.paths(t) if path} for t in (given, present)
+        ]
+        if shapes[0] != shapes[1]:
+            raise ValueError(f"expected arrays of shapes {shapes[1]}, got {shapes[0]}")
+        return given
 
     @property
     def output_shape(self) -> Shape:
@@ -171,12 +189,18 @@ class Model:
 
     # The functional core
 
+    def context(self, training: bool = False, state=None, step: int = 0) -> Context:
+        """Return the context of one pass: in training, with the masks that `fit` draws at `step`."""
+        key = tuple(step_keys(self.seed, step, step + 1)[0].tolist())
+        return Context(self.backend, training=training, state=self.state if state is None else state, key=key)
+
     def apply(self, params, x, ctx: Context | None = None):
         """Return the output for `x` and the pullback: `dx, grads = pullback(dy)`.
 
-        Pass a `Context` to train (`Context(training=True, state=...)`) and to get the new state.
+        By default a pass for inference, with the model's own state. To train, give
+        `model.context(training=True, step=...)`; afterwards its `state` is the new state.
         """
-        ctx = ctx or Context(self.backend, state=self.state)
+        ctx = ctx or self.context()
         return run(self.network, ctx, params, x)
 
     # Training
@@ -310,7 +334,8 @@ class Model:
         hooks = CallbackList([*(callbacks or []), self.history, *shown])
         hooks.set_model(self)
         steps = steps_per_epoch if samples is None else -(-len(samples) // batch_size)
-        hooks.set_params({"epochs": epochs, "steps": steps, "verbose": verbose})
+        known = {"epochs": epochs, "steps": steps, "verbose": verbose, "validation_freq": validation_freq}
+        hooks.set_params(known)
         with self.backend.scope(self.dtype):
             training.train(
                 self,

@@ -1,10 +1,6 @@
-"""One training step, a pure function, and the loop that runs it over epochs.
+"""The loop that runs training steps over epochs: batches, callbacks, validation, Ctrl-C.
 
-    step(carry, batch) -> (carry, sums)
-
-The carry holds all that changes: parameters, state, optimizer slots. The sums are those of the
-loss and the metrics: batches add to them on the device, and the host reads them once an epoch.
-`Backend.repeat` runs many steps at a time; the carry that goes in is consumed.
+`Backend.repeat` runs many steps at a time; the loss stays on the device until the epoch ends.
 """
 
 import contextlib
@@ -14,93 +10,24 @@ import time
 
 import numpy as np
 
-from nnx import activations, tree
+from nnx import tree
 from nnx.callbacks import CallbackList
-from nnx.context import Context
 from nnx.data import Samples, as_batch, batch_indices
-from nnx.layers.base import Layer, run
-from nnx.layers.combine import Chain
-from nnx.losses import Loss
 from nnx.random import SHUFFLE, generator, step_keys
+from nnx.step import shared_steps
 
 # A run of steps lasts about this many seconds: bars move, and Ctrl-C is heard.
 SECONDS_A_RUN = 0.1
 
 
 class Engine:
-    """The step functions of one compiled model, made for its backend."""
+    """A compiled model at work: its step functions, and how many steps to run at a time."""
 
     def __init__(self, model):
         self.model = model
-        self.backend = backend = model.backend
-        self.network, self.loss, self.head = fuse(model.network, model.loss)
-        self.penalties = list(weight_penalties(model.network))
-        self.train = backend.repeat(self._train_row)
-        self.train_batch = backend.compile(self._train_step, consume=True)
-        self.evaluate = backend.repeat(self._evaluate_row)
-        self.evaluate_batch = backend.compile(self._evaluate_step)
+        self.backend = model.backend
+        self.steps = shared_steps(model)
         self.steps_a_run = 1
-
-    # The step. `numbers` has what the host computes for each step: the optimizer's scalars and
-    # the random key.
-
-    def _train_row(self, carry, row, data):
-        return self._train_step(carry, self._take(row, data), row)
-
-    def _train_step(self, carry, batch, numbers):
-        scalars = {name[5:]: value for name, value in numbers.items() if name.startswith("rate_")}
-        ctx = Context(
-            self.backend,
-            training=True,
-            state=carry["state"],
-            key=(numbers["key_0"], numbers["key_1"]),
-            needs_input_gradient=False,
-        )
-        output, pullback = run(self.network, ctx, carry["params"], batch["x"])
-        values, pull_loss = self.loss.forward(ctx, batch["y"], output)
-        sums = self._sums(ctx, carry["params"], batch, output, values)
-
-        _, grads = pullback(pull_loss(_spread(batch["weight"], values) / values_count(values)))
-        grads = self._add_penalty_gradients(carry["params"], grads)
-        params, slots = self.model.optimizer.update(
-            grads, carry["slots"], carry["params"], scalars, self.backend
-        )
-        return {"params": params, "state": ctx.state, "slots": slots}, sums
-
-    def _evaluate_row(self, carry, row, data):
-        return carry, self._evaluate_step(data["weights"], self._take(row, data["samples"]))
-
-    def _evaluate_step(self, weights, batch):
-        ctx = Context(self.backend, state=weights["state"])
-        output, _ = run(self.network, ctx, weights["params"], batch["x"])
-        values, _ = self.loss.forward(ctx, batch["y"], output)
-        return self._sums(ctx, weights["params"], batch, output, values)
-
-    def _take(self, row, data):
-        return {name: self.backend.xp.take(array, row["index"], axis=0) for name, array in data.items()}
-
-    def _sums(self, ctx, params, batch, output, values) -> dict:
-        """Return the sums of loss and metrics of a batch. The loss counts by samples."""
-        xp, count = ctx.xp, batch["x"].shape[0]
-        loss = xp.sum(values * _spread(batch["weight"], values)) / values_count(values)
-        for path, penalty in self.penalties:
-            loss = loss + penalty.penalty(xp, tree.at(params, path))
-        for term in ctx.penalties:
-            loss = loss + term
-        sums = {"loss": {"total": loss * count}}
-        predicted = self.head.forward(xp, output)
-        for metric, weighted in self.model.metrics_used:
-            weight = batch["weight"] if weighted else xp.ones_like(batch["weight"])
-            sums[metric.name] = metric.update(ctx, batch["y"], predicted, weight)
-        return sums
-
-    def _add_penalty_gradients(self, params, grads):
-        for path, penalty in self.penalties:
-            gradient = penalty.gradient(self.backend.xp, tree.at(params, path))
-            grads = _with_added(grads, path, gradient)
-        return grads
-
-    # Around the step
 
     def numbers(self, start: int, stop: int) -> dict[str, np.ndarray]:
         """Return what the host computes for steps start, ..., stop - 1, each as a vector."""
@@ -145,51 +72,9 @@ class Engine:
         for index in batch_indices(np.arange(count), batch_size):
             rows = self.backend.stage({"index": index})
             for start, stop in self.runs(rows, len(index), one_by_one=False):
-                _, part = self.evaluate({}, rows, data, start, stop)
+                _, part = self.steps.evaluate({}, rows, data, start, stop)
                 sums.append(part)
         return sums
-
-
-def values_count(values) -> int:
-    """Return the number of elements of an array, from its shape alone."""
-    count = 1
-    for length in values.shape:
-        count *= length
-    return count
-
-
-def _spread(weight, values):
-    """Return one weight a sample in a shape that multiplies values of (batch, ...)."""
-    return weight[(slice(None), *(None,) * (values.ndim - 1))] if values.ndim > 1 else weight
-
-
-def _with_added(grads, path, gradient):
-    """Return `grads` with `gradient` added at `path`, without writing into it."""
-    if not path:
-        return grads + gradient
-    return {**grads, path[0]: _with_added(grads[path[0]], path[1:], gradient)}
-
-
-def weight_penalties(layer: Layer, path=()):
-    """Yield (path of a weight, its regularizer) of a layer and all inside it."""
-    for name, penalty in layer.regularizers().items():
-        yield (*path, name), penalty
-    for key, inner in layer.sublayers().items():
-        yield from weight_penalties(inner, (*path, key))
-
-
-def fuse(network: Layer, loss: Loss) -> tuple[Layer, Loss, activations.Activation]:
-    """Take a final softmax or sigmoid out of the network and into a cross-entropy that follows it.
-
-    Returns the network, the loss, and the activation that turns the network's output into the
-    model's (linear if nothing was taken out).
-    """
-    if isinstance(network, Chain) and network.layers and not loss.from_logits:
-        last = network.layers[-1]
-        activation = getattr(last, "activation", activations.linear)
-        if type(activation).__name__.lower() == loss.fused_activation:
-            return network.with_last(last.without_activation()), loss.with_logits(), activation
-    return network, loss, activations.linear
 
 
 class Interrupt:
@@ -276,7 +161,7 @@ def _train_on_placed(engine, placed, order, batch_size, callbacks, interrupt) ->
                 {"index": block, **engine.numbers(model.step, model.step + len(block))}
             )
             for start, stop in engine.runs(rows, len(block), each):
-                carry, part = engine.train(model.carry, rows, placed, start, stop)
+                carry, part = engine.steps.train(model.carry, rows, placed, start, stop)
                 model.set_carry(carry, steps=stop - start)
                 sums.append(part)
                 done += stop - start
@@ -317,7 +202,7 @@ def train_on_samples(engine, samples: Samples) -> dict:
     model = engine.model
     row = engine.backend.stage(engine.numbers(model.step, model.step + 1))
     numbers = {name: values[0] for name, values in row.items()}
-    carry, sums = engine.train_batch(model.carry, engine.place(samples), numbers)
+    carry, sums = engine.steps.train_batch(model.carry, engine.place(samples), numbers)
     model.set_carry(carry, steps=1)
     return sums
 
@@ -328,7 +213,7 @@ def evaluate_stream(engine, batches) -> dict[str, float]:
     weights = {"params": model.params, "state": model.state}
     for item in batches:
         samples = model.check_batch(as_batch(item))
-        sums.append(engine.evaluate_batch(weights, engine.place(samples)))
+        sums.append(engine.steps.evaluate_batch(weights, engine.place(samples)))
         seen += len(samples)
     if not sums:
         raise ValueError("the iterable of batches gave no batch")

@@ -84,7 +84,7 @@ def test_final_activation_and_cross_entropy_are_fused(loss, activation, units, t
     fused, plain = classifier(loss, units, activation), classifier(loss, units, activation)
     plain.network = layers.Chain([*plain.network.layers, layers.Activation("linear")])  # hides the softmax
     results = [model.fit(X, target, epochs=3, verbose=0).history["loss"] for model in (fused, plain)]
-    assert fused.engine.head is not plain.engine.head
+    assert type(fused.engine.steps.head) is not type(plain.engine.steps.head)
     np.testing.assert_allclose(*results, rtol=2e-4)
     assert np.all(fused.predict(X) <= 1)
     fused.set_weights([w * 1e4 for w in fused.get_weights()])
@@ -98,7 +98,7 @@ def test_a_final_activation_layer_is_fused_too():
     model = nnx.Sequential([layers.Dense(2), layers.Softmax()], seed=0)
     model.compile("adam", "sparse_categorical_crossentropy")
     model.fit(X, LABELS, verbose=0)
-    assert type(model.engine.head).__name__ == "Softmax"
+    assert type(model.engine.steps.head).__name__ == "Softmax"
     np.testing.assert_allclose(model.predict(X).sum(axis=1), 1, rtol=1e-5)
 
 
@@ -300,9 +300,13 @@ def test_summary(capsys):
     printed = capsys.readouterr().out
     lines = printed.splitlines()
     assert len({len(line) for line in lines[:6]}) == 1
-    assert [
-        c.strip() for c in lines[2].split("  ") if c.strip()
-    ] == ["dense (Dense)", "(batch, 8)", "40", "72", "32 B"]
+    assert [c.strip() for c in lines[2].split("  ") if c.strip()] == [
+        "dense (Dense)",
+        "(batch, 8)",
+        "40",
+        "72",
+        "32 B",
+    ]
     assert "Parameters 144 (128 trained, 16 moving averages), 576 B" in printed
 
 
@@ -358,3 +362,72 @@ def test_what_fit_prints(verbose, capsys):
     assert all(
         line.startswith(f"epoch {i + 1}/2  loss ") and line.endswith(" s") for i, line in enumerate(lines)
     )
+
+
+def test_models_of_equal_settings_share_compiled_steps():
+    def steps(units=4, rate=0.1, learning_rate=0.1, loss="mse"):
+        model = nnx.Sequential([layers.Dense(units), layers.Dropout(rate), layers.Dense(1)], seed=0)
+        model.compile(nnx.optimizers.Adam(learning_rate), loss)
+        return model.engine.steps
+
+    assert steps() is steps(learning_rate=lambda step: 0.2)
+    assert len({id(s) for s in (steps(), steps(units=5), steps(rate=0.2), steps(loss="mae"))}) == 4
+    on_numpy = steps()
+    with nnx.use_backend("jax"):
+        assert steps() is not on_numpy
+
+
+def test_a_setting_changed_later_does_not_leak_into_other_models():
+    def build():
+        model = nnx.Sequential([layers.Dropout(0.5), layers.Dense(1)], seed=0)
+        model.compile("sgd", "mse")
+        return model
+
+    first = build()
+    expected = first.fit(X, Y, verbose=0).history["loss"]
+    first.layers[0].rate = 0.0
+    assert build().fit(X, Y, verbose=0).history["loss"] == expected
+    first.compile("sgd", "mse")
+    zeros = [np.zeros((5, 1)), np.zeros(1)]
+    first.set_weights(zeros)
+    second = nnx.Sequential([layers.Dropout(0.0), layers.Dense(1)], seed=0)
+    second.compile("sgd", "mse")
+    second.build((5,))
+    second.set_weights(zeros)
+    assert first.fit(X, Y, verbose=0).history == second.fit(X, Y, verbose=0).history
+
+
+def test_a_class_defined_again_is_another_class():
+    """As when a notebook's cell is run again."""
+
+    def train(factor):
+        class Scale(layers.Layer):
+            def forward(self, ctx, params, x):
+                return x * factor, lambda dy: (dy * factor, {})
+
+        model = nnx.Sequential([Scale(), layers.Dense(1)], seed=0)
+        model.compile("sgd", "mse")
+        return model.fit(X, Y, verbose=0).history["loss"]
+
+    assert train(1.0) != train(2.0)
+
+
+def test_weights_trained_by_hand_come_back_into_the_model():
+    model = regressor()
+    model.build((5,))
+    model.params = nnx.tree.map(lambda w: w * 0 + 1, model.params)
+    np.testing.assert_allclose(
+        model.predict(X), 16 * np.tanh(X.sum(axis=1, keepdims=True) + 1) + 1, rtol=1e-5
+    )
+    model.fit(X, Y, verbose=0)
+    with pytest.raises(ValueError, match="expected arrays of shapes"):
+        model.params = {"dense": {"kernel": np.zeros(3)}}
+
+
+def test_masks_of_a_context_are_those_of_fit():
+    model = nnx.Sequential([layers.Dropout(0.5)], seed=3)
+    model.compile(nnx.optimizers.SGD(0.0), "mse")
+    target = np.zeros((4, 5), np.float32)
+    loss = model.train_on_batch(X[:4], target)
+    output, _ = model.apply({}, X[:4], model.context(training=True, step=0))
+    assert loss == pytest.approx(np.mean(output**2), rel=1e-5)

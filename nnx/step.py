@@ -1,0 +1,173 @@
+"""The training step: one pure function, and what belongs to it.
+
+    step(carry, batch, numbers) -> (carry, sums)
+
+The carry holds all that changes: parameters, state, optimizer slots. The sums are those of the
+loss and the metrics: batches add to them on the device, and the host reads them once an epoch.
+`numbers` are computed on the host for each step: the optimizer's scalars and the random key.
+"""
+
+import copy
+import functools
+
+from nnx import activations, tree
+from nnx.backend import Backend
+from nnx.context import Context
+from nnx.layers.base import Layer, run
+from nnx.layers.combine import Chain
+from nnx.losses import Loss
+from nnx.registry import Configurable, init_arguments
+
+
+class Steps:
+    """The step functions of a network with loss, metrics and optimizer, made for a backend.
+
+    They hold no arrays, so models of equal settings share them, and what was compiled for one is
+    there for the next.
+    """
+
+    def __init__(self, backend: Backend, network: Layer, loss: Loss, metrics, optimizer):
+        self.backend, self.metrics, self.optimizer = backend, metrics, optimizer
+        self.network, self.loss, self.head = fuse(network, loss)
+        self.penalties = list(weight_penalties(network))
+        self.train = backend.repeat(self._train_row)
+        self.train_batch = backend.compile(self._train_step, consume=True)
+        self.evaluate = backend.repeat(self._evaluate_row)
+        self.evaluate_batch = backend.compile(self._evaluate_step)
+
+    def _train_row(self, carry, row, data):
+        return self._train_step(carry, self._take(row, data), row)
+
+    def _train_step(self, carry, batch, numbers):
+        scalars = {name[5:]: value for name, value in numbers.items() if name.startswith("rate_")}
+        ctx = Context(
+            self.backend,
+            training=True,
+            state=carry["state"],
+            key=(numbers["key_0"], numbers["key_1"]),
+            needs_input_gradient=False,
+        )
+        output, pullback = run(self.network, ctx, carry["params"], batch["x"])
+        values, pull_loss = self.loss.forward(ctx, batch["y"], output)
+        sums = self._sums(ctx, carry["params"], batch, output, values)
+
+        _, grads = pullback(pull_loss(_spread(batch["weight"], values) / values_count(values)))
+        grads = self._add_penalty_gradients(carry["params"], grads)
+        params, slots = self.optimizer.update(grads, carry["slots"], carry["params"], scalars, self.backend)
+        return {"params": params, "state": ctx.state, "slots": slots}, sums
+
+    def _evaluate_row(self, carry, row, data):
+        return carry, self._evaluate_step(data["weights"], self._take(row, data["samples"]))
+
+    def _evaluate_step(self, weights, batch):
+        ctx = Context(self.backend, state=weights["state"])
+        output, _ = run(self.network, ctx, weights["params"], batch["x"])
+        values, _ = self.loss.forward(ctx, batch["y"], output)
+        return self._sums(ctx, weights["params"], batch, output, values)
+
+    def _take(self, row, data):
+        return {name: self.backend.xp.take(array, row["index"], axis=0) for name, array in data.items()}
+
+    def _sums(self, ctx, params, batch, output, values) -> dict:
+        """Return the sums of loss and metrics of a batch. The loss counts by samples."""
+        xp, count = ctx.xp, batch["x"].shape[0]
+        loss = xp.sum(values * _spread(batch["weight"], values)) / values_count(values)
+        for path, penalty in self.penalties:
+            loss = loss + penalty.penalty(xp, tree.at(params, path))
+        for term in ctx.penalties:
+            loss = loss + term
+        sums = {"loss": {"total": loss * count}}
+        predicted = self.head.forward(xp, output)
+        for metric, weighted in self.metrics:
+            weight = batch["weight"] if weighted else xp.ones_like(batch["weight"])
+            sums[metric.name] = metric.update(ctx, batch["y"], predicted, weight)
+        return sums
+
+    def _add_penalty_gradients(self, params, grads):
+        for path, penalty in self.penalties:
+            gradient = penalty.gradient(self.backend.xp, tree.at(params, path))
+            grads = _with_added(grads, path, gradient)
+        return grads
+
+
+def shared_steps(model) -> Steps:
+    """Return the step functions for `model`: those of an earlier model of equal settings, if any.
+
+    The settings are those of now: changing a layer later has no effect until the next `compile`.
+    """
+    parts = (model.network, model.loss, model.metrics_used, model.optimizer)
+    try:
+        key = _settings(parts)
+    except TypeError:  # something that cannot be compared, such as a loss that is a function
+        return Steps(model.backend, *parts)
+    return _remembered(key, model.backend, _NotCompared(parts))
+
+
+class _NotCompared(tuple):
+    """Arguments that do not count when an earlier call is looked up."""
+
+    def __eq__(self, other):
+        return isinstance(other, _NotCompared)
+
+    def __hash__(self):
+        return 0
+
+
+@functools.lru_cache(maxsize=64)
+def _remembered(key: tuple, backend: Backend, parts: _NotCompared) -> Steps:
+    return Steps(backend, *copy.deepcopy(tuple(parts)))
+
+
+def _settings(value) -> tuple:
+    """Return what decides about a step, in a form that can be compared: classes and arguments."""
+    if isinstance(value, Configurable):
+        # The learning rate is an argument of the step.
+        names = [name for name in init_arguments(type(value)) if name != "learning_rate"]
+        return (type(value), *(_settings(getattr(value, name)) for name in names))
+    if isinstance(value, (list, tuple)):
+        return tuple(_settings(item) for item in value)
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return (type(value), value)
+    raise TypeError(f"cannot compare {value!r}")
+
+
+def values_count(values) -> int:
+    """Return the number of elements of an array, from its shape alone."""
+    count = 1
+    for length in values.shape:
+        count *= length
+    return count
+
+
+def _spread(weight, values):
+    """Return one weight a sample in a shape that multiplies values of (batch, ...)."""
+    return weight[(slice(None), *(None,) * (values.ndim - 1))] if values.ndim > 1 else weight
+
+
+def _with_added(grads, path, gradient):
+    """Return `grads` with `gradient` added at `path`, without writing into it."""
+    if not path:
+        return grads + gradient
+    return {**grads, path[0]: _with_added(grads[path[0]], path[1:], gradient)}
+
+
+def weight_penalties(layer: Layer, path=()):
+    """Yield (path of a weight, its regularizer) of a layer and all inside it."""
+    for name, penalty in layer.regularizers().items():
+        yield (*path, name), penalty
+    for key, inner in layer.sublayers().items():
+        yield from weight_penalties(inner, (*path, key))
+
+
+def fuse(network: Layer, loss: Loss) -> tuple[Layer, Loss, activations.Activation]:
+    """Take a final softmax or sigmoid out of the network and into a cross-entropy that follows it.
+
+    Returns the network, the loss, and the activation that turns the network's output into the
+    model's (linear if nothing was taken out).
+    """
+    if isinstance(network, Chain) and network.layers and not loss.from_logits:
+        last = network.layers[-1]
+        activation = getattr(last, "activation", activations.linear)
+        if type(activation).__name__.lower() == loss.fused_activation:
+            return network.with_last(last.without_activation()), loss.with_logits(), activation
+    return network, loss, activations.linear
