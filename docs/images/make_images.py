@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from matplotlib.figure import Figure
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
@@ -24,9 +25,11 @@ def main(folder=Path(__file__).parent):
     )
     model.compile(optimizer="adam", loss="sparse_categorical_crossentropy", metrics=["accuracy"])
     history = model.fit(X_train, y_train, epochs=40, validation_split=0.2, verbose=0)
-    plot.learning_curves(history).figure.savefig(folder / "learning_curves.png", dpi=80)
-    axes = plot.confusion_matrix(y_test, model.predict(X_test))
-    axes.figure.savefig(folder / "confusion_matrix.png", dpi=80)
+    figure = Figure(figsize=(11, 4.6), layout="constrained")
+    curves, matrix = figure.subplots(1, 2)
+    plot.learning_curves(history, ax=curves)
+    plot.confusion_matrix(y_test, model.predict(X_test), ax=matrix)
+    figure.savefig(folder / "digits.png", dpi=80)
 
 
 if __name__ == "__main__":
