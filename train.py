@@ -1,0 +1,234 @@
+"""Train a network on a data set, test it, and keep everything about it in a folder.
+
+    python train.py                              handwritten digits, on NumPy
+    NNX_BACKEND=jax python train.py              the same, compiled by XLA
+    python train.py --data houses.csv --target price
+    python train.py --data-dir mnist --hidden 512 256
+
+Ctrl-C ends the training early: what was learnt is tested and saved, and the exit code is 130.
+"""
+
+import importlib.util
+import json
+import os
+import platform
+import sys
+import time
+from datetime import datetime
+from pathlib import Path
+
+import numpy as np
+
+import nnx
+from nnx import cli, datasets, layers, metrics
+
+
+def main(argv=None) -> int:
+    """Run with these arguments; return the exit code."""
+    parser = make_parser()
+    args = parser.parse_args(argv)
+    try:
+        backend = nnx.as_backend(args.backend)
+        data, parts = read_data(args)
+        model = build_model(args, data, backend)
+        folder = make_folder(args, data, parts, backend)
+    except (ValueError, OSError, ImportError, nnx.BackendError) as error:
+        parser.error(str(error))
+    print_header(args, data, parts, model)
+
+    outcome = fit(args, model, parts, folder)
+    X_test, y_test = parts.test
+    outputs = model.predict(X_test)
+    if not np.isfinite(outputs).all():
+        parser.error("training diverged: the outputs are no longer finite. Try a smaller --lr")
+    if data.task == "classification":
+        report = metrics.classification_metrics(y_test, outputs)
+    else:
+        y_test, outputs = parts.target.undo(y_test), parts.target.undo(outputs[:, 0])
+        report = metrics.regression_metrics(y_test, outputs)
+
+    model.save(folder / "model.nnx")
+    model.save_weights(folder / "weights.safetensors")
+    write_json(folder / "metrics.json", {"test": report, **outcome})
+    draw(folder, model.history, data, report, y_test, outputs)
+    print_report(report, data, len(y_test))
+    print(f"\nresults   {folder}{os.sep}: {', '.join(sorted(path.name for path in folder.iterdir()))}")
+    return 130 if outcome["interrupted"] else 0
+
+
+def read_data(args) -> tuple[datasets.Dataset, datasets.Split]:
+    """Return the data set, and its standardised train, validation and test parts."""
+    if importlib.util.find_spec("sklearn") is None:
+        raise ImportError("test metrics need scikit-learn: pip install scikit-learn")
+    if args.data_dir is None:
+        data = datasets.load(args.data, args.target, args.task)
+        return data, datasets.split(data, args.seed)
+    if args.target or args.task:
+        raise ValueError("--target and --task are for CSV files, not for --data-dir")
+    data, test = datasets.load_mnist(args.data_dir)
+    return data, datasets.split(data, args.seed, test=test)
+
+
+def build_model(args, data: datasets.Dataset, backend) -> nnx.Sequential:
+    """Return the compiled network: hidden layers, then what the task asks for."""
+    classes = len(data.class_names)
+    if data.task == "regression":
+        outputs, activation, loss, metric = 1, "linear", "mean_squared_error", "mae"
+    elif classes == 2:
+        outputs, activation, loss, metric = 1, "sigmoid", "binary_crossentropy", "accuracy"
+    else:
+        outputs, activation, loss, metric = classes, "softmax", "sparse_categorical_crossentropy", "accuracy"
+
+    model = nnx.Sequential(
+        [layers.Input(data.X.shape[1:])], seed=args.seed, dtype=args.dtype, backend=backend
+    )
+    penalty = nnx.regularizers.L2(args.l2) if args.l2 else None
+    for units in args.hidden:
+        model.add(layers.Dense(units, args.activation, kernel_regularizer=penalty))
+        if args.batch_norm:
+            model.add(layers.BatchNormalization())
+        if args.dropout:
+            model.add(layers.Dropout(args.dropout))
+    model.add(layers.Dense(outputs, activation, kernel_regularizer=penalty))
+
+    optimizer = type(nnx.optimizers.get(args.optimizer))(learning_rate=args.lr)
+    model.compile(optimizer=optimizer, loss=loss, metrics=[metric])
+    return model
+
+
+def make_folder(args, data, parts, backend) -> Path:
+    """Make the folder for the results, with all in it that is needed to repeat the run."""
+    folder = Path(args.out or f"runs/{data.name}-{datetime.now():%Y-%m-%d-%H%M%S}")
+    config = {
+        "options": vars(args),
+        "seed": args.seed,
+        "backend": vars(backend.describe()),
+        "versions": {"python": platform.python_version(), "nnx": nnx.__version__, "numpy": np.__version__},
+        "data": {"name": data.name, "features": data.feature_names, "classes": data.class_names},
+        # The network saw (X - mean) / scale and, for a regression, learnt (y - mean) / scale.
+        "standardised": {"features": vars(parts.features), "target": vars(parts.target)},
+    }
+    try:
+        folder.mkdir(parents=True, exist_ok=args.out is not None)
+        write_json(folder / "config.json", config)
+    except OSError as error:
+        raise OSError(f"cannot write to {folder} ({error.strerror}): give another folder as --out") from None
+    return folder
+
+
+def fit(args, model, parts, folder) -> dict:
+    """Train until done, stopped early, or interrupted; return how it went."""
+    stopping = nnx.callbacks.EarlyStopping("val_loss", patience=args.patience, restore_best_weights=True)
+    log = nnx.callbacks.CSVLogger(folder / "history.csv")
+    start, interrupted = time.perf_counter(), False
+    try:
+        model.fit(
+            *parts.train,
+            epochs=args.epochs,
+            batch_size=args.batch_size,
+            validation_data=parts.validation,
+            callbacks=[stopping, log, nnx.callbacks.TerminateOnNaN()],
+            verbose=1 if sys.stdout.isatty() else 2 if args.verbose else 0,
+        )
+    except KeyboardInterrupt:
+        interrupted = True
+        print("interrupted: what was learnt so far is kept")
+    seconds, epochs = time.perf_counter() - start, len(model.history.epoch)
+    best = stopping.best_epoch + 1 if epochs else None
+    print(f"trained   {epochs} epochs in {seconds:.1f} s" + (f", the best was number {best}" if best else ""))
+    return {"epochs": epochs, "best_epoch": best, "seconds": seconds, "interrupted": interrupted}
+
+
+def print_header(args, data, parts, model):
+    info = model.backend.describe()
+    sizes = "-".join(str(n) for n in (*data.X.shape[1:], *args.hidden, *model.output_shape))
+    train, validation, test = (len(y) for _, y in (parts.train, parts.validation, parts.test))
+    classes = f", {len(data.class_names)} classes" if data.class_names else ""
+    print(f"backend   {info.name} {info.version} on {', '.join(filter(None, (info.device, info.memory)))}")
+    print(f"data      {data.name}: {data.task}, {data.X.shape[1]} features{classes}")
+    print(f"samples   {train} to train on, {validation} to validate, {test} to test")
+    print(f"network   {sizes}, {args.activation}, {model.count_params():,} parameters")
+
+
+def print_report(report: dict, data, count: int):
+    print(f"\ntest      {count} samples")
+    for name, value in report.items():
+        if name != "confusion_matrix":
+            print(f"          {name:9} {value:10.4f}")
+    if "confusion_matrix" in report and len(data.class_names) <= 20:
+        names = [name[:12] for name in data.class_names]
+        width = max(3, *map(len, names)) + 2
+        print("\nconfusion matrix: a row for each true class, a column for each predicted one")
+        print(" " * width + "".join(f"{name:>{width}}" for name in names))
+        for name, row in zip(names, report["confusion_matrix"], strict=True):
+            print(f"{name:>{width}}" + "".join(f"{number:>{width}}" for number in row))
+
+
+def draw(folder, history, data, report, y_test, outputs):
+    """Save pictures of the training, and of the predictions beside the truth."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        print(f"\nno plots: matplotlib cannot be imported ({error}): pip install matplotlib")
+        return
+    from nnx import plot
+
+    if history.epoch:
+        figure = Figure(figsize=(10, 4), layout="constrained")
+        names = [name for name in history.history if not name.startswith("val_")]
+        for name, ax in zip(names, figure.subplots(1, len(names)), strict=True):
+            plot.learning_curves(history, metric=name, ax=ax)
+        figure.savefig(folder / "learning_curves.png", dpi=120)
+
+    figure = Figure(figsize=(6, 5), layout="constrained")
+    ax = figure.add_subplot()
+    if data.task == "classification":
+        plot.confusion_matrix(report["confusion_matrix"], class_names=data.class_names, ax=ax)
+        figure.savefig(folder / "confusion_matrix.png", dpi=120)
+    else:
+        plot.predicted_against_true(y_test, outputs, ax=ax)
+        figure.savefig(folder / "predicted_against_true.png", dpi=120)
+
+
+def write_json(path: Path, content: dict):
+    path.write_text(json.dumps(content, indent=2, default=lambda array: np.asarray(array).tolist()) + "\n")
+
+
+def make_parser() -> cli.Parser:
+    """Return the options."""
+    names = {kind: ", ".join(nnx.registry.REGISTRIES[kind].names()) for kind in ("activation", "optimizer")}
+    count, amount = cli.number(int, 1), cli.number(float, 0)
+    parser = cli.Parser("train.py", __doc__)
+    add, source = parser.add_argument, parser.add_mutually_exclusive_group()
+    # fmt: off
+    add("--backend", metavar="NAME", default=os.environ.get("NNX_BACKEND") or "numpy",
+        help="numpy, cupy, jax, auto or an installed plug-in; also taken from NNX_BACKEND")
+    source.add_argument("--data", metavar="NAME|FILE.csv", default="digits",
+                        help=f"{', '.join(datasets.NAMES)}, or a CSV file with a header line")
+    source.add_argument("--data-dir", metavar="DIR", help="folder with the four MNIST files, gzipped or not")
+    add("--target", metavar="COLUMN", help="column of the CSV file to predict (default: the last)")
+    add("--task", choices=datasets.TASKS, help="of the CSV file (default: found from the target)")
+    add("--hidden", metavar="UNITS", nargs="*", type=count, default=[256, 128], help="of each hidden layer")
+    add("--activation", metavar="NAME", default="relu", help=f"of the hidden layers: {names['activation']}")
+    add("--dropout", metavar="SHARE", type=amount, default=0.3, help="of units, after each hidden layer")
+    add("--batch-norm", action="store_true", help="normalise each hidden layer over the batch")
+    add("--optimizer", metavar="NAME", default="adam", help=names["optimizer"])
+    add("--lr", metavar="RATE", type=amount, default=0.001, help="learning rate")
+    add("--l2", metavar="FACTOR", type=amount, default=1e-4, help="penalty on the squared kernels")
+    add("--epochs", metavar="N", type=count, default=100, help="passes over the data, at most")
+    add("--batch-size", metavar="N", type=count, default=32, help="samples a step")
+    add("--patience", metavar="N", type=count, default=30,
+        help="epochs without a lower validation loss after which training stops; the best weights are kept")
+    add("--seed", metavar="N", type=cli.number(int, 0), default=0, help="of split, weights, shuffles and masks")
+    add("--dtype", choices=nnx.model.DTYPES, default="float32", help="of weights and computation")
+    add("--out", metavar="DIR", help="folder for the results (default: runs/<data>-<date-time>)")
+    add("--verbose", action="store_true", help="print a line an epoch also when not on a terminal")
+    # fmt: on
+    return parser
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        sys.exit(130)
