@@ -22,7 +22,14 @@ KEY = (0x12345678, 0x0BADCAFE)
 
 
 def check_layer(
-    layer: Layer, in_shape, *, batch: int = 3, x=None, backends=None, tolerance: float = 1e-9
+    layer: Layer,
+    in_shape,
+    *,
+    batch: int = 3,
+    x=None,
+    modes=(False, True),
+    backends=None,
+    tolerance: float = 1e-9,
 ) -> None:
     """Raise an AssertionError unless the layer's pullback is right on every backend.
 
@@ -35,6 +42,8 @@ def check_layer(
         Number of samples.
     x : array, optional
         The input, (batch, *in_shape); by default drawn from a normal distribution.
+    modes : tuple of bool
+        The values of `ctx.training` to check.
     backends : list of str, optional
         By default all that can run here.
     tolerance : float
@@ -57,7 +66,7 @@ def check_layer(
     state = tree.map(lambda s: s + 0.1 * rng.random(s.shape), layer.init_state(in_shape))
     dy = rng.standard_normal((len(x), *out_shape))
 
-    for training in (False, True):
+    for training in modes:
         case = _Case(layer, params, state, x, dy, training)
         expected = case.compute(as_backend("numpy"))
         _check_promises(case, expected, out_shape)
@@ -90,6 +99,7 @@ def check_loss(loss, target, output, *, backends=None, tolerance: float = 1e-9) 
         _LossLayer(loss, target, weight),
         np.shape(output)[1:],
         x=output,
+        modes=(True,),
         backends=backends,
         tolerance=tolerance,
     )
