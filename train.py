@@ -231,4 +231,5 @@ if __name__ == "__main__":
     try:
         sys.exit(main())
     except KeyboardInterrupt:
+        print("train.py: interrupted", file=sys.stderr)
         sys.exit(130)

@@ -1,0 +1,45 @@
+# Everything runs in an environment of its own, .venv, that is made when it is first needed and
+# brought up to date when pyproject.toml changes.
+
+PYTHON ?= python3
+ARGS ?=
+BIN = .venv/bin
+INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check
+
+help:  ## list the commands (this)
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## */  make \1\t/' | expand -t 16
+	@echo "PYTHON=python3.12 chooses the Python of .venv; ARGS='...' is passed on to train.py and pytest."
+
+train: .venv/train.stamp  ## train on handwritten digits; for example ARGS='--data iris --epochs 20'
+	$(BIN)/python train.py $(ARGS)
+
+test: .venv/dev.stamp  ## run all tests, on NumPy, JAX and the strict array-API namespace
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: .venv/dev.stamp  ## check format, style and types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/basedpyright
+
+clean:  ## remove the environment and all caches; keeps runs/
+	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache .hypothesis .benchmarks
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+.venv/python.stamp:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "make: Python 3.11 or newer is needed: name one as in  make PYTHON=python3.12 train" >&2; exit 1; }
+	@$(PYTHON) -m venv .venv || { rm -rf .venv; \
+	  echo "make: '$(PYTHON) -m venv' failed; on Debian and Ubuntu first run:  apt install python3-venv" >&2; \
+	  exit 1; }
+	@touch $@
+
+.venv/train.stamp: pyproject.toml | .venv/python.stamp
+	$(INSTALL) -e '.[sklearn,plot]'
+	@touch $@
+
+.venv/dev.stamp: pyproject.toml | .venv/python.stamp
+	$(INSTALL) -e '.[dev]'
+	@touch $@
+
+.PHONY: help train test lint clean
+.DELETE_ON_ERROR:
