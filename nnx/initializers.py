@@ -46,7 +46,7 @@ class _Seeded(Initializer):
         raise NotImplementedError
 
 
-@_registry.register("zeros")
+@_registry.register("zeros", "zero")
 class Zeros(Initializer):
     """All zeros."""
 
@@ -54,7 +54,7 @@ class Zeros(Initializer):
         return np.zeros(shape)
 
 
-@_registry.register("ones")
+@_registry.register("ones", "one")
 class Ones(Initializer):
     """All ones."""
 

@@ -87,7 +87,10 @@ class RootMeanSquaredError(MeanSquaredError):
 
 @_registry.register("r2_score", "r2")
 class R2Score(Metric):
-    """1 - squared error / variance of the target, averaged over the outputs."""
+    """1 - squared error / variance of the target, averaged over the outputs.
+
+    As in Keras, 0 for an output whose target is constant.
+    """
 
     def update(self, ctx, target, output, weight):
         xp = ctx.xp
@@ -102,7 +105,8 @@ class R2Score(Metric):
 
     def result(self, sums):
         spread = sums["square"] - sums["sum"] ** 2 / max(float(sums["weight"]), EPSILON)
-        return float(np.mean(1 - sums["error"] / np.maximum(spread, EPSILON)))
+        varies = spread > 1e-12 * sums["square"]  # less is rounding
+        return float(np.mean(np.where(varies, 1 - sums["error"] / np.where(varies, spread, 1.0), 0.0)))
 
 
 @_registry.register("binary_accuracy")
@@ -233,7 +237,7 @@ class Recall(_Counts):
 class F1Score(_Counts):
     """2 * precision * recall / (precision + recall), by default the mean over the classes."""
 
-    def __init__(self, threshold: float = 0.5, average: str = "macro", name: str | None = None):
+    def __init__(self, average: str = "macro", threshold: float = 0.5, name: str | None = None):
         super().__init__(threshold, average, name)
 
     def score(self, tp, fp, fn):
@@ -261,9 +265,8 @@ class AUC(Metric):
         )
         target, output = xp.reshape(target, (-1,)), xp.reshape(output, (-1,))
         # From just below 0 to just above 1, so that the curve starts and ends in its corners.
-        thresholds = (
-            xp.astype(ctx.arange(last + 1, "int32"), output.dtype) * ((1 + 2 * EPSILON) / last) - EPSILON
-        )
+        thresholds = xp.astype(ctx.arange(last + 1, "int32"), output.dtype) / last
+        thresholds = xp.where(thresholds == 0, -EPSILON, xp.where(thresholds == 1, 1 + EPSILON, thresholds))
         above = _true(xp, output[None, :] > thresholds[:, None], output)
         return {"tp": xp.matmul(above, rows * target), "fp": xp.matmul(above, rows * (1.0 - target))}
 

@@ -309,7 +309,7 @@ class Nadam(Optimizer):
         self._products = [1.0]
 
     def _momentum(self, t: int) -> float:
-        return self.beta_1 * (1 - 0.5 * 0.96 ** (0.004 * t))
+        return self.beta_1 * (1 - 0.5 * 0.96**t)
 
     def _product(self, t: int) -> float:
         """Return the product of the momenta of steps 1 to t."""

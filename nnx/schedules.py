@@ -168,6 +168,11 @@ class CosineDecayRestarts(LearningRateSchedule):
 
     def __init__(self, initial_learning_rate: float, first_decay_steps: int, t_mul: float = 2.0,
                  m_mul: float = 1.0, alpha: float = 0.0):  # fmt: skip
+        if not (first_decay_steps > 0 and t_mul >= 1):
+            raise ValueError(
+                f"CosineDecayRestarts needs first_decay_steps above 0 and t_mul of 1 or more, "
+                f"got {first_decay_steps} and {t_mul}"
+            )
         self.initial_learning_rate = initial_learning_rate
         self.first_decay_steps = first_decay_steps
         self.t_mul = t_mul
@@ -178,8 +183,7 @@ class CosineDecayRestarts(LearningRateSchedule):
         length, height = float(self.first_decay_steps), self.initial_learning_rate
         while step >= length:
             step, length, height = step - length, length * self.t_mul, height * self.m_mul
-        floor = self.alpha * self.initial_learning_rate
-        return max(floor, floor + (height - floor) * _cosine(step / length))
+        return self.alpha * self.initial_learning_rate + (1 - self.alpha) * height * _cosine(step / length)
 
 
 @_registry.register("warmup")
@@ -204,9 +208,11 @@ class Warmup(LearningRateSchedule):
 class OneCycle(LearningRateSchedule):
     """Rise along a cosine to max_learning_rate, then fall far below the start, in `total_steps`.
 
+    The last of these steps is the lowest. PyTorch's OneCycleLR: start_factor is 1 / div_factor,
+    end_factor is start_factor / final_div_factor.
     Source: Smith and Topin, "Super-Convergence", 2017 (arXiv:1708.07120).
 
-    >>> OneCycle(1.0, total_steps=10, warmup_fraction=0.5)(5)
+    >>> OneCycle(1.0, total_steps=10, warmup_fraction=0.5)(4)
     1.0
     """
 
@@ -219,12 +225,12 @@ class OneCycle(LearningRateSchedule):
         self.end_factor = end_factor
 
     def __call__(self, step):
-        top = self.warmup_fraction * self.total_steps
+        top, last = self.warmup_fraction * self.total_steps - 1, self.total_steps - 1
         if step < top:
             factor = 1 - (1 - self.start_factor) * _cosine(step / top)
         else:
-            rest = max(self.total_steps - top, 1)
-            factor = self.end_factor + (1 - self.end_factor) * _cosine((step - top) / rest)
+            fallen = (step - top) / max(last - top, 1)
+            factor = self.end_factor + (1 - self.end_factor) * _cosine(fallen)
         return self.max_learning_rate * factor
 
 

@@ -22,7 +22,7 @@ class Dense(Layer):
     kernel_initializer, bias_initializer : str or Initializer
         Starting weights: kernel (features, units), bias (units,).
     kernel_regularizer, bias_regularizer, activity_regularizer : str or Regularizer, optional
-        Penalties on the weights or, summed over the batch, on the output.
+        Penalties on the weights or on the output (the latter divided by the number of samples).
 
     Examples
     --------
@@ -73,7 +73,7 @@ class Dense(Layer):
         def pullback(dy):
             dy = xp.reshape(dy, (-1, self.units))
             if self.activity_regularizer is not None:
-                dy = dy + self.activity_regularizer.gradient(xp, y)
+                dy = dy + self.activity_regularizer.gradient(xp, y) / x.shape[0]
             dz = self.activation.pull(ctx, dy, saved)
             grads = {"kernel": xp.matmul(rows.T, dz)}
             if self.use_bias:
@@ -83,7 +83,7 @@ class Dense(Layer):
             return xp.reshape(xp.matmul(dz, kernel.T), x.shape), grads
 
         if self.activity_regularizer is not None:
-            ctx.add_penalty(self.activity_regularizer.penalty(xp, y))
+            ctx.add_penalty(self.activity_regularizer.penalty(xp, y) / x.shape[0])
         return xp.reshape(y, (*x.shape[:-1], self.units)), pullback
 
     def regularizers(self):
