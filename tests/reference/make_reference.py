@@ -103,7 +103,9 @@ KERAS_OPTIMIZERS = [
     ("Nadam", {"learning_rate": 0.05}),
     ("Nadam", {"learning_rate": 0.05, "beta_1": 0.7, "weight_decay": 0.1}),
     ("Lion", {"learning_rate": 0.01}),
-    ("Lion", {"learning_rate": 0.01, "beta_1": 0.5, "beta_2": 0.8, "weight_decay": 0.1}),
+    # Only steps that overshoot turn the sign, and so tell the betas apart.
+    ("Lion", {"learning_rate": 0.3}),
+    ("Lion", {"learning_rate": 0.3, "beta_1": 0.5, "beta_2": 0.8, "weight_decay": 0.1}),
 ]
 
 # PyTorch adds epsilon in other places than Keras, so it is 0 where the two are to agree; its
