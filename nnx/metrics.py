@@ -184,7 +184,7 @@ class _Counts(Metric):
     number, if its output is the largest.
     """
 
-    def __init__(self, threshold: float = 0.5, average: str = "micro", name: str | None = None):
+    def __init__(self, threshold: float, average: str, name: str | None):
         super().__init__(name)
         if average not in ("micro", "macro"):
             raise ValueError(f"{type(self).__name__}: average must be 'micro' or 'macro', got {average!r}")
@@ -221,6 +221,10 @@ class _Counts(Metric):
 class Precision(_Counts):
     """True positives / predicted positives, of all outputs together (micro) or their mean (macro)."""
 
+    def __init__(self, thresholds: float = 0.5, average: str = "micro", name: str | None = None):
+        super().__init__(thresholds, average, name)
+        self.thresholds = thresholds
+
     def score(self, tp, fp, fn):
         return tp / np.maximum(tp + fp, EPSILON)
 
@@ -228,6 +232,10 @@ class Precision(_Counts):
 @_registry.register("recall")
 class Recall(_Counts):
     """True positives / actual positives, of all outputs together (micro) or their mean (macro)."""
+
+    def __init__(self, thresholds: float = 0.5, average: str = "micro", name: str | None = None):
+        super().__init__(thresholds, average, name)
+        self.thresholds = thresholds
 
     def score(self, tp, fp, fn):
         return tp / np.maximum(tp + fn, EPSILON)

@@ -234,6 +234,7 @@ def test_a_layer_without_pullback_is_derived_on_jax_and_refused_elsewhere():
     x = np.random.default_rng(0).standard_normal((20, 3)).astype(np.float32)
     model = nnx.Sequential([Scale(), layers.Dense(1)], seed=0, backend="jax")
     model.compile("sgd", "mse")
+    model.build((3,))
     before = model.get_weights()[0]
     model.fit(x, x.sum(axis=1), epochs=2, verbose=0)
     assert np.abs(model.get_weights()[0] - before).max() > 1e-3

@@ -431,3 +431,14 @@ def test_masks_of_a_context_are_those_of_fit():
     loss = model.train_on_batch(X[:4], target)
     output, _ = model.apply({}, X[:4], model.context(training=True, step=0))
     assert loss == pytest.approx(np.mean(output**2), rel=1e-5)
+
+
+def test_an_activity_penalty_on_a_final_softmax_looks_at_the_probabilities():
+    model = nnx.Sequential(
+        [layers.Dense(2, "softmax", activity_regularizer=nnx.regularizers.L2(1.0))], seed=0
+    )
+    model.compile("sgd", "sparse_categorical_crossentropy")
+    model.build((5,))
+    p = model.predict(X)
+    by_hand = np.mean(-np.log(p[np.arange(120), LABELS])) + np.sum(p**2) / 120
+    assert model.evaluate(X, LABELS, batch_size=120, verbose=0) == pytest.approx(by_hand, rel=1e-5)
