@@ -14,7 +14,7 @@ train: .venv/train.stamp  ## train on handwritten digits; for example ARGS='--da
 	$(BIN)/python train.py $(ARGS)
 
 test: .venv/dev.stamp  ## run all tests, on NumPy, JAX and the strict array-API namespace
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n auto $(ARGS)
 
 lint: .venv/dev.stamp  ## check format, style and types
 	$(BIN)/ruff format --check .

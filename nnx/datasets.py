@@ -137,7 +137,7 @@ def split(dataset: Dataset, seed: int, validation: float = 0.15, test: "float | 
     --------
     >>> parts = split(load("iris"), seed=0)
     >>> len(parts.train[0]), len(parts.validation[0]), len(parts.test[0])
-    (97, 23, 30)
+    (98, 22, 30)
     """
     test_share = 0.0 if isinstance(test, Dataset) else test
     if not (0 < validation < 1 and 0 <= test_share < 1 and validation + test_share < 1):

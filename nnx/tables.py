@@ -150,9 +150,10 @@ def _as_target(column: _Column, task: str | None) -> tuple[np.ndarray, list[str]
 
 
 def _look_like_classes(numbers: np.ndarray) -> bool:
-    distinct = len(np.unique(numbers))
-    return bool((numbers == np.floor(numbers)).all()) and distinct <= max(
-        2, min(MOST_CLASSES, len(numbers) // 3)
+    """Whether these are few distinct whole numbers, most of them more than once."""
+    distinct, whole = len(np.unique(numbers)), (numbers == np.floor(numbers)).all()
+    return (
+        bool(whole) and distinct < len(numbers) and distinct <= max(2, min(MOST_CLASSES, len(numbers) // 3))
     )
 
 
