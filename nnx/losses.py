@@ -429,7 +429,7 @@ def _as_function(cls, name: str) -> Any:
 
     function.__name__ = function.__qualname__ = name
     function.__doc__ = cls.__doc__
-    function.loss = cls()
+    vars(function)["loss"] = cls()  # for `get`
     return function
 
 

@@ -221,8 +221,8 @@ class _Counts(Metric):
 class Precision(_Counts):
     """True positives / predicted positives, of all outputs together (micro) or their mean (macro)."""
 
-    def __init__(self, thresholds: float = 0.5, average: str = "micro", name: str | None = None):
-        super().__init__(thresholds, average, name)
+    def __init__(self, thresholds: float | None = None, average: str = "micro", name: str | None = None):
+        super().__init__(0.5 if thresholds is None else thresholds, average, name)
         self.thresholds = thresholds
 
     def score(self, tp, fp, fn):
@@ -233,8 +233,8 @@ class Precision(_Counts):
 class Recall(_Counts):
     """True positives / actual positives, of all outputs together (micro) or their mean (macro)."""
 
-    def __init__(self, thresholds: float = 0.5, average: str = "micro", name: str | None = None):
-        super().__init__(thresholds, average, name)
+    def __init__(self, thresholds: float | None = None, average: str = "micro", name: str | None = None):
+        super().__init__(0.5 if thresholds is None else thresholds, average, name)
         self.thresholds = thresholds
 
     def score(self, tp, fp, fn):

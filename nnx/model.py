@@ -205,7 +205,7 @@ class Model:
 
     # Training
 
-    def compile(self, optimizer="rmsprop", loss=None, metrics=None, weighted_metrics=None) -> None:
+    def compile(self, optimizer: Any = "rmsprop", loss=None, metrics=None, weighted_metrics=None) -> None:
         """Choose optimizer, loss and metrics, by name or object, and start the optimizer afresh."""
         if loss is None:
             raise ValueError("compile needs a loss, such as loss='mse' or loss='categorical_crossentropy'")

@@ -236,4 +236,5 @@ class OneCycle(LearningRateSchedule):
 
 def rate_at(rate: Any, step: int) -> float:
     """Return a learning rate, a number or any function of the step, at one step."""
-    return float(rate(step)) if callable(rate) else float(rate)
+    value: Any = rate(step) if callable(rate) else rate
+    return float(value)
