@@ -1,6 +1,7 @@
 """JAX: whole training steps compiled by XLA for CPU, GPU or TPU."""
 
 import functools
+import operator
 
 import numpy as np
 
@@ -51,23 +52,28 @@ class JaxBackend(Backend):
     def repeat(self, step):
         jax = self.jax
 
-        @functools.partial(jax.jit, donate_argnums=0)
-        def loop(carry, rows, data, start, stop):
+        def row_of(rows, i):
+            return {name: values[i] for name, values in rows.items()}
+
+        @jax.jit
+        def zeros(carry, rows, data):
+            _, sums = jax.eval_shape(step, carry, row_of(rows, 0), data)
+            return tree.map(lambda s: jax.numpy.zeros(s.shape, s.dtype), sums)
+
+        @functools.partial(jax.jit, donate_argnums=(0, 1))
+        def loop(carry, totals, rows, data, start, stop):
             def run_one(i, carry_and_totals):
                 carry, totals = carry_and_totals
-                carry, metrics = step(carry, {name: values[i] for name, values in rows.items()}, data)
-                return carry, tree.map(jax.numpy.add, totals, metrics)
+                carry, sums = step(carry, row_of(rows, i), data)
+                return carry, tree.map(operator.add, totals, sums)
 
-            first = {name: values[0] for name, values in rows.items()}
-            _, metrics = jax.eval_shape(step, carry, first, data)
-            zeros = tree.map(lambda m: jax.numpy.zeros(m.shape, m.dtype), metrics)
             # Start and stop are arguments of the compiled program: any number of steps runs in
             # one dispatch without compiling again.
-            return jax.lax.fori_loop(start, stop, run_one, (carry, zeros))
+            return jax.lax.fori_loop(start, stop, run_one, (carry, totals))
 
-        def run(carry, rows, data, start, stop):
-            carry, totals = loop(carry, rows, data, start, stop)
-            return carry, jax.block_until_ready(totals)
+        def run(carry, totals, rows, data, start, stop):
+            totals = zeros(carry, rows, data) if totals is None else totals
+            return jax.block_until_ready(loop(carry, totals, rows, data, start, stop))
 
         return run
 

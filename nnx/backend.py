@@ -9,6 +9,7 @@ entry-point group `nnx.backends`, so one of your own is installed, not patched i
 import contextlib
 import functools
 import importlib.metadata
+import operator
 import os
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -103,19 +104,19 @@ class Backend:
         return {name: v.tolist() if v.ndim == 1 else self.asarray(v) for name, v in rows.items()}
 
     def repeat(self, step) -> Callable:
-        """Return `run(carry, rows, data, start, stop) -> (carry, totals)`.
+        """Return `run(carry, totals, rows, data, start, stop) -> (carry, totals)`.
 
-        It calls `step(carry, row, data) -> (carry, metrics)` for rows start, ..., stop - 1 of
-        `rows` and adds up the metrics. The carry that goes in is consumed: its memory may be
-        reused for the one that comes out.
+        It calls `step(carry, row, data) -> (carry, sums)` for rows start, ..., stop - 1 of `rows`
+        and adds the sums to the totals, one step after another: in how many runs an epoch is cut
+        does not change a bit of them. The first totals are None. The carry that goes in is
+        consumed: its memory may be reused for the one that comes out.
         """
 
-        def run(carry, rows, data, start, stop):
-            totals = None
+        def run(carry, totals, rows, data, start, stop):
             for i in range(start, stop):
                 row = {name: v[i] if isinstance(v, list) else v[i, ...] for name, v in rows.items()}
-                carry, metrics = step(carry, row, data)
-                totals = metrics if totals is None else tree.map(lambda a, b: a + b, totals, metrics)
+                carry, sums = step(carry, row, data)
+                totals = sums if totals is None else tree.map(operator.add, totals, sums)
             return carry, totals
 
         return run

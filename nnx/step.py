@@ -168,7 +168,9 @@ def fuse(network: Layer, loss: Loss) -> tuple[Layer, Loss, activations.Activatio
     if isinstance(network, Chain) and network.layers and not loss.from_logits:
         last = network.layers[-1]
         activation = getattr(last, "activation", activations.linear)
-        penalised = getattr(last, "activity_regularizer", None) is not None  # looks at the activation's output
+        penalised = (
+            getattr(last, "activity_regularizer", None) is not None
+        )  # looks at the activation's output
         if type(activation).__name__.lower() == loss.fused_activation and not penalised:
             return network.with_last(last.without_activation()), loss.with_logits(), activation
     return network, loss, activations.linear

@@ -66,15 +66,14 @@ class Engine:
             start = stop
 
     def evaluate_samples(self, placed: dict, count: int, batch_size: int) -> list:
-        """Return the sums over samples that are on the device."""
+        """Return the totals over samples that are on the device."""
         weights = {"params": self.model.params, "state": self.model.state}
-        data, sums = {"weights": weights, "samples": placed}, []
+        data, totals = {"weights": weights, "samples": placed}, None
         for index in batch_indices(np.arange(count), batch_size):
             rows = self.backend.stage({"index": index})
             for start, stop in self.runs(rows, len(index), one_by_one=False):
-                _, part = self.steps.evaluate({}, rows, data, start, stop)
-                sums.append(part)
-        return sums
+                _, totals = self.steps.evaluate({}, totals, rows, data, start, stop)
+        return [totals]
 
 
 class Interrupt:
@@ -147,7 +146,7 @@ def train(model, samples, stream, validation, callbacks: CallbackList, *, epochs
 
 
 def _train_on_placed(engine, placed, order, batch_size, callbacks, interrupt) -> list:
-    model, sums, done = engine.model, [], 0
+    model, totals, done = engine.model, None, 0
     parts = batch_indices(order, batch_size)
     total = sum(len(part) for part in parts)
     each = callbacks.each_batch
@@ -161,18 +160,17 @@ def _train_on_placed(engine, placed, order, batch_size, callbacks, interrupt) ->
                 {"index": block, **engine.numbers(model.step, model.step + len(block))}
             )
             for start, stop in engine.runs(rows, len(block), each):
-                carry, part = engine.steps.train(model.carry, rows, placed, start, stop)
+                carry, totals = engine.steps.train(model.carry, totals, rows, placed, start, stop)
                 model.set_carry(carry, steps=stop - start)
-                sums.append(part)
                 done += stop - start
                 callbacks.on_progress(done, total)
                 interrupt.check()
             if each:
                 seen = min(done * batch_size, len(order))
-                callbacks.on_train_batch_end(done - 1, engine.logs(sums, seen))
+                callbacks.on_train_batch_end(done - 1, engine.logs([totals], seen))
                 if model.stop_training:
-                    return sums
-    return sums
+                    return [totals]
+    return [totals]
 
 
 def _train_on_stream(engine, batches, steps, callbacks, interrupt) -> tuple[list, int]:

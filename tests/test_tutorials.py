@@ -134,5 +134,5 @@ def test_training_loop(backend):
 
 
 def test_images_of_the_documentation_are_small():
-    for name in ("activations", "learning_curves", "confusion_matrix"):
+    for name in ("activations", "digits"):
         assert 1000 < (DOCS / "images" / f"{name}.png").stat().st_size < 150_000
