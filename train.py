@@ -210,11 +210,11 @@ def make_parser() -> cli.Parser:
     add("--task", choices=datasets.TASKS, help="of the CSV file (default: found from the target)")
     add("--hidden", metavar="UNITS", nargs="*", type=count, default=[256, 128], help="of each hidden layer")
     add("--activation", metavar="NAME", default="relu", help=f"of the hidden layers: {names['activation']}")
-    add("--dropout", metavar="SHARE", type=amount, default=0.3, help="of units, after each hidden layer")
+    add("--dropout", metavar="SHARE", type=amount, default=0.4, help="of units, after each hidden layer")
     add("--batch-norm", action="store_true", help="normalise each hidden layer over the batch")
     add("--optimizer", metavar="NAME", default="adam", help=names["optimizer"])
     add("--lr", metavar="RATE", type=amount, default=0.001, help="learning rate")
-    add("--l2", metavar="FACTOR", type=amount, default=1e-4, help="penalty on the squared kernels")
+    add("--l2", metavar="FACTOR", type=amount, default=3e-4, help="penalty on the squared kernels")
     add("--epochs", metavar="N", type=count, default=100, help="passes over the data, at most")
     add("--batch-size", metavar="N", type=count, default=32, help="samples a step")
     add("--patience", metavar="N", type=count, default=30,
