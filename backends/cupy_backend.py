@@ -36,7 +36,8 @@ class CupyBackend(FlatBackend):
             import cupy
         except ImportError as error:
             raise BackendError(
-                f"the cupy backend needs CuPy, which cannot be imported ({error}). Install it with: {REMEDY}"
+                f"the cupy backend needs CuPy and array-api-compat, and cannot import them ({error}). "
+                f"Install them with: {REMEDY}"
             ) from None
         try:
             count = cupy.cuda.runtime.getDeviceCount()

@@ -2,11 +2,12 @@
 
 import functools
 import operator
+import os
 
 import numpy as np
 
 from nnx import tree
-from nnx.backend import Backend, BackendError, BackendInfo
+from nnx.backend import Backend, BackendError, BackendInfo, host_memory
 
 
 class JaxBackend(Backend):
@@ -90,8 +91,11 @@ class JaxBackend(Backend):
         self.jax.block_until_ready(value)
 
     def describe(self):
-        stats = self.device.memory_stats() or {}
-        limit = stats.get("bytes_limit")
+        version = self.jax.__version__
+        if not self.is_accelerated:
+            return BackendInfo("jax", True, version, f"cpu ({os.cpu_count()} cores)", host_memory())
+        limit = (self.device.memory_stats() or {}).get("bytes_limit")
         memory = f"{limit / 2**30:.0f} GiB" if limit else ""
-        device = f"{self.device.platform} ({self.device.device_kind})"
-        return BackendInfo("jax", True, self.jax.__version__, device, memory)
+        return BackendInfo(
+            "jax", True, version, f"{self.device.platform} ({self.device.device_kind})", memory
+        )

@@ -187,6 +187,13 @@ def _load(name: str) -> Backend:
     return points[name].load()()
 
 
+def host_memory() -> str:
+    """Return the memory of this machine, for people to read; empty where it cannot be told."""
+    if not hasattr(os, "sysconf"):
+        return ""
+    return f"{os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE') / 2**30:.0f} GiB"
+
+
 def _automatic() -> Backend:
     """Return the first usable of CuPy, JAX on an accelerator, and NumPy."""
     for name in AUTOMATIC[:-1]:
@@ -271,4 +278,6 @@ def available_backends() -> dict[str, BackendInfo]:
             found[name] = _load(name).describe()
         except BackendError as error:
             found[name] = BackendInfo(name, usable=False, reason=str(error))
+        except Exception as error:  # a broken plug-in must not hide the others
+            found[name] = BackendInfo(name, usable=False, reason=f"cannot be loaded: {error!r}")
     return found

@@ -19,7 +19,7 @@ def write(path, arrays: dict[str, np.ndarray], description: dict) -> None:
     """Write arrays and description to `path`: the whole new file appears, or the old one stays."""
     from safetensors.numpy import save
 
-    metadata = {"format": str(FORMAT), "nnx": json.dumps(description)}
+    metadata = {"nnx": json.dumps({"format": FORMAT, **description})}
     contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
     write_whole(path, save(contiguous, metadata=metadata))
 
@@ -64,8 +64,14 @@ def read(path) -> tuple[dict[str, np.ndarray], dict]:
         raise ValueError(f"{path} is not a whole safetensors file: {error}") from None
     if "nnx" not in metadata:
         raise ValueError(f"{path} holds tensors, but was not saved by nnx: it has no description of a model")
-    if int(metadata.get("format", 0)) > FORMAT:
+    try:
+        description = json.loads(metadata["nnx"])
+    except (ValueError, RecursionError):
+        description = None
+    if not isinstance(description, dict) or not isinstance(description.get("format"), int):
+        raise ValueError(f"{path} is damaged: its description cannot be read")
+    if description["format"] > FORMAT:
         raise ValueError(
-            f"{path} has format {metadata['format']}, this nnx reads up to {FORMAT}: install a newer nnx-engine"
+            f"{path} has format {description['format']}, this nnx reads up to {FORMAT}: install a newer nnx-engine"
         )
-    return arrays, json.loads(metadata["nnx"])
+    return arrays, description

@@ -19,7 +19,9 @@ HOST = {
 
 def imported(path: Path) -> set[str]:
     """Return the top-level names of all modules that a file imports, and `nnx.backends`."""
-    found = {"nnx.backends"} if re.search(r"^\s*(from|import) nnx\.backends", path.read_text(), re.M) else set()
+    found = (
+        {"nnx.backends"} if re.search(r"^\s*(from|import) nnx\.backends", path.read_text(), re.M) else set()
+    )
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             found |= {alias.name.split(".")[0] for alias in node.names}

@@ -194,7 +194,7 @@ def evil_kind(description, metadata):
 
 
 def newer(description, metadata):
-    metadata["format"] = "99"
+    description["format"] = 99
 
 
 @pytest.mark.parametrize(
