@@ -63,10 +63,12 @@ class CupyBackend(FlatBackend):
         return self.cupy.zeros(shape, dtype)
 
     def kernel(self, function, *arrays, overwrite=None):
-        return self._fused(function)(*map(self._scalar, arrays))
+        scalar = self._scalar_type(arrays)
+        return self._fused(function)(*map(scalar, arrays))
 
     def update_in_place(self, kernel, buffers, scalars):
-        values = self._fused(kernel, tuple(scalars))(*buffers, *map(self._scalar, scalars.values()))
+        scalar = self._scalar_type(buffers)
+        values = self._fused(kernel, tuple(scalars))(*buffers, *map(scalar, scalars.values()))
         for buffer, value in zip((buffers[0], *buffers[2:]), values, strict=True):
             buffer[...] = value
 
@@ -80,11 +82,20 @@ class CupyBackend(FlatBackend):
 
         return self.cupy.fuse(call)
 
-    def _scalar(self, value):
-        # A bare Python number would widen a fused kernel to 64 bits.
-        if isinstance(value, int):
-            return np.uint32(value)
-        return np.float32(value) if isinstance(value, float) else value
+    @staticmethod
+    def _scalar_type(arrays):
+        """Return a function that gives a Python number the precision of the arrays.
+
+        A bare one would widen a fused kernel to 64 bits.
+        """
+        real = next((a.dtype.type for a in arrays if hasattr(a, "dtype") and a.dtype.kind == "f"), np.float32)
+
+        def scalar(value):
+            if isinstance(value, int):
+                return np.uint32(value)
+            return real(value) if isinstance(value, float) else value
+
+        return scalar
 
     def synchronize(self, value):
         self.cupy.cuda.get_current_stream().synchronize()

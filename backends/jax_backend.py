@@ -82,7 +82,7 @@ class JaxBackend(Backend):
         return self.jax.vjp(function, *arguments)
 
     def scope(self, dtype):
-        return self.jax.enable_x64(dtype == "float64" or self._x64)
+        return self.jax.enable_x64(dtype == "float64")
 
     def read(self, values):
         return self.jax.device_get(values)

@@ -14,7 +14,9 @@ from typing import Any
 import numpy as np
 
 # Elements a block: a few arrays of this many float32 stay in a core's L2 cache.
-BLOCK = 16_384
+BLOCK = 32_768
+# Plans remembered: a kernel made anew at each call must not fill the memory.
+MOST_PLANS = 256
 
 
 class NotRecordableError(Exception):
@@ -35,6 +37,9 @@ class Symbol:
 
     def __init__(self, recorder, index: int, dtype, is_cut: bool):
         self.recorder, self.index, self.dtype, self.is_cut = recorder, index, dtype, is_cut
+
+    def __bool__(self):
+        raise NotRecordableError("a kernel that looks at a value")
 
     __array_ufunc__ = None  # NumPy's own operators leave the work to ours
 
@@ -163,7 +168,7 @@ class Plan:
     `into` numbers, for each result, the argument whose memory it takes (None: a new array).
     """
 
-    def __init__(self, program: Program, dtypes, into):
+    def __init__(self, program: Program, dtypes, is_cut, into):
         self.before, self.results, self.into = program.before, program.results, into
         self.calls: list[tuple] = []  # (function, places of the arguments, place of the result)
         self.buffers: list[Any] = []  # the dtype of each
@@ -189,6 +194,7 @@ class Plan:
             if self._place.get(value, ("given", value)) != ("result", number):
                 self.calls.append((_cast, (self._place.get(value, ("given", value)),), ("result", number)))
         self.result_dtypes = [self._dtype_of(program, value) for value in self.results]
+        self._blocks = self._write_blocks(is_cut)
 
     def _dtype_of(self, program, value):
         return {op.result: op.dtype for op in program.block}.get(value, self._dtypes.get(value))
@@ -213,23 +219,58 @@ class Plan:
         self.buffers.append(dtype)
         return len(self.buffers) - 1
 
-    def run(self, arguments, is_cut, results, rows: slice, step: int) -> None:
-        """Run the blocks of `rows`, `step` rows each."""
+    def run(self, arguments, results, length: int, step: int) -> None:
+        """Run all blocks, `step` rows each, of `length` rows."""
         values = dict(enumerate(arguments))
         for op in self.before:
-            given = [values[int(v)] if isinstance(v, Value) else v for v in op.arguments]
-            values[op.result] = _once(op, given)
+            values[op.result] = _once(
+                op, [values[int(v)] if isinstance(v, Value) else v for v in op.arguments]
+            )
         buffers = [np.empty((step, *results[0].shape[1:]), dtype) for dtype in self.buffers]
-        for start in range(rows.start, rows.stop, step):
-            block = slice(start, min(start + step, rows.stop))
-            parts = {v: a[block] if v < len(is_cut) and is_cut[v] else a for v, a in values.items()}
-            targets = [result[block] for result in results]
-            if block.stop - start < step:
-                buffers = [buffer[: block.stop - start] for buffer in buffers]
-            places = {"given": parts, "buffer": buffers, "result": targets}
-            for function, given, (kind, index) in self.calls:
-                found = [value if where == "number" else places[where][value] for where, value in given]
-                function(*found, out=places[kind][index])
+        self._blocks(values, results, buffers, length, step)
+
+    def _write_blocks(self, is_cut) -> Callable:
+        """Return the loop over the blocks as a function, written out: a third of the time of a generic one.
+
+        For relu of a sum, for example,
+
+            def blocks(given, results, buffers, length, step):
+                given0, given1, result0 = given[0], given[1], results[0]
+                for start in range(0, length, step):
+                    stop = start + step
+                    g0, r0 = given0[start:stop], result0[start:stop]
+                    f0(g0, given1, out=r0)
+                    f1(r0, 0.0, out=r0)
+        """
+        functions = list({id(call[0]): call[0] for call in self.calls}.values())
+        names = {id(f): f"f{i}" for i, f in enumerate(functions)}
+        read = sorted({index for _, given, _ in self.calls for kind, index in given if kind == "given"})
+        cut = [index for index in read if index < len(is_cut) and is_cut[index]]
+        sliced = [(f"g{i}", f"given{i}") for i in cut] + [
+            (f"r{i}", f"result{i}") for i in range(len(self.results))
+        ]
+        head = [f"given{i} = given[{i}]" for i in read]
+        head += [f"result{i} = results[{i}]" for i in range(len(self.results))]
+        head += [f"b{i} = buffers[{i}]" for i in range(len(self.buffers))]
+        body = ["stop = start + step", *(f"{part} = {whole}[start:stop]" for part, whole in sliced)]
+        if self.buffers:
+            body.append("if stop > length:")
+            body += [f"    b{i} = b{i}[:length - start]" for i in range(len(self.buffers))]
+
+        def name(kind, index):
+            if kind == "given":
+                return f"g{index}" if index in cut else f"given{index}"
+            return repr(index) if kind == "number" else f"{kind[0]}{index}"
+
+        body += [
+            f"{names[id(f)]}({', '.join(name(*p) for p in given)}, out={name(*place)})"
+            for f, given, place in self.calls
+        ]
+        lines = ["def blocks(given, results, buffers, length, step):", *(f"    {line}" for line in head)]
+        lines += ["    for start in range(0, length, step):", *(f"        {line}" for line in body)]
+        space = {names[id(f)]: f for f in functions}
+        exec("\n".join(lines), space)  # only names and numbers made above
+        return space["blocks"]
 
 
 def _once(op: Operation, given):
@@ -255,9 +296,15 @@ class Fusion:
         if key not in self._plans:
             try:
                 program = record(function, arguments, is_cut)
-                self._plans[key] = Plan(program, dict(enumerate(kinds)), into)
-            except NotRecordableError:
+                self._plans[key] = Plan(program, dict(enumerate(kinds)), is_cut, into)
+            except (
+                NotRecordableError,
+                TypeError,
+                AttributeError,
+            ):  # the plain run tells what is wrong, if anything
                 self._plans[key] = None
+            while len(self._plans) > MOST_PLANS:
+                del self._plans[next(iter(self._plans))]
         return self._plans[key]
 
     def run(self, function, arguments, into: tuple[int | None, ...]) -> tuple | None:
@@ -282,10 +329,13 @@ class Fusion:
             targets = tuple(r.reshape(-1) for r in results)
         length = len(targets[0])
         step = min(length, max(1, BLOCK * length // max(main.size, 1)))
-        plan.run(given, is_cut, targets, slice(0, length), step)
+        plan.run(given, targets, length, step)
         return results
 
 
 def _is_whole(a, main) -> bool:
-    """Whether an argument is the same for all blocks of rows of `main`."""
-    return not isinstance(a, np.ndarray) or a.ndim < main.ndim or len(a) == 1
+    """Whether an argument is the same for all blocks of rows of `main`, and no wider than it."""
+    if not isinstance(a, np.ndarray) or a.ndim == 0:
+        return True
+    lengths = zip(a.shape, main.shape[main.ndim - a.ndim :], strict=False)
+    return (a.ndim < main.ndim or len(a) == 1) and all(n in (1, m) for n, m in lengths)

@@ -147,17 +147,21 @@ class Backend:
 
         Consumes `params` and `slots`; returns the new ones.
         """
-        names = list(range(len(slots)))
         rows = zip(tree.leaves(params), tree.leaves(grads), *map(tree.leaves, slots), strict=True)
         results = [kernel(self.xp, *row, **scalars) for row in rows]
         new_params = tree.rebuild(params, (result[0] for result in results))
-        return new_params, [tree.rebuild(params, (result[i + 1] for result in results)) for i in names]
+        return new_params, [
+            tree.rebuild(params, (result[i + 1] for result in results)) for i in range(len(slots))
+        ]
 
     # What it is
 
     def describe(self) -> BackendInfo:
         """Return name, version, device and memory, for people to read."""
         return BackendInfo(self.name, usable=True)
+
+    def __reduce__(self):
+        return as_backend, (self.name,)
 
     def __repr__(self):
         return f"<nnx backend {self.name!r}>"

@@ -1,5 +1,6 @@
 """Callbacks: what happens around training, under Keras's names and hooks."""
 
+import contextlib
 import csv
 import inspect
 import math
@@ -37,7 +38,7 @@ class Callback:
         self.model = model
 
     def set_params(self, params):
-        """Receive `epochs`, `steps` (None if unknown) and `verbose`; called before training."""
+        """Receive `epochs`, `steps` (None if unknown), `do_validation` and others; called before training."""
         self.params = params
 
     def on_train_begin(self, logs=None):
@@ -72,8 +73,14 @@ class CallbackList(Callback):
         super().__init__()
         self.callbacks = list(callbacks)
         for callback in self.callbacks:
-            if not hasattr(callback, "on_epoch_end"):
+            if not isinstance(callback, Callback):
                 raise TypeError(f"callbacks must be nnx.callbacks.Callback objects, got {callback!r}")
+            if idle := {name for name in dir(callback) if name.startswith("on_")} - set(dir(Callback)):
+                known = ", ".join(sorted(name for name in dir(Callback) if name.startswith("on_")))
+                warnings.warn(
+                    f"{type(callback).__name__}.{min(idle)} is never called. Hooks that are: {known}",
+                    stacklevel=3,
+                )
         self.each_batch = any(
             getattr(type(c), hook, None) is not getattr(Callback, hook) or hook in vars(c)
             for c in self.callbacks
@@ -93,8 +100,9 @@ class CallbackList(Callback):
             callback.on_train_begin(logs)
 
     def on_train_end(self, logs=None):
-        for callback in self.callbacks:
-            callback.on_train_end(logs)
+        with contextlib.ExitStack() as stack:  # all of them, also if one raises
+            for callback in reversed(self.callbacks):
+                stack.callback(callback.on_train_end, logs)
 
     def on_epoch_begin(self, epoch, logs=None):
         for callback in self.callbacks:
@@ -114,7 +122,7 @@ class CallbackList(Callback):
 
     def on_progress(self, done, total):
         for callback in self.callbacks:
-            getattr(callback, "on_progress", lambda *_: None)(done, total)
+            callback.on_progress(done, total)
 
 
 class _Monitor(Callback):
@@ -365,8 +373,14 @@ class CSVLogger(Callback):
     def on_epoch_end(self, epoch, logs=None):
         row = {"epoch": epoch, **(logs or {})}
         if self._writer is None:
+            names = list(row)
+            if self.params.get("do_validation"):  # which may not happen in the first epoch
+                measured = [
+                    name for name in logs or {} if not name.startswith("val_") and name != "learning_rate"
+                ]
+                names += [f"val_{name}" for name in measured if f"val_{name}" not in row]
             self._writer = csv.DictWriter(
-                self._file, list(row), delimiter=self.separator, extrasaction="ignore"
+                self._file, names, restval="NA", delimiter=self.separator, extrasaction="ignore"
             )
             if not self._has_header:
                 self._writer.writeheader()

@@ -36,7 +36,7 @@ class Context:
     'numpy'
     """
 
-    __slots__ = ("backend", "key", "needs_input_gradient", "penalties", "state", "training", "xp")
+    __slots__ = ("backend", "key", "needs_input_gradient", "path", "penalties", "state", "training", "xp")
 
     def __init__(
         self,
@@ -52,6 +52,8 @@ class Context:
         self.training = training
         self.state = tree.copy(state or {})
         self.key = key
+        self.path = ""
+        """Where in the network the layer stands: the names of what it is in, and its own."""
         self.needs_input_gradient = needs_input_gradient
         self.penalties: list = []
         """Terms that layers add to the loss, such as activity regularisation."""
@@ -61,7 +63,7 @@ class Context:
         inner = object.__new__(Context)
         inner.backend, inner.xp, inner.training = self.backend, self.xp, self.training
         inner.state = self.state.get(name, {})
-        inner.key = fold_name(self.key, name) if self.training else self.key
+        inner.key, inner.path = self.key, f"{self.path}/{name}"
         inner.needs_input_gradient = needs_input_gradient
         inner.penalties = self.penalties
         return inner
@@ -74,13 +76,18 @@ class Context:
         """Return 0, 1, ..., count - 1 on the device."""
         return self.backend.arange(count, dtype)
 
-    def random_bits(self, shape):
-        """Return 32 random bits (uint32) for each element of `shape`: a new draw each step."""
+    def random_bits(self, shape, salt: object = ""):
+        """Return 32 random bits (uint32) for each element of `shape`.
+
+        They are a function of the model's seed, the step, the layer's place in the network, and
+        `salt`: a layer that draws twice in one pass gives two.
+        """
         size = 1
         for length in shape:
             size *= length
         counter = self.arange(size, "uint32")
-        bits = self.kernel(kernels.hash_bits, counter, *self.key, overwrite=0)
+        key = fold_name(self.key, f"{self.path}#{salt}")
+        bits = self.kernel(kernels.hash_bits, counter, *key, overwrite=0)
         return self.xp.reshape(bits, shape)
 
     def add_penalty(self, value) -> None:

@@ -43,6 +43,8 @@ def as_features(x, in_shape: Shape | None, dtype: str, what: str = "X") -> np.nd
         raise ValueError(
             f"{what} is empty, of shape {x.shape}: expected at least one sample, shape {expected}"
         )
+    if x.ndim == 1 and in_shape == (1,):
+        x = x[:, None]
     if in_shape is not None and x.shape[1:] != in_shape:
         raise ValueError(_wrong_shape(x.shape, in_shape, what))
     if x.ndim == 1:
@@ -77,7 +79,7 @@ def describe_features(in_shape: Shape) -> str:
     return f"{in_shape[0]} features" if len(in_shape) == 1 else f"samples of shape {in_shape}"
 
 
-def as_samples(x, y, sample_weight, class_weight, loss, in_shape, out_shape, dtype) -> Samples:
+def as_samples(x, y, sample_weight, loss, in_shape, out_shape, dtype) -> Samples:
     """Return checked samples; see `as_features`, and the loss for what targets it takes."""
     x = as_features(x, in_shape, dtype)
     if y is None:
@@ -87,8 +89,6 @@ def as_samples(x, y, sample_weight, class_weight, loss, in_shape, out_shape, dty
         raise ValueError(f"X has {len(x)} samples, y has {count}: they must be as many")
     y = loss.check_target(y, out_shape)
     weight = np.ones(len(x)) if sample_weight is None else _as_weight(sample_weight, len(x))
-    if class_weight is not None:
-        weight = weight * _class_weights(class_weight, y)
     y = np.ascontiguousarray(y, dtype=dtype if y.dtype.kind == "f" else y.dtype)
     return Samples(x, y, weight.astype(dtype))
 
@@ -105,18 +105,18 @@ def _as_weight(sample_weight, count) -> np.ndarray:
     return weight
 
 
-def _class_weights(class_weight: dict, y: np.ndarray) -> np.ndarray:
-    """Return each sample's weight by its class."""
-    if y.ndim > 1 and y.shape[-1] > 1:
-        classes = y.argmax(axis=-1)
-    else:
-        classes = y.reshape(len(y)).astype(int)
-    found = set(np.unique(classes).tolist())
-    if missing := found - set(class_weight):
+def with_class_weights(samples: Samples, class_weight: dict | None, out_shape: Shape) -> Samples:
+    """Return the samples, each weight multiplied by that of its class (1 for a class not named)."""
+    if class_weight is None:
+        return samples
+    y = samples.y
+    if len(out_shape) > 1:
         raise ValueError(
-            f"class_weight lacks class {min(missing)}: give a weight for each of {sorted(found)}"
+            f"class_weight needs one label a sample, but y has shape {y.shape}: use sample_weight"
         )
-    return np.asarray([class_weight[c] for c in classes.tolist()], dtype=np.float64)
+    classes = y.argmax(axis=-1) if y.ndim == 2 and y.shape[1] > 1 else y.reshape(len(y), -1)[:, 0].astype(int)
+    factors = np.asarray([class_weight.get(c, 1.0) for c in classes.tolist()], dtype=samples.weight.dtype)
+    return Samples(samples.x, y, samples.weight * factors)
 
 
 def split_last(samples: Samples, fraction: float) -> tuple[Samples, Samples]:
@@ -143,11 +143,11 @@ def batch_indices(order: np.ndarray, batch_size: int) -> list[np.ndarray]:
     return [part for part in parts if part.size]
 
 
-def check_batch_size(batch_size) -> int:
-    """Return the batch size if it is a positive whole number."""
-    if isinstance(batch_size, bool) or not hasattr(batch_size, "__index__") or batch_size < 1:
-        raise ValueError(f"batch_size must be a positive whole number, got {batch_size!r}")
-    return int(batch_size)
+def check_count(name: str, value) -> int:
+    """Return `value` if it is a positive whole number, else raise a ValueError that names it."""
+    if isinstance(value, bool) or not hasattr(value, "__index__") or value < 1:
+        raise ValueError(f"{name} must be a positive whole number, got {value!r}")
+    return int(value)
 
 
 def is_stream(x) -> bool:

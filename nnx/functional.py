@@ -3,7 +3,6 @@
 import numpy as np
 
 from nnx.backend import as_backend
-from nnx.context import Context
 from nnx.layers.base import Layer
 from nnx.model import Model
 
@@ -17,5 +16,5 @@ def apply(layer: Layer, x, *, training: bool = False, seed: int = 0, backend=Non
     """
     x = np.asarray(x, dtype=np.float32)
     model = Model(layer, x.shape[1:], seed=seed, backend=as_backend(backend))
-    ctx = Context(model.backend, training=training, state=model.state)
+    ctx = model.context(training)
     return model.backend.to_numpy(model.apply(model.params, model.backend.asarray(x), ctx)[0])

@@ -401,6 +401,11 @@ class FunctionLoss(Loss):
 
     def forward(self, ctx, target, output):
         values = self.function(target, output)
+        if values.shape != output.shape[:-1]:
+            raise ValueError(
+                f"the loss {self.function!r} must return one value for each sample, of shape "
+                f"{tuple(output.shape[:-1])}, got {tuple(values.shape)}: take the mean over the last axis only"
+            )
 
         def pullback(dvalues):
             derived = ctx.backend.vjp(lambda output: self.function(target, output), output)

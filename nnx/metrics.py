@@ -45,6 +45,10 @@ class Metric(Configurable):
 
     def __call__(self, y_true, y_pred, sample_weight=None) -> float:
         y_true, y_pred = np.asarray(y_true), np.asarray(y_pred, dtype=np.float64)
+        if y_pred.ndim == 1:
+            y_pred = y_pred[:, None]
+        if y_true.ndim == y_pred.ndim - 1 and y_pred.shape[-1] == 1:
+            y_true = y_true[..., None]
         weight = (
             np.ones(len(y_pred)) if sample_weight is None else np.asarray(sample_weight, dtype=np.float64)
         )
@@ -57,6 +61,15 @@ class Metric(Configurable):
         return {"total": xp.sum(per_sample * weight), "weight": xp.sum(weight)}
 
 
+def _same_shape(metric, target, output) -> None:
+    """Raise a ValueError unless there is one target for each output."""
+    if target.shape != output.shape:
+        raise ValueError(
+            f"{type(metric).__name__} compares each output with its target, but they have shapes "
+            f"{tuple(output.shape)} and {tuple(target.shape)}: with class numbers use accuracy, or one-hot targets"
+        )
+
+
 def _true(xp, condition, like):
     return xp.astype(condition, like.dtype)
 
@@ -66,6 +79,7 @@ class MeanSquaredError(Metric):
     """mean (output - target)**2"""
 
     def update(self, ctx, target, output, weight):
+        _same_shape(self, target, output)
         return self._mean(ctx.xp, (output - target) ** 2, weight)
 
 
@@ -74,6 +88,7 @@ class MeanAbsoluteError(Metric):
     """mean |output - target|"""
 
     def update(self, ctx, target, output, weight):
+        _same_shape(self, target, output)
         return self._mean(ctx.xp, ctx.xp.abs(output - target), weight)
 
 
@@ -89,10 +104,12 @@ class RootMeanSquaredError(MeanSquaredError):
 class R2Score(Metric):
     """1 - squared error / variance of the target, averaged over the outputs.
 
-    As in Keras, 0 for an output whose target is constant.
+    As in Keras, 0 for an output whose target is constant. Summed in the precision of the model: in
+    float32, standardise targets whose mean is far larger than their spread.
     """
 
     def update(self, ctx, target, output, weight):
+        _same_shape(self, target, output)
         xp = ctx.xp
         target, output = (xp.reshape(a, (a.shape[0], -1)) for a in (target, output))
         w = weight[:, None]

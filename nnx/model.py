@@ -11,23 +11,24 @@ import numpy as np
 
 from nnx import files, losses, metrics, optimizers, saving, training, tree
 from nnx.backend import Backend, as_backend
-from nnx.callbacks import CallbackList, ProgressBar
+from nnx.callbacks import Callback, CallbackList, ProgressBar, format_number
 from nnx.context import Context
 from nnx.data import (
     Samples,
     as_batch,
     as_features,
     as_samples,
-    check_batch_size,
+    check_count,
     is_stream,
     split_last,
+    with_class_weights,
 )
 from nnx.history import History
 from nnx.layers.base import Layer, Shape, run
 from nnx.layers.combine import Chain, as_layer
 from nnx.layers.reshape import Input
 from nnx.random import WEIGHTS, generator, next_seed, step_keys
-from nnx.registry import decode
+from nnx.registry import decode, suggest
 from nnx.summary import summary_table
 
 DTYPES = ("float32", "float64")
@@ -75,11 +76,30 @@ class Model:
 
     def _forget(self):
         """Drop all arrays and compiled functions: they will be made anew."""
+        self._paths: list[tuple[str, tuple[str, ...]]] = []
         self._params: Any = None
         self._state: Any = None
         self._slots: list | None = None
         self._engine: training.Engine | None = None
         self._forward: Callable | None = None
+
+    def __getstate__(self):
+        """Return what `pickle` and `copy.deepcopy` keep: arrays on the host, nothing compiled."""
+        kept = {**vars(self), "_engine": None, "_forward": None}
+        if self.built:
+            kept["_params"], kept["_state"] = self._to_host(self._params), self._to_host(self._state)
+            kept["_slots"] = None if self._slots is None else [self._to_host(slot) for slot in self._slots]
+        return kept
+
+    def __setstate__(self, kept):
+        vars(self).update(kept)
+        if self.built:
+            self._params, self._state = (
+                self._to_device(self._params),
+                self._to_device(self._state, packed=False),
+            )
+            if self._slots is not None:
+                self.set_slots(self._slots)
 
     # Building
 
@@ -110,10 +130,12 @@ class Model:
         """Make the starting weights for samples of this shape (the batch axis left out)."""
         shape = (input_shape,) if isinstance(input_shape, int) else tuple(input_shape)
         shape = shape[1:] if shape and shape[0] is None else shape  # as Keras writes it
-        params, state = self.init(input_shape=shape)
+        params, _ = self.network.init(generator(self.seed, WEIGHTS), shape)
+        state = self.network.init_state(shape)
+        self._paths = list(_ordered_paths(self.network, params, state))
         self.input_shape = shape
-        self._params, self._state = params, state
-        self._slots = None
+        self._params, self._state = self._to_device(params), self._to_device(state, packed=False)
+        self._slots, self.step = None, 0
 
     def _built_shape(self) -> Shape:
         """Return the shape of one sample, after making the weights if there are none yet."""
@@ -134,7 +156,7 @@ class Model:
 
     @params.setter
     def params(self, params):
-        self._params = self.backend.pack(self._checked(params, self.params))
+        self._params = self._taken_over(params, self.params, packed=True)
 
     @property
     def state(self):
@@ -144,17 +166,16 @@ class Model:
 
     @state.setter
     def state(self, state):
-        self._state = self._checked(state, self.state)
+        self._state = self._taken_over(state, self.state, packed=False)
 
-    @staticmethod
-    def _checked(given, present):
-        """Return `given` if it is a tree of the same paths and shapes as `present`."""
-        shapes = [
-            {path: tuple(tree.at(t, path).shape) for path in tree.paths(t) if path} for t in (given, present)
-        ]
+    def _taken_over(self, given, present, packed: bool):
+        """Return a copy of `given`, if it is a tree of the same paths and shapes as `present`."""
+        shapes = [{p: np.shape(tree.at(t, p)) for p in tree.paths(t) if p} for t in (given, present)]
         if shapes[0] != shapes[1]:
             raise ValueError(f"expected arrays of shapes {shapes[1]}, got {shapes[0]}")
-        return given
+        with self.backend.scope(self.dtype):
+            copied = tree.map(lambda a: self.backend.copy(self.backend.asarray(a, dtype=self.dtype)), given)
+            return self.backend.pack(copied) if packed else copied
 
     @property
     def output_shape(self) -> Shape:
@@ -201,7 +222,14 @@ class Model:
         `model.context(training=True, step=...)`; afterwards its `state` is the new state.
         """
         ctx = ctx or self.context()
-        return run(self.network, ctx, params, x)
+        with self.backend.scope(self.dtype):
+            output, pullback = run(self.network, ctx, params, x)
+
+        def pullback_in_scope(dy):
+            with self.backend.scope(self.dtype):
+                return pullback(dy)
+
+        return output, pullback_in_scope
 
     # Training
 
@@ -209,12 +237,13 @@ class Model:
         """Choose optimizer, loss and metrics, by name or object, and start the optimizer afresh."""
         if loss is None:
             raise ValueError("compile needs a loss, such as loss='mse' or loss='categorical_crossentropy'")
-        self.optimizer = optimizers.get(optimizer)
-        self.loss = losses.get(loss)
-        self.metrics_used = _as_metrics(metrics, False) + _as_metrics(weighted_metrics, True)
-        names = ["loss"] + [metric.name for metric, _ in self.metrics_used]
+        found = optimizers.get(optimizer), losses.get(loss)
+        used = _as_metrics(metrics, False) + _as_metrics(weighted_metrics, True)
+        names = ["loss"] + [metric.name for metric, _ in used]
         if len(set(names)) < len(names):
             raise ValueError(f"two metrics have the same name: {names}; give one of them name=...")
+        self.optimizer, self.loss = found
+        self.metrics_used = used
         self._slots, self._engine, self.step = None, None, 0
 
     @property
@@ -261,18 +290,23 @@ class Model:
         self._params, self._state, self._slots = carry["params"], carry["state"], carry["slots"]
         self.step += steps
 
-    def _check(self, x, y, sample_weight=None, class_weight=None) -> Samples:
-        if not self.built:
-            self.build(as_features(x, self.input_shape, self.dtype).shape[1:])
-        return as_samples(
-            x, y, sample_weight, class_weight, self.loss, self.input_shape, self.output_shape, self.dtype
-        )
+    def _check(self, x, y, sample_weight=None) -> Samples:
+        declared, was_built = self.input_shape, self.built
+        if not was_built:
+            self.build(as_features(x, declared, self.dtype).shape[1:])
+        try:
+            return as_samples(x, y, sample_weight, self.loss, self.input_shape, self.output_shape, self.dtype)
+        except ValueError:
+            if not was_built:  # what does not fit must not decide about the shape either
+                self._forget()
+                self.input_shape = declared
+            raise
 
     def check_batch(self, batch) -> Samples:
         """Return one checked batch, `(x, y, sample_weight)`."""
         return self._check(*batch)
 
-    def fit(self, x, y=None, batch_size: int = 32, epochs: int = 1, verbose="auto", callbacks=None,
+    def fit(self, x, y=None, batch_size: int | None = 32, epochs: int = 1, verbose="auto", callbacks=None,
             validation_split: float = 0.0, validation_data=None, shuffle: bool = True, class_weight=None,
             sample_weight=None, initial_epoch: int = 0, steps_per_epoch: int | None = None,
             validation_batch_size: int | None = None, validation_freq: int = 1) -> History:  # fmt: skip
@@ -308,7 +342,8 @@ class Model:
             On Ctrl-C, once weights and history are in order: the model stays usable.
         """
         self._require_compiled()
-        batch_size = check_batch_size(batch_size)
+        batch_size = check_count("batch_size", 32 if batch_size is None else batch_size)
+        validation_freq = check_count("validation_freq", validation_freq)
         if epochs < initial_epoch or initial_epoch < 0:
             raise ValueError(f"epochs must be at least initial_epoch, got {epochs} and {initial_epoch}")
         if verbose not in ("auto", 0, 1, 2):
@@ -323,19 +358,23 @@ class Model:
         else:
             if steps_per_epoch:
                 raise ValueError("steps_per_epoch is for an iterable of batches; with arrays give batch_size")
-            samples = self._check(x, y, sample_weight, class_weight)
+            samples = self._check(x, y, sample_weight)
             if validation_split and validation_data is None:
                 samples, validation = split_last(samples, validation_split)
-        if isinstance(validation_data, (tuple, list)):
+            samples = with_class_weights(samples, class_weight)
+        if isinstance(validation_data, (tuple, list)) and not is_stream(validation_data):
             validation = self._check(*as_batch(validation_data))
 
         self.history = History()
         shown = [] if verbose == 0 else [ProgressBar(bar=False if verbose == 2 else None)]
-        hooks = CallbackList([*(callbacks or []), self.history, *shown])
+        given = [callbacks] if isinstance(callbacks, Callback) else callbacks or []
+        hooks = CallbackList([*given, self.history, *shown])
         hooks.set_model(self)
         steps = steps_per_epoch if samples is None else -(-len(samples) // batch_size)
-        known = {"epochs": epochs, "steps": steps, "verbose": verbose, "validation_freq": validation_freq}
-        hooks.set_params(known)
+        hooks.set_params({
+            "epochs": epochs, "steps": steps, "verbose": verbose,
+            "do_validation": validation is not None, "validation_freq": validation_freq,
+        })  # fmt: skip
         with self.backend.scope(self.dtype):
             training.train(
                 self,
@@ -346,7 +385,9 @@ class Model:
                 epochs=epochs,
                 initial_epoch=initial_epoch,
                 batch_size=batch_size,
-                validation_batch_size=check_batch_size(validation_batch_size or max(batch_size, 256)),
+                validation_batch_size=check_count(
+                    "validation_batch_size", validation_batch_size or max(batch_size, 256)
+                ),
                 validation_freq=validation_freq,
                 shuffle=shuffle,
                 steps_per_epoch=steps_per_epoch,
@@ -356,34 +397,40 @@ class Model:
     def train_on_batch(self, x, y, sample_weight=None, class_weight=None, return_dict: bool = False):
         """Take one step on these samples; return its loss and metrics."""
         engine = self.engine
-        samples = self._check(x, y, sample_weight, class_weight)
+        samples = with_class_weights(self._check(x, y, sample_weight), class_weight)
         with self.backend.scope(self.dtype):
-            logs = engine.logs([training.train_on_samples(engine, samples)], len(samples))
+            logs = engine.logs(engine.train_on(samples), len(samples))
         return _as_result(logs, return_dict)
 
+    def test_on_batch(self, x, y, sample_weight=None, return_dict: bool = False):
+        """Return loss and metrics on these samples, as one batch."""
+        return self.evaluate(x, y, len(x), verbose=0, sample_weight=sample_weight, return_dict=return_dict)
+
     def evaluate(
-        self, x, y=None, batch_size: int = 256, verbose="auto", sample_weight=None, return_dict: bool = False
+        self,
+        x,
+        y=None,
+        batch_size: int | None = 256,
+        verbose: Any = "auto",
+        sample_weight=None,
+        return_dict: bool = False,
     ):
         """Return the loss, or a list of loss and metrics, on these samples or batches."""
         engine = self.engine
         with self.backend.scope(self.dtype):
             if y is None and is_stream(x):
-                logs = training.evaluate_stream(engine, x)
+                logs = engine.evaluate_stream(x)
             else:
                 samples = self._check(x, y, sample_weight)
-                sums = engine.evaluate_samples(
-                    engine.place(samples), len(samples), check_batch_size(batch_size)
-                )
-                logs = engine.logs(sums, len(samples))
+                size = check_count("batch_size", 256 if batch_size is None else batch_size)
+                logs = engine.evaluate(samples, engine.place(samples), size)
         if verbose:
-            from nnx.callbacks import format_number
-
             print("  ".join(f"{name} {format_number(value)}" for name, value in logs.items()))
         return _as_result(logs, return_dict)
 
-    def predict(self, x, batch_size: int = 1024, verbose=0) -> np.ndarray:
+    def predict(self, x, batch_size: int | None = 1024, verbose=0) -> np.ndarray:
         """Return the outputs for `x` as a NumPy array, (samples, ...)."""
-        batch_size = check_batch_size(batch_size)
+        batch_size = check_count("batch_size", 1024 if batch_size is None else batch_size)
         shape = self._built_shape()
         if np.ndim(x) and len(x) == 0 and np.shape(x)[1:] == shape:
             return np.zeros((0, *self.output_shape), self.dtype)
@@ -409,9 +456,8 @@ class Model:
 
     def weight_paths(self) -> list[tuple[str, tuple[str, ...]]]:
         """Return ("params" or "state", path) of each weight array, layer by layer, as Keras orders them."""
-        shape = self._built_shape()
-        params, _ = self.network.init(generator(0), shape)
-        return list(_ordered_paths(self.network, params, self.network.init_state(shape)))
+        self._built_shape()
+        return self._paths
 
     def get_weights(self) -> list[np.ndarray]:
         """Return all weights and moving averages as NumPy arrays, layer by layer."""
@@ -450,6 +496,15 @@ class Model:
         """Return the number of parameters, moving averages included."""
         return sum(int(np.prod(w.shape)) for w in tree.leaves(self.params) + tree.leaves(self.state))
 
+    def get_layer(self, name: str | None = None, index: int | None = None) -> Layer:
+        """Return a layer by its name, as `summary` shows it, or by its number."""
+        if index is not None:
+            return self.layers[index]
+        present = self.network.sublayers()
+        if name not in present:
+            raise ValueError(suggest("layer", str(name), present))
+        return present[name]
+
     def summary(self, print_fn=print) -> None:
         """Print a table: each layer's output shape, parameters, operations and memory."""
         self._built_shape()
@@ -483,11 +538,15 @@ def load(path, backend=None) -> Model:
     """
     arrays, description = files.read(path)
     saving.check_description(path, description)
-    network = decode(description["network"])
-    settings = {"seed": description["seed"], "dtype": description["dtype"], "backend": backend}
-    sequential = isinstance(network, Chain)
-    model = Sequential(network.layers, **settings) if sequential else Model(network, **settings)
-    saving.restore(model, path, arrays, description)
+    try:
+        network = decode(description["network"])
+        settings = {"seed": description["seed"], "dtype": description["dtype"], "backend": backend}
+        sequential = isinstance(network, Chain)
+        model = Sequential(network.layers, **settings) if sequential else Model(network, **settings)
+        model.name = description["name"]
+        saving.restore(model, path, arrays, description)
+    except (TypeError, AttributeError, KeyError, MemoryError, OverflowError, RecursionError) as error:
+        raise ValueError(f"{path} is damaged: its description makes no model ({error!r})") from None
     return model
 
 
@@ -507,10 +566,11 @@ def _as_result(logs: dict, return_dict: bool):
 
 
 def _ordered_paths(layer: Layer, params, state, prefix=()):
+    """Yield ("params" or "state", path) of a layer's own arrays, then of those of the layers inside it."""
     inner = layer.sublayers()
-    if not inner:
-        yield from (("params", (*prefix, *path)) for path in tree.paths(params) if path)
-        yield from (("state", (*prefix, *path)) for path in tree.paths(state) if path)
+    for kind, arrays in (("params", params), ("state", state)):
+        own = {name: array for name, array in arrays.items() if name not in inner}
+        yield from ((kind, (*prefix, *path)) for path in tree.paths(own) if path)
     for key, sublayer in inner.items():
         yield from _ordered_paths(sublayer, params.get(key, {}), state.get(key, {}), (*prefix, key))
 
@@ -547,22 +607,37 @@ class Sequential(Model):
             self.add(layer)
 
     def add(self, layer) -> None:
-        """Put a layer at the end. The weights are made anew."""
-        present = self.network.sublayers()
-        added = as_layer(layer)
+        """Put a layer at the end."""
+        present, added = self.network.sublayers(), as_layer(layer)
         if any(added is other for other in present.values()):
             raise ValueError(f"{added!r} is already in this model: a Sequential holds each layer once")
-        if not present and self.input_shape is None:
-            self.input_shape = added.input_shape
-        if not isinstance(added, Input):
-            self.network = Chain([*present.values(), added])
+        shape = self.input_shape or (None if present else added.input_shape)
+        network = self.network if isinstance(added, Input) else Chain([*present.values(), added])
+        if shape is not None:
+            network.out_shape(shape)  # a layer that does not fit is reported here
+        self._change_network(network, shape)
+
+    def _change_network(self, network: Layer, shape: Shape | None) -> None:
+        """Take another network, and keep the weights of the layers that are in both."""
+        kept = (self._params, self._state) if self.built else None
+        self.network, self.input_shape = network, shape
         self._forget()
-        if self.input_shape is not None:
-            self.network.out_shape(self.input_shape)  # a layer that does not fit is reported here
+        if kept is None:
+            return
+        self.build(shape)
+        for name, old in zip(("params", "state"), kept, strict=True):
+            new = getattr(self, name)
+            common = {
+                key: old[key] if key in old and _same_shapes(old[key], new[key]) else new[key] for key in new
+            }
+            setattr(self, name, common)
 
     def pop(self) -> Layer:
-        """Take off and return the last layer. The weights are made anew."""
+        """Take off and return the last layer; the others keep their weights."""
         *rest, last = self.layers
-        self.network = Chain(rest)
-        self._forget()
+        self._change_network(Chain(rest), self.input_shape)
         return last
+
+
+def _same_shapes(a, b) -> bool:
+    return [np.shape(leaf) for leaf in tree.leaves(a)] == [np.shape(leaf) for leaf in tree.leaves(b)]

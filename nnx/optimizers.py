@@ -13,7 +13,7 @@ arXiv:1711.05101).
 
 from typing import Any
 
-from nnx import tree
+from nnx import schedules, tree
 from nnx.backend import Backend, get_backend
 from nnx.registry import REGISTRIES, Configurable
 from nnx.schedules import rate_at
@@ -349,6 +349,13 @@ class Lion(Optimizer):
     def rule(self, xp, param, grad, mean, *, learning_rate):
         step = xp.sign(self.beta_1 * mean + (1 - self.beta_1) * grad)
         return param - learning_rate * step, self.beta_2 * mean + (1 - self.beta_2) * grad
+
+
+# As in Keras: `optimizers.schedules.ExponentialDecay`.
+__all__ = [
+    "SGD", "Adadelta", "Adagrad", "Adam", "AdamW", "Adamax", "Lion", "Nadam", "Optimizer", "RMSprop",
+    "get", "schedules",
+]  # fmt: skip
 
 
 def get(optimizer) -> Optimizer:

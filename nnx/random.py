@@ -60,7 +60,7 @@ def step_keys(seed: int, start: int, stop: int) -> np.ndarray:
 
 
 def fold_name(key: Key, name: str) -> Key:
-    """Return the key of the layer called `name`, inside the layer whose key is `key`.
+    """Return the key of the draw called `name` in the step whose key is `key`.
 
     The name's words have 31 bits, so that they are valid in every library's integers.
     """

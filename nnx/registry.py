@@ -56,14 +56,18 @@ class Registry:
         except KeyError:
             raise ValueError(suggest(self.kind, name, self._names)) from None
 
+    def known(self, name: str):
+        """Return what `name` stands for, or None."""
+        return self._entries.get(_plain(name))
+
     def get(self, what, base: type | None = None) -> Any:
         """Return the object that `what` names: a name, class, saved configuration or instance."""
         if isinstance(what, str):
             return self.find(what)()
         if isinstance(what, dict):
-            return decode(what)
+            what = decode(what)
         if isinstance(what, type):
-            return what()
+            what = what()
         if base is not None and not isinstance(what, base):
             raise TypeError(f"{self.kind} must be a name or a {base.__name__}, got {what!r}")
         return what
@@ -125,6 +129,11 @@ def register(cls):
     return cls
 
 
+def is_own(value) -> bool:
+    """Whether the class of `value` is one of nnx's, whose arguments tell all about it."""
+    return type(value).__module__.startswith("nnx.")
+
+
 def init_arguments(cls) -> dict[str, Any]:
     """Return the arguments of `cls.__init__` and their defaults, those of `**settings` included."""
     arguments: dict[str, Any] = {}
@@ -151,7 +160,12 @@ def _differs(value, default) -> bool:
 def encode(value) -> Any:
     """Return `value` as plain data that JSON can hold and `decode` can read."""
     if isinstance(value, Configurable):
-        return {"kind": value.kind, "class_name": type(value).__name__, "config": value.get_config()}
+        name, config = type(value).__name__, value.get_config()
+        if REGISTRIES[value.kind].known(name) is not type(value):
+            raise TypeError(
+                f"cannot save {value!r}: decorate class {name} with @nnx.register, under a name of its own"
+            )
+        return {"kind": value.kind, "class_name": name, "config": config}
     if isinstance(value, (list, tuple)):
         return [encode(item) for item in value]
     if isinstance(value, dict):

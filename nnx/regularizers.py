@@ -60,6 +60,9 @@ class L2(L1L2):
         super().__init__(l2=l2)
 
 
+l1, l2, l1_l2 = L1, L2, L1L2  # the names of Keras's first versions, still common
+
+
 def get(regularizer) -> Regularizer | None:
     """Return the regularizer of this name, or None for None."""
     return None if regularizer is None else _registry.get(regularizer, Regularizer)

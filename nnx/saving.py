@@ -15,6 +15,7 @@ WEIGHTS = ("params", "state")
 def save(model, path, include_optimizer: bool) -> None:
     """Write `model` to `path`; see `Model.save`."""
     description = {
+        "name": model.name,
         "network": encode(model.network),
         "input_shape": encode(model.input_shape),
         "seed": model.seed,

@@ -7,16 +7,12 @@ loss and the metrics: batches add to them on the device, and the host reads them
 `numbers` are computed on the host for each step: the optimizer's scalars and the random key.
 """
 
-import copy
-import functools
-
-from nnx import activations, tree
+from nnx import activations, layers, tree
 from nnx.backend import Backend
 from nnx.context import Context
 from nnx.layers.base import Layer, run
-from nnx.layers.combine import Chain
 from nnx.losses import Loss
-from nnx.registry import Configurable, init_arguments
+from nnx.registry import is_own
 
 
 class Steps:
@@ -90,47 +86,6 @@ class Steps:
         return grads
 
 
-def shared_steps(model) -> Steps:
-    """Return the step functions for `model`: those of an earlier model of equal settings, if any.
-
-    The settings are those of now: changing a layer later has no effect until the next `compile`.
-    """
-    parts = (model.network, model.loss, model.metrics_used, model.optimizer)
-    try:
-        key = _settings(parts)
-    except TypeError:  # something that cannot be compared, such as a loss that is a function
-        return Steps(model.backend, *parts)
-    return _remembered(key, model.backend, _NotCompared(parts))
-
-
-class _NotCompared(tuple):
-    """Arguments that do not count when an earlier call is looked up."""
-
-    def __eq__(self, other):
-        return isinstance(other, _NotCompared)
-
-    def __hash__(self):
-        return 0
-
-
-@functools.lru_cache(maxsize=64)
-def _remembered(key: tuple, backend: Backend, parts: _NotCompared) -> Steps:
-    return Steps(backend, *copy.deepcopy(tuple(parts)))
-
-
-def _settings(value) -> tuple:
-    """Return what decides about a step, in a form that can be compared: classes and arguments."""
-    if isinstance(value, Configurable):
-        # The learning rate is an argument of the step.
-        names = [name for name in init_arguments(type(value)) if name != "learning_rate"]
-        return (type(value), *(_settings(getattr(value, name)) for name in names))
-    if isinstance(value, (list, tuple)):
-        return tuple(_settings(item) for item in value)
-    if value is None or isinstance(value, (bool, int, float, str)):
-        return (type(value), value)
-    raise TypeError(f"cannot compare {value!r}")
-
-
 def values_count(values) -> int:
     """Return the number of elements of an array, from its shape alone."""
     count = 1
@@ -159,18 +114,26 @@ def weight_penalties(layer: Layer, path=()):
         yield from weight_penalties(inner, (*path, key))
 
 
+# Layers whose last operation is their activation, and nothing else looks at it.
+_ENDS_IN_ACTIVATION = (layers.Dense, layers.Activation, layers.Softmax, layers.Sigmoid)
+
+
 def fuse(network: Layer, loss: Loss) -> tuple[Layer, Loss, activations.Activation]:
     """Take a final softmax or sigmoid out of the network and into a cross-entropy that follows it.
 
     Returns the network, the loss, and the activation that turns the network's output into the
-    model's (linear if nothing was taken out).
+    model's (linear if nothing was taken out). Only what nnx itself defines is taken apart: a class
+    of one's own may mean something else.
     """
-    if isinstance(network, Chain) and network.layers and not loss.from_logits:
-        last = network.layers[-1]
-        activation = getattr(last, "activation", activations.linear)
-        penalised = (
-            getattr(last, "activity_regularizer", None) is not None
-        )  # looks at the activation's output
-        if type(activation).__name__.lower() == loss.fused_activation and not penalised:
-            return network.with_last(last.without_activation()), loss.with_logits(), activation
-    return network, loss, activations.linear
+    nothing = network, loss, activations.linear
+    if not isinstance(network, layers.Chain) or not network.layers or loss.from_logits or not is_own(loss):
+        return nothing
+    last = network.layers[-1]
+    if type(last) not in _ENDS_IN_ACTIVATION or getattr(last, "activity_regularizer", None) is not None:
+        return nothing
+    activation = vars(last)["activation"]
+    if type(activation) is not {"softmax": activations.Softmax, "sigmoid": activations.Sigmoid}.get(
+        loss.fused_activation or ""
+    ):
+        return nothing
+    return network.with_last(last.without_activation()), loss.with_logits(), activation

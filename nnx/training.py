@@ -4,17 +4,19 @@
 """
 
 import contextlib
-import signal
-import threading
+import itertools
+import operator
 import time
+import warnings
 
 import numpy as np
 
 from nnx import tree
 from nnx.callbacks import CallbackList
 from nnx.data import Samples, as_batch, batch_indices
+from nnx.interrupt import Interrupt
 from nnx.random import SHUFFLE, generator, step_keys
-from nnx.step import shared_steps
+from nnx.sharing import shared_steps
 
 # A run of steps lasts about this many seconds: bars move, and Ctrl-C is heard.
 SECONDS_A_RUN = 0.1
@@ -41,15 +43,13 @@ class Engine:
         arrays = {"x": samples.x, "y": samples.y, "weight": samples.weight}
         return {name: self.backend.asarray(array) for name, array in arrays.items()}
 
-    def logs(self, sums: list, samples: int) -> dict[str, float]:
-        """Return loss and metrics from the sums of all runs of an epoch: the one host read."""
-        total: dict = {}
-        for part in self.backend.read(sums):
-            part = tree.map(lambda a: np.asarray(a, dtype=np.float64), part)
-            total = tree.map(np.add, total, part) if total else part
-        logs = {"loss": float(total["loss"]["total"]) / samples}
+    def logs(self, totals: dict, samples: int) -> dict[str, float]:
+        """Return loss and metrics from the totals of an epoch: the one host read."""
+        (read,) = self.backend.read([totals])
+        read = tree.map(lambda a: np.asarray(a, dtype=np.float64), read)
+        logs = {"loss": float(read["loss"]["total"]) / samples}
         for metric, _ in self.model.metrics_used:
-            logs[metric.name] = metric.result(total[metric.name])
+            logs[metric.name] = metric.result(read[metric.name])
         return logs
 
     def runs(self, rows, length: int, one_by_one: bool):
@@ -65,52 +65,57 @@ class Engine:
                 self.steps_a_run = max(1, int(self.steps_a_run * factor))
             start = stop
 
-    def evaluate_samples(self, placed: dict, count: int, batch_size: int) -> list:
-        """Return the totals over samples that are on the device."""
-        weights = {"params": self.model.params, "state": self.model.state}
-        data, totals = {"weights": weights, "samples": placed}, None
-        for index in batch_indices(np.arange(count), batch_size):
+    def evaluate(
+        self, samples: Samples, placed: dict, batch_size: int, check=lambda: None
+    ) -> dict[str, float]:
+        """Return loss and metrics on samples that are on the device; call `check` between runs."""
+        data, totals = {"weights": self._weights(), "samples": placed}, None
+        for index in batch_indices(np.arange(len(samples)), batch_size):
             rows = self.backend.stage({"index": index})
             for start, stop in self.runs(rows, len(index), one_by_one=False):
                 _, totals = self.steps.evaluate({}, totals, rows, data, start, stop)
-        return [totals]
+                check()
+        return self.logs(totals or {}, len(samples))
+
+    def evaluate_stream(self, batches, check=lambda: None) -> dict[str, float]:
+        """Return loss and metrics over an iterable of batches."""
+        weights, totals, seen = self._weights(), None, 0
+        for item in batches:
+            samples = self.model.check_batch(as_batch(item))
+            totals = added(totals, self.steps.evaluate_batch(weights, self.place(samples)))
+            seen += len(samples)
+            check()
+        if totals is None:
+            raise ValueError(f"validation: {NO_BATCH}")
+        return self.logs(totals, seen)
+
+    def _weights(self) -> dict:
+        return {"params": self.model.params, "state": self.model.state}
+
+    def train_on(self, samples: Samples) -> dict:
+        """Take one step on these samples and return its sums."""
+        row = self.backend.stage(self.numbers(self.model.step, self.model.step + 1))
+        numbers = {name: values[0] for name, values in row.items()}
+        carry, sums = self.steps.train_batch(self.model.carry, self.place(samples), numbers)
+        self.model.set_carry(carry, steps=1)
+        return sums
 
 
-class Interrupt:
-    """Ctrl-C inside a `with` block: noted, and heard between two runs of steps.
+NO_BATCH = (
+    "the iterable of batches gave no batch: a generator is used up after one pass, so give a list or an object "
+    "with __iter__, or for training one without end and steps_per_epoch="
+)
 
-    So an interrupt never leaves half-updated weights. A second one is not held back.
-    """
 
-    def __init__(self):
-        self.requested = False
-
-    def __enter__(self):
-        self._old = None
-        if threading.current_thread() is threading.main_thread():
-            self._old = signal.getsignal(signal.SIGINT)
-            if self._old is signal.default_int_handler:
-                signal.signal(signal.SIGINT, self._note)
-        return self
-
-    def __exit__(self, *exception):
-        if self._old is signal.default_int_handler:
-            signal.signal(signal.SIGINT, self._old)
-
-    def _note(self, number, frame):
-        self.requested = True
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-
-    def check(self):
-        """Raise KeyboardInterrupt if Ctrl-C was pressed."""
-        if self.requested:
-            raise KeyboardInterrupt
+def added(totals, sums):
+    """Return totals plus sums; the first totals are None."""
+    return sums if totals is None else tree.map(operator.add, totals, sums)
 
 
 def train(model, samples, stream, validation, callbacks: CallbackList, *, epochs, initial_epoch, batch_size,
           validation_batch_size, validation_freq, shuffle, steps_per_epoch):  # fmt: skip
     """Run the epochs of a fit. `samples` are on the host; or `stream` is an iterable of batches."""
-    engine, backend = model.engine, model.backend
+    engine = model.engine
     placed = engine.place(samples) if samples is not None else None
     placed_validation = engine.place(validation) if isinstance(validation, Samples) else None
     source = iter(stream) if steps_per_epoch else None
@@ -125,28 +130,31 @@ def train(model, samples, stream, validation, callbacks: CallbackList, *, epochs
                 order = np.arange(len(samples))
                 if shuffle:
                     generator(model.seed, SHUFFLE, model.step).shuffle(order)
-                sums = _train_on_placed(engine, placed, order, batch_size, callbacks, interrupt)
-                seen = len(samples)
+                totals, seen = _train_on_placed(engine, placed, order, batch_size, callbacks, interrupt)
             else:
-                batches = _limited(source, steps_per_epoch) if source else stream
-                sums, seen = _train_on_stream(engine, batches, steps_per_epoch, callbacks, interrupt)
-            logs = engine.logs(sums, seen)
-            if validation is not None and (epoch + 1 - initial_epoch) % validation_freq == 0:
+                batches = stream if source is None else itertools.islice(source, steps_per_epoch)
+                totals, seen = _train_on_stream(engine, batches, steps_per_epoch, callbacks, interrupt)
+                if totals is None:  # used up exactly at the end of the epoch before
+                    break
+            logs = engine.logs(totals, seen)
+            if validation is not None and (epoch + 1) % validation_freq == 0:
                 if placed_validation is not None:
-                    found = engine.evaluate_samples(placed_validation, len(validation), validation_batch_size)
-                    numbers = engine.logs(found, len(validation))
+                    numbers = engine.evaluate(
+                        validation, placed_validation, validation_batch_size, interrupt.check
+                    )
                 else:
-                    numbers = evaluate_stream(engine, validation)
+                    numbers = engine.evaluate_stream(validation, interrupt.check)
                 logs.update({f"val_{name}": value for name, value in numbers.items()})
             callbacks.on_epoch_end(epoch, logs)
             interrupt.check()
             if model.stop_training:
                 break
-    backend.synchronize(tree.leaves(model.params))
+    engine.backend.synchronize(tree.leaves(model.params))
 
 
-def _train_on_placed(engine, placed, order, batch_size, callbacks, interrupt) -> list:
-    model, totals, done = engine.model, None, 0
+def _train_on_placed(engine, placed, order, batch_size, callbacks, interrupt) -> tuple:
+    """Train on all batches; return the totals and the number of samples seen."""
+    model, totals, done, seen = engine.model, None, 0, 0
     parts = batch_indices(order, batch_size)
     total = sum(len(part) for part in parts)
     each = callbacks.each_batch
@@ -156,68 +164,43 @@ def _train_on_placed(engine, placed, order, batch_size, callbacks, interrupt) ->
         for block in blocks:
             if each:
                 callbacks.on_train_batch_begin(done)
-            rows = engine.backend.stage(
-                {"index": block, **engine.numbers(model.step, model.step + len(block))}
-            )
+            numbers = engine.numbers(model.step, model.step + len(block))
+            rows = engine.backend.stage({"index": block, **numbers})
             for start, stop in engine.runs(rows, len(block), each):
                 carry, totals = engine.steps.train(model.carry, totals, rows, placed, start, stop)
                 model.set_carry(carry, steps=stop - start)
-                done += stop - start
+                done, seen = done + stop - start, seen + (stop - start) * block.shape[1]
                 callbacks.on_progress(done, total)
                 interrupt.check()
             if each:
-                seen = min(done * batch_size, len(order))
-                callbacks.on_train_batch_end(done - 1, engine.logs([totals], seen))
+                callbacks.on_train_batch_end(done - 1, engine.logs(totals or {}, seen))
                 if model.stop_training:
-                    return [totals]
-    return [totals]
+                    return totals, seen
+    return totals, seen
 
 
-def _train_on_stream(engine, batches, steps, callbacks, interrupt) -> tuple[list, int]:
-    model, sums, seen, done = engine.model, [], 0, 0
+def _train_on_stream(engine, batches, steps, callbacks, interrupt) -> tuple:
+    """Train on the batches of an iterable; return the totals and the number of samples seen."""
+    model, totals, seen, done = engine.model, None, 0, 0
     for item in batches:
         if callbacks.each_batch:
             callbacks.on_train_batch_begin(done)
         samples = model.check_batch(as_batch(item))
-        sums.append(train_on_samples(engine, samples))
+        totals = added(totals, engine.train_on(samples))
         seen, done = seen + len(samples), done + 1
         callbacks.on_progress(done, steps)
         if callbacks.each_batch:
-            callbacks.on_train_batch_end(done - 1, engine.logs(sums, seen))
+            callbacks.on_train_batch_end(done - 1, engine.logs(totals, seen))
         interrupt.check()
         if model.stop_training:
             break
-    if not sums:
-        raise ValueError(
-            "the iterable of batches gave no batch: a generator is used up after one epoch, so give a list, "
-            "an object with __iter__, or steps_per_epoch="
+    if totals is None and (not steps or model.step == 0):
+        raise ValueError(NO_BATCH)
+    if steps and done < steps and not model.stop_training:
+        warnings.warn(
+            f"the iterable of batches ended after {done} of {steps} batches of this epoch: training stops. Give one "
+            f"that yields steps_per_epoch * epochs batches",
+            stacklevel=2,
         )
-    return sums, seen
-
-
-def train_on_samples(engine, samples: Samples) -> dict:
-    """Take one step on these samples and return its sums."""
-    model = engine.model
-    row = engine.backend.stage(engine.numbers(model.step, model.step + 1))
-    numbers = {name: values[0] for name, values in row.items()}
-    carry, sums = engine.steps.train_batch(model.carry, engine.place(samples), numbers)
-    model.set_carry(carry, steps=1)
-    return sums
-
-
-def evaluate_stream(engine, batches) -> dict[str, float]:
-    """Return loss and metrics over an iterable of batches."""
-    model, sums, seen = engine.model, [], 0
-    weights = {"params": model.params, "state": model.state}
-    for item in batches:
-        samples = model.check_batch(as_batch(item))
-        sums.append(engine.steps.evaluate_batch(weights, engine.place(samples)))
-        seen += len(samples)
-    if not sums:
-        raise ValueError("the iterable of batches gave no batch")
-    return engine.logs(sums, seen)
-
-
-def _limited(source, steps):
-    for _, item in zip(range(steps), source, strict=False):
-        yield item
+        model.stop_training = True
+    return totals, seen

@@ -442,3 +442,222 @@ def test_an_activity_penalty_on_a_final_softmax_looks_at_the_probabilities():
     p = model.predict(X)
     by_hand = np.mean(-np.log(p[np.arange(120), LABELS])) + np.sum(p**2) / 120
     assert model.evaluate(X, LABELS, batch_size=120, verbose=0) == pytest.approx(by_hand, rel=1e-5)
+
+
+class Times(layers.Layer):
+    """A user's layer whose arguments do not tell all about it."""
+
+    def __init__(self, **settings):
+        self._factor = settings.pop("factor")
+        super().__init__(**settings)
+
+    def forward(self, ctx, params, x):
+        return x * self._factor, lambda dy: (dy * self._factor, {})
+
+
+def test_layers_of_ones_own_are_never_mistaken_for_each_other(any_backend):
+    def loss(factor):
+        model = nnx.Sequential([Times(factor=factor), layers.Dense(1)], seed=0)
+        model.compile("sgd", "mse")
+        model.build((5,))
+        return model.evaluate(X, Y, verbose=0), np.mean((model.predict(X)[:, 0] - Y) ** 2)
+
+    for factor in (1.0, 10.0):
+        evaluated, by_hand = loss(factor)
+        assert evaluated == pytest.approx(by_hand, rel=1e-4)
+
+
+def test_losses_and_activations_of_ones_own_are_not_fused():
+    class Half(nnx.losses.BinaryCrossentropy):
+        def forward(self, ctx, target, output):
+            values, pullback = super().forward(ctx, target, output)
+            return values / 2, lambda d: pullback(d) / 2
+
+    class Hot(nnx.activations.Softmax):
+        def forward(self, xp, x):
+            return super().forward(xp, x * 5)
+
+    for loss, last, target in (
+        (Half(), layers.Dense(1, "sigmoid"), LABELS),
+        (nnx.losses.SparseCategoricalCrossentropy(), layers.Dense(2, Hot()), LABELS),
+    ):
+        model = nnx.Sequential([last], seed=0)
+        model.compile("sgd", loss)
+        model.build((5,))
+        assert model.evaluate(X, target, verbose=0) == pytest.approx(
+            float(loss(target, model.predict(X))), rel=1e-4
+        )
+
+
+@pytest.mark.parametrize("way", ["pickle", "deepcopy"])
+def test_a_copy_trains_on_from_where_the_model_was(any_backend, way):
+    import copy
+    import pickle
+
+    model = regressor(any_backend)
+    model.fit(X, Y, epochs=2, verbose=0)
+    twin = copy.deepcopy(model) if way == "deepcopy" else pickle.loads(pickle.dumps(model))
+    histories = [m.fit(X, Y, epochs=2, verbose=0).history for m in (model, twin)]
+    assert histories[0] == histories[1]
+    assert histories[0]["loss"][1] < histories[0]["loss"][0]
+
+
+def test_class_weights_do_not_touch_validation():
+    plain, weighted = classifier(), classifier()
+    for model, weights in ((plain, None), (weighted, {0: 100.0, 1: 100.0})):
+        model.optimizer.learning_rate = 0.0
+        model.fit(X, LABELS, validation_split=0.5, class_weight=weights, verbose=0)
+    assert weighted.history.history["val_loss"] == plain.history.history["val_loss"]
+    assert weighted.history.history["loss"][0] == pytest.approx(
+        100 * plain.history.history["loss"][0], rel=1e-4
+    )
+
+
+def test_a_class_that_is_not_named_weighs_one():
+    named, unnamed = classifier(), classifier()
+    named.fit(X, LABELS, class_weight={0: 1.0, 1: 5.0}, verbose=0)
+    unnamed.fit(X, LABELS, class_weight={1: 5.0}, verbose=0)
+    assert named.history.history == unnamed.history.history
+
+
+def test_stopping_within_an_epoch_reports_the_loss_of_what_was_seen():
+    class Stops(nnx.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            self.seen = logs["loss"]
+            self.model.stop_training = True
+
+    stops, model = Stops(), regressor()
+    model.fit(X, Y, batch_size=12, verbose=0, callbacks=[stops])
+    assert model.history.history["loss"] == [stops.seen]
+
+
+def test_metrics_on_flat_arrays_match_row_by_row():
+    assert nnx.metrics.MeanSquaredError()([1.0, 2.0, 3.0], [[1.0], [2.0], [3.0]]) == 0
+    assert nnx.metrics.BinaryAccuracy()([1, 0], [[0.9], [0.1]]) == 1
+    assert nnx.metrics.BinaryAccuracy()([1, 0], [0.9, 0.1]) == 1
+    assert nnx.metrics.AUC()([1, 0], [0.9, 0.1]) == 1
+    with pytest.raises(ValueError, match="with class numbers use accuracy"):
+        classifier(metrics=["mse"]).fit(X, LABELS, verbose=0)
+
+
+def test_masks_of_nested_layers_of_one_name_differ():
+    ctx = nnx.Context(training=True, key=(1, 2))
+    places = [
+        ("a",),
+        ("a", "a"),
+        ("a", "a", "a"),
+        ("a", "b"),
+        ("b", "a"),
+        ("residual", "chain", "residual", "chain", "a"),
+    ]
+    bits = []
+    for place in places:
+        inner = ctx
+        for name in place:
+            inner = inner.at(name)
+        bits.append(inner.random_bits((64,)))
+    assert len(np.unique(np.stack(bits))) == 64 * len(places)
+
+
+def test_adding_and_taking_off_layers_keeps_the_weights_of_the_others():
+    model = nnx.Sequential([layers.Dense(4, "relu", input_shape=(5,)), layers.Dense(1)], seed=0)
+    model.compile("adam", "mse")
+    model.fit(X, Y, verbose=0)
+    before = model.get_weights()
+    model.pop()
+    model.add(layers.Dense(3))
+    np.testing.assert_array_equal(model.get_weights()[0], before[0])
+    assert model.predict(X).shape == (120, 3)
+
+
+def test_a_trained_model_inside_another_is_refused_rather_than_forgotten():
+    inner = nnx.Sequential([layers.Dense(4, input_shape=(5,))])
+    inner.predict(X)
+    with pytest.raises(ValueError, match="has weights of its own already, which would be lost"):
+        nnx.Sequential([inner, layers.Dense(1)])
+    with pytest.raises(ValueError, match="cannot be frozen yet"):
+        inner.layers[0].trainable = False
+
+
+def test_what_fails_changes_nothing():
+    model = regressor()
+    with pytest.raises(ValueError, match="unknown loss"):
+        model.compile("adam", "bogus")
+    with pytest.raises(ValueError, match="they must be as many"):
+        model.fit(X[:, :3], Y[:9])
+    model.fit(X, Y, verbose=0)
+    grown = nnx.Sequential([layers.Dense(4, input_shape=(5,))])
+    with pytest.raises(ValueError, match="cannot arrange"):
+        grown.add(layers.Reshape((3, 3)))
+    grown.add(layers.Dense(2))
+    assert grown.output_shape == (2,)
+
+
+def test_float64_in_the_functional_core(any_backend):
+    model = nnx.Sequential([layers.Dense(3, input_shape=(5,))], seed=0, dtype="float64", backend=any_backend)
+    with any_backend.scope("float64"):
+        x = any_backend.asarray(X.astype(np.float64))
+    output, pullback = model.apply(model.params, x)
+    _, grads = pullback(output)
+    for array in (output, *nnx.tree.leaves(grads)):
+        assert any_backend.to_numpy(array).dtype == np.float64
+
+
+def test_weights_put_into_two_models_stay_apart(any_backend):
+    first, second = regressor(any_backend), regressor(any_backend)
+    for model in (first, second):
+        model.build((5,))
+    second.params = first.params
+    before = second.predict(X)
+    first.fit(X, Y, epochs=2, verbose=0)
+    np.testing.assert_array_equal(second.predict(X), before)
+
+
+def test_an_iterable_that_ends_early_says_so():
+    model = regressor()
+    with pytest.warns(UserWarning, match="ended after 1 of 3 batches of this epoch: training stops"):
+        model.fit(iter([(X, Y)] * 4), steps_per_epoch=3, epochs=5, verbose=0)
+    assert len(model.history.epoch) == 2
+
+
+def test_validation_on_a_list_of_batches():
+    model = regressor()
+    model.fit(X, Y, verbose=0, validation_data=[(X[:50], Y[:50]), (X[50:], Y[50:])])
+    loss = model.evaluate(X, Y, verbose=0)[0]
+    assert model.history.history["val_loss"][0] == pytest.approx(loss, rel=1e-5)
+
+
+def test_a_layer_with_weights_of_its_own_and_layers_inside(tmp_path):
+    @nnx.register
+    class Gained(layers.Residual):
+        def init(self, rng, in_shape):
+            params, out_shape = super().init(rng, in_shape)
+            return {**params, "gain": np.ones(in_shape)}, out_shape
+
+        def forward(self, ctx, params, x):
+            y, pull = super().forward(ctx, params, x)
+            gain = params["gain"]
+
+            def pullback(dy):
+                dx, grads = pull(dy * gain)
+                return dx, {**grads, "gain": ctx.xp.sum(dy * y, axis=0)}
+
+            return y * gain, pullback
+
+    nnx.testing.check_layer(Gained(layers.Dense(5)), (5,), backends=["numpy"])
+    model = nnx.Sequential([Gained(layers.Dense(5))], seed=0)
+    model.build((5,))
+    assert len(model.get_weights()) == 3
+    model.save(tmp_path / "net.nnx")
+    np.testing.assert_array_equal(nnx.load(tmp_path / "net.nnx").predict(X), model.predict(X))
+
+
+def test_keras_spellings():
+    model = nnx.models.Sequential(
+        [layers.Dense(1, input_dim=1, kernel_regularizer=nnx.regularizers.l2(0.01))]
+    )
+    model.compile(nnx.optimizers.SGD(nnx.optimizers.schedules.ExponentialDecay(0.1, 10, 0.9)), "mse")
+    model.fit(np.array([1.0, 2.0, 3.0]), np.array([2.0, 4.0, 6.0]), batch_size=None, verbose=0)
+    assert model.predict(np.array([1.0])).shape == (1, 1)
+    assert model.get_layer("dense") is model.get_layer(index=0)
+    assert model.test_on_batch(np.array([1.0]), np.array([2.0])) > 0

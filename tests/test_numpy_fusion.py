@@ -56,7 +56,7 @@ def test_activations(name, shape, dtype):
 @pytest.mark.parametrize("optimizer", OPTIMIZERS, ids=repr)
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_optimizers(optimizer, dtype):
-    size = 3 * 16_384 + 17
+    size = 3 * 32_768 + 17
     count = 2 + len(optimizer.slots)
     start = [RNG.standard_normal(size), RNG.standard_normal(size)] + [np.full(size, optimizer.slot_start)] * (
         count - 2
@@ -75,7 +75,7 @@ def test_optimizers(optimizer, dtype):
 
 def test_every_rule_is_recorded():
     for optimizer in OPTIMIZERS:
-        arguments = [np.zeros(20_000, np.float32) for _ in range(2 + len(optimizer.slots))]
+        arguments = [np.zeros(50_000, np.float32) for _ in range(2 + len(optimizer.slots))]
         names = tuple(optimizer.scalars(0))
         rule = backend._positional(optimizer._whole_rule, names)
         into = (0, *range(2, len(arguments)))
@@ -158,4 +158,27 @@ def test_no_array_larger_than_a_block_is_made_by_the_optimizer(monkeypatch):
     monkeypatch.setattr(np, "empty", counted)
     backend.update_in_place(adam._whole_rule, buffers, adam.scalars(1))
     assert sizes
-    assert max(sizes) <= 16_384
+    assert max(sizes) <= 32_768
+
+
+def test_a_kernel_that_looks_at_values_or_shapes_is_run_as_it_stands():
+    x = RNG.standard_normal(100_000)
+    for kernel in (
+        lambda xp, x, flag: xp.sign(x) if flag else x * 1.0,
+        lambda xp, x, flag: abs(x) % 1,
+        lambda xp, x, flag: x * len(x.shape),
+        lambda xp, x, flag: 2.0**x,
+    ):
+        np.testing.assert_array_equal(backend.kernel(kernel, x, 0.0), kernel(np, x, 0.0))
+
+
+def test_arguments_that_widen_the_result_are_run_as_they_stand():
+    x, y = RNG.standard_normal((50_000, 1)), RNG.standard_normal(3)
+    np.testing.assert_array_equal(backend.kernel(kernels.multiply, x, y), x * y)
+
+
+def test_kernels_made_anew_at_each_call_do_not_fill_the_memory():
+    x = np.zeros(50_000)
+    for i in range(600):
+        backend.kernel(lambda xp, x, i=i: x + i, x)
+    assert len(backend.fusion._plans) <= 256

@@ -41,6 +41,8 @@ class Layer(Configurable):
     kind = "layer"
 
     def __init__(self, name: str | None = None, input_shape=None, **unknown):
+        if "input_dim" in unknown:  # Keras's older spelling
+            input_shape = (unknown.pop("input_dim"),)
         if unknown:
             raise TypeError(
                 suggest(f"argument of {type(self).__name__}", next(iter(unknown)), init_arguments(type(self)))
@@ -49,6 +51,16 @@ class Layer(Configurable):
             raise ValueError(f"a layer's name must not contain '/', got {name!r}")
         self.name = name
         self.input_shape = None if input_shape is None else _as_shape(self, input_shape)
+
+    @property
+    def trainable(self) -> bool:
+        """True: layers cannot be frozen yet."""
+        return True
+
+    @trainable.setter
+    def trainable(self, value: bool):
+        if not value:
+            raise ValueError(f"{type(self).__name__}: layers cannot be frozen yet (trainable=False)")
 
     def init(self, rng, in_shape: Shape) -> tuple[Tree, Shape]:
         """Return starting weights, drawn on the host from `rng`, and the shape of one output."""

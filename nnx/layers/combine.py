@@ -243,6 +243,12 @@ def as_layer(what) -> Layer:
         return Chain(what)
     network = getattr(what, "network", None)
     if isinstance(network, Layer):
+        if what.built:
+            raise ValueError(
+                f"the model {what.name!r} has weights of its own already, which would be lost in another model: "
+                f"put its layers into the new model before it is built, and copy weights by set_weights"
+            )
+        network.input_shape = what.input_shape
         return network
     raise TypeError(f"expected a layer, a list of layers or a model, got {what!r}")
 

@@ -8,7 +8,6 @@ Source: Srivastava et al., "Dropout", JMLR 2014.
 
 from nnx import kernels
 from nnx.layers.base import Layer, register
-from nnx.random import fold_name
 
 
 @register("dropout")
@@ -42,9 +41,7 @@ class Dropout(Layer):
     def forward(self, ctx, params, x):
         if not ctx.training or self.rate == 0:
             return x, lambda dy: (dy, {})
-        if self.seed is not None:
-            ctx.key = fold_name(ctx.key, str(self.seed))
-        bits = ctx.random_bits(x.shape)
+        bits = ctx.random_bits(x.shape, salt=self.seed)
         # Bits are uniform over 0 .. 2**32 - 1: compare their upper 31, which every library's
         # integers can hold a bound of.
         threshold, scale = round(self.rate * 2**31), 1 / (1 - self.rate)
