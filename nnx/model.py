@@ -60,6 +60,7 @@ class Model:
     ):
         if dtype not in DTYPES:
             raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
+        self.name = "model"
         self.network: Layer = as_layer(network)
         self.input_shape: Shape | None = input_shape
         self.seed = next_seed() if seed is None else int(seed)
@@ -361,7 +362,7 @@ class Model:
             samples = self._check(x, y, sample_weight)
             if validation_split and validation_data is None:
                 samples, validation = split_last(samples, validation_split)
-            samples = with_class_weights(samples, class_weight)
+            samples = with_class_weights(samples, class_weight, self.output_shape)
         if isinstance(validation_data, (tuple, list)) and not is_stream(validation_data):
             validation = self._check(*as_batch(validation_data))
 
@@ -397,7 +398,7 @@ class Model:
     def train_on_batch(self, x, y, sample_weight=None, class_weight=None, return_dict: bool = False):
         """Take one step on these samples; return its loss and metrics."""
         engine = self.engine
-        samples = with_class_weights(self._check(x, y, sample_weight), class_weight)
+        samples = with_class_weights(self._check(x, y, sample_weight), class_weight, self.output_shape)
         with self.backend.scope(self.dtype):
             logs = engine.logs(engine.train_on(samples), len(samples))
         return _as_result(logs, return_dict)
