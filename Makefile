@@ -7,7 +7,7 @@ BIN = .venv/bin
 INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 help:  ## list the commands (this)
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## */  make \1\t/' | expand -t 16
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */  make \1\t/' | expand -t 22
 	@echo "PYTHON=python3.12 chooses the Python of .venv; ARGS='...' is passed on to train.py and pytest."
 
 train: .venv/train.stamp  ## train on handwritten digits; for example ARGS='--data iris --epochs 20'
@@ -20,6 +20,16 @@ lint: .venv/dev.stamp  ## check format, style and types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/basedpyright
+
+bench: .venv/bench.stamp  ## measure speed, about six minutes; NNX_BACKEND=cupy picks one backend
+	$(BIN)/python -m pytest benchmarks --benchmark-autosave --benchmark-columns=median,iqr,rounds \
+	  --benchmark-sort=name $(ARGS)
+
+bench-peers: .venv/bench.stamp  ## install PyTorch, Keras and Optax for bench to compare with
+	$(INSTALL) -e '.[bench,peers]'
+
+bench-report: .venv/bench.stamp  ## make docs/benchmarks.md and its pictures from the newest saved run
+	$(BIN)/python -m benchmarks.report $(ARGS)
 
 clean:  ## remove the environment and all caches; keeps runs/
 	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache .hypothesis .benchmarks
@@ -41,5 +51,9 @@ clean:  ## remove the environment and all caches; keeps runs/
 	$(INSTALL) -e '.[dev]'
 	@touch $@
 
-.PHONY: help train test lint clean
+.venv/bench.stamp: pyproject.toml | .venv/python.stamp
+	$(INSTALL) -e '.[bench]'
+	@touch $@
+
+.PHONY: help train test lint bench bench-peers bench-report clean
 .DELETE_ON_ERROR:
