@@ -233,3 +233,6 @@ if __name__ == "__main__":
     except KeyboardInterrupt:
         print("train.py: interrupted", file=sys.stderr)
         sys.exit(130)
+    except BrokenPipeError:  # as in `python train.py | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
