@@ -174,18 +174,24 @@ def _into_buffers(backend, pairs):
 def _compiled_products(backend, operands, at_once: int, steps: int):
     """Return (function of one dispatch, number of dispatches).
 
-    The operands are arguments and the products results, so that none can be left out. In a loop a
-    barrier ties the operands to the loop's counter: else they would be multiplied only once.
+    The operands are arguments and the products results, so that none can be left out. In a loop,
+    one element of each input and gradient is set to the number of the turn: XLA multiplies what
+    does not change only once, even behind an optimization barrier.
     """
 
     def products(operands):
         return [a @ b for a, b in _pairs(*operands)]
 
     def loop(operands):
-        barrier, fori_loop = backend.jax.lax.optimization_barrier, backend.jax.lax.fori_loop
+        inputs, kernels, grads = operands
+
+        def turn(i, carry):
+            inputs, grads = ([a.at[0, 0].set(i) for a in arrays] for arrays in carry[:2])
+            return inputs, grads, products((inputs, kernels, grads))
+
         shapes = backend.jax.eval_shape(products, operands)
         zeros = [backend.xp.zeros(s.shape, s.dtype) for s in shapes]
-        return fori_loop(0, at_once, lambda i, _: products(barrier((operands, i))[0]), zeros)
+        return backend.jax.lax.fori_loop(0, at_once, turn, (inputs, grads, zeros))[2]
 
     compiled = backend.compile(products if at_once == 1 else loop)
     return lambda: compiled(operands), steps // at_once

@@ -302,7 +302,7 @@ def _fit_bars(ax, info, style):
     for place, name in enumerate(others):
         ratio = info["times"][name]["ratio"]
         ax.barh(place, ratio["median"], xerr=_whiskers([ratio]), color=style[name][0], height=0.65, capsize=3)
-        ax.annotate(f" {ratio['median']:.2g}", (ratio["high"], place), va="center", fontsize=8)
+        ax.annotate(f" {ratio['median']:.2f}", (ratio["high"], place), va="center", fontsize=8)
     ax.axvline(1, color="black", lw=1)
     ax.margins(x=0.15)
     ax.set_yticks(range(len(others)), others, fontsize=8)
@@ -311,14 +311,14 @@ def _fit_bars(ax, info, style):
 
 
 def _step_lines(ax, steps, names, style):
-    for number_, name in enumerate(names):
+    for place, name in enumerate(names):
         chosen = [i for i in steps if name in i["times"]]
         if not chosen:
             continue
         ratios = [i["times"][name]["ratio"] for i in chosen]
         colour, marker = style[name]
         # Drawn side by side, so that the bars of the quartiles can be told apart.
-        x = [i["batch"] * 2 ** (0.12 * (number_ - len(names) / 2)) for i in chosen]
+        x = [i["batch"] * 2 ** (0.06 * (place - len(names) / 2)) for i in chosen]
         medians = [ratio["median"] for ratio in ratios]
         ax.errorbar(
             x, medians, _whiskers(ratios), color=colour, marker=marker, ms=5, lw=1, capsize=3, label=name
@@ -328,7 +328,7 @@ def _step_lines(ax, steps, names, style):
     ax.set_xscale("log", base=2)
     ax.set_yscale("log")
     ax.set_xticks(batches, [str(batch) for batch in batches])
-    ticks = (1, 1.2, 1.5, 2, 3, 5, 10, 20)
+    ticks = (0.5, 0.7, 1, 1.2, 1.5, 2, 3, 5, 10)
     ax.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
     ax.minorticks_off()
     ax.grid(alpha=0.3)

@@ -48,7 +48,7 @@ def test_fit(benchmark, name, backends):
         return run
 
     runs = {peer: keep_first_losses(peer, fit) for peer, fit in fits.items()}
-    measured = interleave(runs, repeats=7, settle=SETTLE, benchmark=benchmark)
+    measured = interleave(runs, budget=8.0, settle=SETTLE, benchmark=benchmark)
     for peer, (first, last) in losses.items():
         assert last < first, f"{peer} does not learn: loss {first} at first, {last} at last"
     benchmark.extra_info |= {
@@ -70,7 +70,7 @@ def test_train_step_of_peers(benchmark, batch, backends):
     runs = {f"nnx, {b.name}": networks.train(network, b, batch, steps) for b in backends}
     others = peers.step_runs(network, batch, steps)
     for peer, run in others.items():
-        losses = [run() for _ in range(4)]
+        losses = [run() for _ in range(3)]
         assert losses[-1] < losses[0], f"{peer} does not learn: losses {losses}"
     floor = f"floor, {backends[0].name}"
     floors = {floor: networks.floor(network, backends[0], batch, steps, looped=True)}
