@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from statistics import median, quantiles
 
-LEAST_ROUNDS, MOST_ROUNDS = 5, 40
+LEAST_ROUNDS, MOST_ROUNDS = 5, 30
 SHORT = 0.05
 """Seconds. What is shorter runs once untimed before it is timed, after another's turn."""
 
@@ -18,6 +18,20 @@ def stopwatch(function: Callable) -> float:
     began = time.perf_counter()
     function()
     return time.perf_counter() - began
+
+
+def rest(longest: float = 0.5, look: float = 0.005) -> None:
+    """Sleep until no thread of this process is busy.
+
+    A library's idle threads go on spinning for a while (those of OpenBLAS for 0.1 s, in which a JAX
+    step of 36 ms took 66) and would slow down the next library.
+    """
+    until = time.perf_counter() + longest
+    while time.perf_counter() < until:
+        before = time.process_time()
+        time.sleep(look)
+        if time.process_time() - before < look / 5:
+            return
 
 
 def quartiles(values) -> dict[str, float]:
@@ -71,7 +85,7 @@ def interleave(
     repeats: int | None = None,
     *,
     budget: float = 2.0,
-    settle: float = 0.0,
+    settle: bool = False,
     benchmark=None,
     clock: Callable[[Callable], float] = stopwatch,
 ) -> Measured:
@@ -82,9 +96,8 @@ def interleave(
     functions : dict of name to function without arguments
     repeats : int, optional
         Rounds; by default as many as fit into `budget` seconds, within limits.
-    settle : float
-        Seconds of rest before each turn: idle threads of one library's pool go on spinning for a
-        while and would slow the next library down.
+    settle : bool
+        Whether to `rest` before each turn: for functions of different libraries.
     benchmark : fixture of pytest-benchmark, optional
         It times the first function, so that this appears in its table.
     clock : function
@@ -93,13 +106,12 @@ def interleave(
     first = {name: clock(function) for name, function in functions.items()}
     usual = {name: clock(function) for name, function in functions.items()}
     if repeats is None:
-        each = sum(usual.values()) + settle * len(functions)
-        repeats = min(MOST_ROUNDS, max(LEAST_ROUNDS, int(budget / each)))
+        repeats = min(MOST_ROUNDS, max(LEAST_ROUNDS, int(budget / sum(usual.values()))))
     seconds: dict[str, list[float]] = {name: [] for name in functions}
 
     def prepare(name):
         if settle:
-            time.sleep(settle)
+            rest()
             if usual[name] < SHORT:
                 functions[name]()
 

@@ -9,9 +9,6 @@ import pytest
 from . import networks, peers
 from .measure import interleave
 
-SETTLE = 0.03
-"""Seconds between two libraries: idle threads of OpenBLAS spin for about 25 ms."""
-
 
 def digits() -> peers.Task:
     """scikit-learn's 1797 digits, 64-64-32-10."""
@@ -48,7 +45,7 @@ def test_fit(benchmark, name, backends):
         return run
 
     runs = {peer: keep_first_losses(peer, fit) for peer, fit in fits.items()}
-    measured = interleave(runs, budget=8.0, settle=SETTLE, benchmark=benchmark)
+    measured = interleave(runs, budget=8.0, settle=True, benchmark=benchmark)
     for peer, (first, last) in losses.items():
         assert last < first, f"{peer} does not learn: loss {first} at first, {last} at last"
     benchmark.extra_info |= {
@@ -74,7 +71,7 @@ def test_train_step_of_peers(benchmark, batch, backends):
         assert losses[-1] < losses[0], f"{peer} does not learn: losses {losses}"
     floor = f"floor, {backends[0].name}"
     floors = {floor: networks.floor(network, backends[0], batch, steps, looped=True)}
-    measured = interleave(runs | others | floors, budget=4.0, settle=SETTLE, benchmark=benchmark)
+    measured = interleave(runs | others | floors, budget=3.0, settle=True, benchmark=benchmark)
     benchmark.extra_info |= {
         "kind": "peer step",
         "network": network.name,

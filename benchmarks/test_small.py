@@ -97,7 +97,7 @@ def test_predict_one_row(benchmark, backends):
     row = network.data(1)[0]
     models = {f"nnx, {b.name}": network.model(b) for b in backends}
     runs = {name: lambda model=model: model.predict(row) for name, model in models.items()}
-    measured = interleave(runs, repeats=40, settle=0.01, benchmark=benchmark)
+    measured = interleave(runs, repeats=40, settle=True, benchmark=benchmark)
     benchmark.extra_info |= {
         "kind": "small",
         "title": f"`predict` of one row, {network.name}",
