@@ -9,6 +9,7 @@ import numpy as np
 
 from nnx.backend import BackendInfo, host_memory
 
+from . import numpy_namespace
 from .flat import FlatBackend
 from .numpy_fusion import BLOCK, Fusion
 
@@ -34,7 +35,7 @@ class NumpyBackend(FlatBackend):
     """Adapter for NumPy 2, whose main namespace follows the array-API standard itself."""
 
     name = "numpy"
-    xp = np
+    xp = numpy_namespace.make()
 
     def __init__(self):
         keep_memory()
@@ -54,7 +55,7 @@ class NumpyBackend(FlatBackend):
             results = self.fusion.run(function, arrays, (overwrite,))
             if results is not None:
                 return results[0]
-        return function(np, *arrays)
+        return function(self.xp, *arrays)
 
     def update_in_place(self, kernel, buffers, scalars):
         names = tuple(scalars)
@@ -64,7 +65,7 @@ class NumpyBackend(FlatBackend):
             rule = self._positional(kernel, names)
             if self.fusion.run(rule, arguments, (param, *slots)) is not None:
                 return
-        results = kernel(np, *buffers, **scalars)
+        results = kernel(self.xp, *buffers, **scalars)
         for number, result in zip((param, *slots), results, strict=True):
             buffers[number][...] = result
 

@@ -8,7 +8,6 @@ entry-point group `nnx.backends`, so one of your own is installed, not patched i
 
 import contextlib
 import functools
-import importlib.metadata
 import operator
 import os
 import threading
@@ -174,7 +173,9 @@ _chosen: ContextVar[Backend | None] = ContextVar("nnx_backend", default=None)
 
 
 @functools.cache
-def _entry_points() -> Mapping[str, importlib.metadata.EntryPoint]:
+def _entry_points() -> Mapping[str, Any]:
+    import importlib.metadata  # a third of the time of `import nnx`, and not always needed
+
     return {point.name: point for point in importlib.metadata.entry_points(group=GROUP)}
 
 

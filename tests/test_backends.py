@@ -175,3 +175,21 @@ def test_numpy_kernel_in_blocks_equals_the_plain_kernel():
         again = backend.kernel(lambda xp, x, bias: xp.tanh(x + bias), x, bias, overwrite=0)
         assert again is x
         np.testing.assert_array_equal(again, expected)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_numpy_without_wrappers_gives_the_same_bits(dtype):
+    xp, x = nnx.as_backend("numpy").xp, np.random.default_rng(0).standard_normal((7, 5, 3)).astype(dtype)
+    for name in ("sum", "mean", "max"):
+        for axis in (None, 0, -1, (0, 2)):
+            for keepdims in (False, True):
+                found = getattr(xp, name)(x, axis=axis, keepdims=keepdims)
+                expected = getattr(np, name)(x, axis=axis, keepdims=keepdims)
+                np.testing.assert_array_equal(found, expected)
+                assert found.dtype == expected.dtype
+    indices = np.array([3, 0, 3])
+    np.testing.assert_array_equal(xp.take(x, indices, axis=0), np.take(x, indices, axis=0))
+    np.testing.assert_array_equal(xp.argmax(x, axis=-1), np.argmax(x, axis=-1))
+    assert xp.reshape(x, (-1, 3)).shape == (35, 3)
+    assert xp.astype(x > 0, xp.float32).dtype == np.float32
+    assert xp.random is np.random

@@ -125,15 +125,6 @@ def run(layer: Layer, ctx: Context, params: Tree, x) -> tuple[Any, Pullback]:
     return result, pullback
 
 
-def sum_to_shape(xp, array, shape):
-    """Return `array` summed over its leading axes (the batch and all before the last) to `shape`.
-
-    The transpose of broadcasting a weight of `shape` over the batch.
-    """
-    rows = xp.reshape(array, (-1, *shape))
-    return xp.sum(rows, axis=0)
-
-
 def expect_features(layer: Layer, in_shape: Shape) -> None:
     """Raise a ValueError unless samples have at least one axis and no axis of length 0."""
     if not in_shape or 0 in in_shape:

@@ -4,7 +4,7 @@ y = activation(x @ kernel + bias).
 """
 
 from nnx import activations, initializers, regularizers
-from nnx.layers.base import Layer, expect_features, positive_int, register, size, sum_to_shape
+from nnx.layers.base import Layer, expect_features, positive_int, register, size
 
 
 @register("dense")
@@ -66,25 +66,26 @@ class Dense(Layer):
 
     def forward(self, ctx, params, x):
         xp, kernel = ctx.xp, params["kernel"]
-        rows = xp.reshape(x, (-1, x.shape[-1]))
+        rows = x if x.ndim == 2 else xp.reshape(x, (-1, x.shape[-1]))
         product = xp.matmul(rows, kernel)
         y, saved = self.activation.run(ctx, product, params.get("bias"), overwrite=0)
 
         def pullback(dy):
-            dy = xp.reshape(dy, (-1, self.units))
+            dy = dy if dy.ndim == 2 else xp.reshape(dy, (-1, self.units))
             if self.activity_regularizer is not None:
                 dy = dy + self.activity_regularizer.gradient(xp, y) / x.shape[0]
             dz = self.activation.pull(ctx, dy, saved)
             grads = {"kernel": xp.matmul(rows.T, dz)}
             if self.use_bias:
-                grads["bias"] = sum_to_shape(xp, dz, (self.units,))
+                grads["bias"] = xp.sum(dz, axis=0)
             if not ctx.needs_input_gradient:
                 return None, grads
-            return xp.reshape(xp.matmul(dz, kernel.T), x.shape), grads
+            dx = xp.matmul(dz, kernel.T)
+            return dx if x.ndim == 2 else xp.reshape(dx, x.shape), grads
 
         if self.activity_regularizer is not None:
             ctx.add_penalty(self.activity_regularizer.penalty(xp, y) / x.shape[0])
-        return xp.reshape(y, (*x.shape[:-1], self.units)), pullback
+        return y if x.ndim == 2 else xp.reshape(y, (*x.shape[:-1], self.units)), pullback
 
     def regularizers(self):
         found = {"kernel": self.kernel_regularizer, "bias": self.bias_regularizer}
