@@ -7,7 +7,18 @@ import pytest
 
 import nnx
 
-LIBRARIES = ("nnx-engine", "numpy", "jax", "jaxlib", "cupy", "scikit-learn", "torch", "keras", "optax")
+LIBRARIES = (
+    "nnx-engine",
+    "numpy",
+    "numba",
+    "jax",
+    "jaxlib",
+    "cupy",
+    "scikit-learn",
+    "torch",
+    "keras",
+    "optax",
+)
 # Each peer has habits of its own; nnx's warnings stay errors.
 FOREIGN_WARNINGS = (
     "ignore:Stochastic Optimizer. Maximum iterations:UserWarning",

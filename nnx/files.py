@@ -7,7 +7,6 @@ renamed. Nothing in it is ever executed.
 import contextlib
 import json
 import os
-import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +25,8 @@ def write(path, arrays: dict[str, np.ndarray], description: dict) -> None:
 
 def write_whole(path, content: bytes) -> None:
     """Write a file under a temporary name, flush it to the disk, and rename it into place."""
+    import tempfile
+
     path = Path(path)
     if not path.parent.is_dir():
         raise FileNotFoundError(f"cannot save to {path}: there is no folder {path.parent}")
