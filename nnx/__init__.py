@@ -32,8 +32,9 @@ from nnx.context import Context
 from nnx.functional import apply
 from nnx.history import History
 from nnx.layers import Input
-from nnx.model import Model, NotReadyError, Sequential, load
+from nnx.model import Model, NotReadyError
 from nnx.registry import register
+from nnx.sequential import Sequential, load
 
 __version__ = "0.1.0"
 

@@ -1,4 +1,4 @@
-"""`Sequential`: a network with everything around it: compile, fit, evaluate, predict, save.
+"""A model: a network with everything around it: compile, fit, evaluate, predict, save.
 
 A model holds a network (a `Layer`, which is pure) and the arrays that go with it on one backend:
 `params`, `state`, and the optimizer's `slots`.
@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from nnx import files, losses, metrics, optimizers, saving, training, tree
+from nnx import losses, metrics, optimizers, saving, training, tree
 from nnx.backend import Backend, as_backend
 from nnx.callbacks import Callback, CallbackList, ProgressBar, format_number
 from nnx.context import Context
@@ -26,9 +26,8 @@ from nnx.data import (
 from nnx.history import History
 from nnx.layers.base import Layer, Shape, run
 from nnx.layers.combine import Chain, as_layer
-from nnx.layers.reshape import Input
 from nnx.random import WEIGHTS, generator, next_seed, step_keys
-from nnx.registry import decode, suggest
+from nnx.registry import suggest
 from nnx.summary import summary_table
 
 DTYPES = ("float32", "float64")
@@ -529,28 +528,6 @@ class Model:
         saving.load_weights(self, path)
 
 
-def load(path, backend=None) -> Model:
-    """Load a model that `model.save` wrote, on any backend whatever it was saved on.
-
-    Raises
-    ------
-    ValueError
-        If the file is broken, of a newer format, or names a class that is not registered.
-    """
-    arrays, description = files.read(path)
-    saving.check_description(path, description)
-    try:
-        network = decode(description["network"])
-        settings = {"seed": description["seed"], "dtype": description["dtype"], "backend": backend}
-        sequential = isinstance(network, Chain)
-        model = Sequential(network.layers, **settings) if sequential else Model(network, **settings)
-        model.name = description["name"]
-        saving.restore(model, path, arrays, description)
-    except (TypeError, AttributeError, KeyError, MemoryError, OverflowError, RecursionError) as error:
-        raise ValueError(f"{path} is damaged: its description makes no model ({error!r})") from None
-    return model
-
-
 def _as_metrics(given, weighted: bool) -> list:
     if given is None:
         return []
@@ -574,71 +551,3 @@ def _ordered_paths(layer: Layer, params, state, prefix=()):
         yield from ((kind, (*prefix, *path)) for path in tree.paths(own) if path)
     for key, sublayer in inner.items():
         yield from _ordered_paths(sublayer, params.get(key, {}), state.get(key, {}), (*prefix, key))
-
-
-class Sequential(Model):
-    """Layers one after another, with everything to train and use them.
-
-    Parameters
-    ----------
-    layers : list of Layer, optional
-        More can be added with `add`. The first may say `input_shape=`, or be an `Input`; else the
-        shape is found from the first data.
-    name : str, optional
-    seed, dtype, backend
-        See `Model`.
-
-    Examples
-    --------
-    >>> import numpy as np, nnx
-    >>> X = np.array([[0, 0], [0, 1], [1, 0], [1, 1]])
-    >>> y = np.array([0, 1, 1, 0])
-    >>> model = nnx.Sequential([nnx.layers.Dense(8, "tanh"), nnx.layers.Dense(1, "sigmoid")], seed=0)
-    >>> model.compile(optimizer=nnx.optimizers.Adam(0.1), loss="binary_crossentropy")
-    >>> history = model.fit(X, y, epochs=100, verbose=0)
-    >>> model.predict(X).round().ravel()
-    array([0., 1., 1., 0.], dtype=float32)
-    """
-
-    def __init__(self, layers=None, name: str | None = None, *, seed: int | None = None, dtype: str = "float32",
-                 backend=None):  # fmt: skip
-        super().__init__(Chain([]), seed=seed, dtype=dtype, backend=backend)
-        self.name = name or "sequential"
-        for layer in layers or []:
-            self.add(layer)
-
-    def add(self, layer) -> None:
-        """Put a layer at the end."""
-        present, added = self.network.sublayers(), as_layer(layer)
-        if any(added is other for other in present.values()):
-            raise ValueError(f"{added!r} is already in this model: a Sequential holds each layer once")
-        shape = self.input_shape or (None if present else added.input_shape)
-        network = self.network if isinstance(added, Input) else Chain([*present.values(), added])
-        if shape is not None:
-            network.out_shape(shape)  # a layer that does not fit is reported here
-        self._change_network(network, shape)
-
-    def _change_network(self, network: Layer, shape: Shape | None) -> None:
-        """Take another network, and keep the weights of the layers that are in both."""
-        kept = (self._params, self._state) if self.built else None
-        self.network, self.input_shape = network, shape
-        self._forget()
-        if kept is None:
-            return
-        self.build(shape)
-        for name, old in zip(("params", "state"), kept, strict=True):
-            new = getattr(self, name)
-            common = {
-                key: old[key] if key in old and _same_shapes(old[key], new[key]) else new[key] for key in new
-            }
-            setattr(self, name, common)
-
-    def pop(self) -> Layer:
-        """Take off and return the last layer; the others keep their weights."""
-        *rest, last = self.layers
-        self._change_network(Chain(rest), self.input_shape)
-        return last
-
-
-def _same_shapes(a, b) -> bool:
-    return [np.shape(leaf) for leaf in tree.leaves(a)] == [np.shape(leaf) for leaf in tree.leaves(b)]

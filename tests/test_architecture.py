@@ -13,7 +13,7 @@ LIBRARIES = {"numpy", "cupy", "cupyx", "jax", "jaxlib", "array_api_compat", "sci
 # Modules that work on the host, before and after the step.
 HOST = {
     "backend", "data", "datasets", "files", "functional", "initializers", "metrics", "model", "plot", "random",
-    "saving", "tables", "targets", "testing", "training", "utils", "__main__",
+    "reports", "saving", "sequential", "tables", "targets", "testing", "training", "utils", "__main__",
 }  # fmt: skip
 
 

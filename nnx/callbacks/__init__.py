@@ -1,0 +1,20 @@
+"""Callbacks: what happens around training, under Keras's names and hooks."""
+
+from nnx.callbacks.base import Callback, CallbackList, LambdaCallback
+from nnx.callbacks.monitors import EarlyStopping, ModelCheckpoint
+from nnx.callbacks.rates import LearningRateScheduler, ReduceLROnPlateau
+from nnx.callbacks.reporting import CSVLogger, ProgressBar, TerminateOnNaN, format_number
+
+__all__ = [
+    "CSVLogger",
+    "Callback",
+    "CallbackList",
+    "EarlyStopping",
+    "LambdaCallback",
+    "LearningRateScheduler",
+    "ModelCheckpoint",
+    "ProgressBar",
+    "ReduceLROnPlateau",
+    "TerminateOnNaN",
+    "format_number",
+]

@@ -1,0 +1,130 @@
+"""What a callback is: Keras's hooks, called around training."""
+
+import contextlib
+import warnings
+from typing import Any
+
+
+class Callback:
+    """Base of all callbacks: override the hooks you want.
+
+    `logs` holds the numbers of the epoch so far, such as `logs["val_loss"]`. A callback that
+    overrides `on_train_batch_begin` or `on_train_batch_end` makes training stop after each step
+    to read the loss; without one, many steps run at a time.
+
+    Examples
+    --------
+    >>> class Printer(Callback):
+    ...     def on_epoch_end(self, epoch, logs=None):
+    ...         print(epoch, round(logs["loss"], 2))
+    """
+
+    model: Any = None
+    params: dict[str, Any]
+
+    def __init__(self):
+        self.params = {}
+
+    def set_model(self, model):
+        """Receive the model; called before training."""
+        self.model = model
+
+    def set_params(self, params):
+        """Receive `epochs`, `steps` (None if unknown), `do_validation` and others; called before training."""
+        self.params = params
+
+    def on_train_begin(self, logs=None):
+        """Before the first epoch."""
+
+    def on_train_end(self, logs=None):
+        """After the last epoch, also if training was interrupted."""
+
+    def on_epoch_begin(self, epoch, logs=None):
+        """Before each epoch; epochs count from 0."""
+
+    def on_epoch_end(self, epoch, logs=None):
+        """After each epoch and its validation. What is put into `logs` is kept in the history."""
+
+    def on_train_batch_begin(self, batch, logs=None):
+        """Before each step."""
+
+    def on_train_batch_end(self, batch, logs=None):
+        """After each step; logs["loss"] is the mean of the epoch so far."""
+
+    def on_progress(self, done, total):
+        """Called a few times a second with the number of steps done and due (None if unknown)."""
+
+
+BATCH_HOOKS = ("on_train_batch_begin", "on_train_batch_end")
+
+
+class CallbackList(Callback):
+    """Several callbacks as one."""
+
+    def __init__(self, callbacks):
+        super().__init__()
+        self.callbacks = list(callbacks)
+        for callback in self.callbacks:
+            if not isinstance(callback, Callback):
+                raise TypeError(f"callbacks must be nnx.callbacks.Callback objects, got {callback!r}")
+            if idle := {name for name in dir(callback) if name.startswith("on_")} - set(dir(Callback)):
+                known = ", ".join(sorted(name for name in dir(Callback) if name.startswith("on_")))
+                warnings.warn(
+                    f"{type(callback).__name__}.{min(idle)} is never called. Hooks that are: {known}",
+                    stacklevel=3,
+                )
+        self.each_batch = any(
+            getattr(type(c), hook, None) is not getattr(Callback, hook) or hook in vars(c)
+            for c in self.callbacks
+            for hook in BATCH_HOOKS
+        )
+
+    def set_model(self, model):
+        for callback in self.callbacks:
+            callback.set_model(model)
+
+    def set_params(self, params):
+        for callback in self.callbacks:
+            callback.set_params(params)
+
+    def on_train_begin(self, logs=None):
+        for callback in self.callbacks:
+            callback.on_train_begin(logs)
+
+    def on_train_end(self, logs=None):
+        with contextlib.ExitStack() as stack:  # all of them, also if one raises
+            for callback in reversed(self.callbacks):
+                stack.callback(callback.on_train_end, logs)
+
+    def on_epoch_begin(self, epoch, logs=None):
+        for callback in self.callbacks:
+            callback.on_epoch_begin(epoch, logs)
+
+    def on_epoch_end(self, epoch, logs=None):
+        for callback in self.callbacks:
+            callback.on_epoch_end(epoch, logs)
+
+    def on_train_batch_begin(self, batch, logs=None):
+        for callback in self.callbacks:
+            callback.on_train_batch_begin(batch, logs)
+
+    def on_train_batch_end(self, batch, logs=None):
+        for callback in self.callbacks:
+            callback.on_train_batch_end(batch, logs)
+
+    def on_progress(self, done, total):
+        for callback in self.callbacks:
+            callback.on_progress(done, total)
+
+
+class LambdaCallback(Callback):
+    """A callback made of functions: `LambdaCallback(on_epoch_end=lambda epoch, logs: ...)`."""
+
+    def __init__(self, **hooks):
+        super().__init__()
+        for name, function in hooks.items():
+            if not name.startswith("on_") or not hasattr(Callback, name):
+                known = ", ".join(hook for hook in vars(Callback) if hook.startswith("on_"))
+                raise ValueError(f"LambdaCallback: there is no hook {name!r}. Known: {known}")
+            if function is not None:
+                setattr(self, name, function)

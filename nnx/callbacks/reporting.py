@@ -1,0 +1,117 @@
+"""Callbacks that tell how training goes: on the terminal, in a file, and when it goes wrong."""
+
+import csv
+import math
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from nnx.callbacks.base import Callback
+
+
+class ProgressBar(Callback):
+    """A progress bar while an epoch runs, and a line of numbers when it has ended.
+
+    Parameters
+    ----------
+    bar : bool, optional
+        Whether the moving bar is shown; by default on a terminal only.
+    """
+
+    def __init__(self, bar: bool | None = None):
+        super().__init__()
+        self.bar = sys.stdout.isatty() if bar is None else bar
+        self._bar = None
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self._start = time.perf_counter()
+        if self.bar:
+            from tqdm import tqdm
+
+            self._bar = tqdm(
+                total=self.params.get("steps"),
+                desc=f"epoch {epoch + 1}/{self.params.get('epochs')}",
+                unit="step",
+                leave=False,
+                file=sys.stdout,
+                dynamic_ncols=True,
+            )
+
+    def on_progress(self, done, total):
+        if self._bar is not None:
+            self._bar.update(done - self._bar.n)
+
+    def on_epoch_end(self, epoch, logs=None):
+        self._close()
+        numbers = "  ".join(f"{name} {format_number(value)}" for name, value in (logs or {}).items())
+        epochs = str(self.params.get("epochs"))
+        seconds = time.perf_counter() - self._start
+        print(f"epoch {epoch + 1:>{len(epochs)}}/{epochs}  {numbers}  {seconds:.2f} s", flush=True)
+
+    def on_train_end(self, logs=None):
+        self._close()
+
+    def _close(self):
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+
+def format_number(value: float) -> str:
+    """Return a number in a width that keeps columns straight.
+
+    >>> format_number(0.12345), format_number(1234.5), format_number(1e-6)
+    ('0.1235', '1234.5000', '1.000e-06')
+    """
+    return f"{value:.3e}" if value != 0 and abs(value) < 1e-3 else f"{value:.4f}"
+
+
+class CSVLogger(Callback):
+    """Write the numbers of each epoch to a CSV file, a line an epoch, as they come."""
+
+    def __init__(self, filename, separator: str = ",", append: bool = False):
+        super().__init__()
+        self.filename = filename
+        self.separator = separator
+        self.append = append
+        self._file: Any = None
+        self._writer: Any = None
+
+    def on_train_begin(self, logs=None):
+        path = Path(self.filename)
+        self._has_header = self.append and path.exists() and path.stat().st_size > 0
+        self._file = path.open("a" if self.append else "w", newline="")
+        self._writer = None
+
+    def on_epoch_end(self, epoch, logs=None):
+        row = {"epoch": epoch, **(logs or {})}
+        if self._writer is None:
+            names = list(row)
+            if self.params.get("do_validation"):  # which may not happen in the first epoch
+                measured = [
+                    name for name in logs or {} if not name.startswith("val_") and name != "learning_rate"
+                ]
+                names += [f"val_{name}" for name in measured if f"val_{name}" not in row]
+            self._writer = csv.DictWriter(
+                self._file, names, restval="NA", delimiter=self.separator, extrasaction="ignore"
+            )
+            if not self._has_header:
+                self._writer.writeheader()
+        self._writer.writerow(row)
+        self._file.flush()
+
+    def on_train_end(self, logs=None):
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+
+class TerminateOnNaN(Callback):
+    """Stop training when the loss is no longer finite; looked at once an epoch."""
+
+    def on_epoch_end(self, epoch, logs=None):
+        loss = (logs or {}).get("loss")
+        if loss is not None and not math.isfinite(loss):
+            print(f"epoch {epoch + 1}: the loss is {loss}, training stops; try a smaller learning rate")
+            self.model.stop_training = True

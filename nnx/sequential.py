@@ -1,0 +1,100 @@
+"""`Sequential`: layers one after another, with everything to train and use them."""
+
+import numpy as np
+
+from nnx import files, saving, tree
+from nnx.layers.base import Layer, Shape
+from nnx.layers.combine import Chain, as_layer
+from nnx.layers.reshape import Input
+from nnx.model import Model
+from nnx.registry import decode
+
+
+class Sequential(Model):
+    """Layers one after another, with everything to train and use them.
+
+    Parameters
+    ----------
+    layers : list of Layer, optional
+        More can be added with `add`. The first may say `input_shape=`, or be an `Input`; else the
+        shape is found from the first data.
+    name : str, optional
+    seed, dtype, backend
+        See `Model`.
+
+    Examples
+    --------
+    >>> import numpy as np, nnx
+    >>> X = np.array([[0, 0], [0, 1], [1, 0], [1, 1]])
+    >>> y = np.array([0, 1, 1, 0])
+    >>> model = nnx.Sequential([nnx.layers.Dense(8, "tanh"), nnx.layers.Dense(1, "sigmoid")], seed=0)
+    >>> model.compile(optimizer=nnx.optimizers.Adam(0.1), loss="binary_crossentropy")
+    >>> history = model.fit(X, y, epochs=100, verbose=0)
+    >>> model.predict(X).round().ravel()
+    array([0., 1., 1., 0.], dtype=float32)
+    """
+
+    def __init__(self, layers=None, name: str | None = None, *, seed: int | None = None, dtype: str = "float32",
+                 backend=None):  # fmt: skip
+        super().__init__(Chain([]), seed=seed, dtype=dtype, backend=backend)
+        self.name = name or "sequential"
+        for layer in layers or []:
+            self.add(layer)
+
+    def add(self, layer) -> None:
+        """Put a layer at the end."""
+        present, added = self.network.sublayers(), as_layer(layer)
+        if any(added is other for other in present.values()):
+            raise ValueError(f"{added!r} is already in this model: a Sequential holds each layer once")
+        shape = self.input_shape or (None if present else added.input_shape)
+        network = self.network if isinstance(added, Input) else Chain([*present.values(), added])
+        if shape is not None:
+            network.out_shape(shape)  # a layer that does not fit is reported here
+        self._change_network(network, shape)
+
+    def _change_network(self, network: Layer, shape: Shape | None) -> None:
+        """Take another network, and keep the weights of the layers that are in both."""
+        kept = (self._params, self._state) if self.built else None
+        self.network, self.input_shape = network, shape
+        self._forget()
+        if kept is None:
+            return
+        self.build(shape)
+        for name, old in zip(("params", "state"), kept, strict=True):
+            new = getattr(self, name)
+            common = {
+                key: old[key] if key in old and _same_shapes(old[key], new[key]) else new[key] for key in new
+            }
+            setattr(self, name, common)
+
+    def pop(self) -> Layer:
+        """Take off and return the last layer; the others keep their weights."""
+        *rest, last = self.layers
+        self._change_network(Chain(rest), self.input_shape)
+        return last
+
+
+def _same_shapes(a, b) -> bool:
+    return [np.shape(leaf) for leaf in tree.leaves(a)] == [np.shape(leaf) for leaf in tree.leaves(b)]
+
+
+def load(path, backend=None) -> Model:
+    """Load a model that `model.save` wrote, on any backend whatever it was saved on.
+
+    Raises
+    ------
+    ValueError
+        If the file is broken, of a newer format, or names a class that is not registered.
+    """
+    arrays, description = files.read(path)
+    saving.check_description(path, description)
+    try:
+        network = decode(description["network"])
+        settings = {"seed": description["seed"], "dtype": description["dtype"], "backend": backend}
+        sequential = isinstance(network, Chain)
+        model = Sequential(network.layers, **settings) if sequential else Model(network, **settings)
+        model.name = description["name"]
+        saving.restore(model, path, arrays, description)
+    except (TypeError, AttributeError, KeyError, MemoryError, OverflowError, RecursionError) as error:
+        raise ValueError(f"{path} is damaged: its description makes no model ({error!r})") from None
+    return model
