@@ -52,7 +52,10 @@ def compile_program(program, kinds, is_cut, into, in_rows: bool) -> Callable | N
     """
     if any(op.function not in TEMPLATES for op in (*program.before, *program.block)):
         return None
-    import numba
+    try:
+        import numba
+    except ImportError:  # installed, but not for this NumPy
+        return None
 
     dtypes = dict(enumerate(kinds))
     place = "[i, j]" if in_rows else "[i]"

@@ -1,5 +1,7 @@
 """Kernels recorded and run in blocks give the same bits as the plain expression."""
 
+import sys
+
 import numpy as np
 import pytest
 from nnx.backends.numpy_fusion import Fusion
@@ -199,3 +201,11 @@ def test_kernels_made_anew_at_each_call_do_not_fill_the_memory():
     for i in range(600):
         backend.kernel(lambda xp, x, i=i: x + i, x)
     assert len(backend.fusion._plans) <= 256
+
+
+def test_a_numba_that_cannot_be_imported_is_done_without(monkeypatch):
+    monkeypatch.setitem(sys.modules, "numba", None)
+    fusion = Fusion(use_numba=True)
+    monkeypatch.setattr(backend, "fusion", fusion)
+    x = RNG.standard_normal(100_000)
+    np.testing.assert_array_equal(backend.kernel(kernels.add, x, 1.0), x + 1.0)
