@@ -70,7 +70,7 @@ def compile_program(program, kinds, is_cut, into, in_rows: bool) -> Callable | N
     results = [f"a{target}" if target is not None else f"r{k}" for k, target in enumerate(into)]
     body += [f"{r}{place} = v{value}" for r, value in zip(results, program.results, strict=True)]
     main = f"a{is_cut.index(True)}"
-    loops = ["for i in range(%s.shape[0]):" % main]  # noqa: UP031
+    loops = [f"for i in range({main}.shape[0]):"]
     if in_rows:
         loops.append(f"    for j in range({main}.shape[1]):")
     indent = "    " * (len(loops) + 1)

@@ -7,8 +7,7 @@ weight is `slots`. One step takes them and returns new ones:
 
 1.  `model.apply` runs the layers: it returns the output, and a function, the pullback, that carries
     dL/d(output) back through all layers to dL/d(params).
-2.  `loss.forward` does the same for the loss: a value for each sample, and the pullback from
-    dL/d(values). L is the mean of the values, so dL/d(values) is 1 / samples for each.
+2.  `loss.value_and_grad` gives L, the mean loss of the samples, and dL/d(output).
 3.  `optimizer.update` moves the weights against the gradient.
 
 Because the step is pure, it can be compiled as it stands: `backend.compile`.
@@ -30,10 +29,10 @@ def train(model, loss, optimizer, x, y, steps):
     def step(params, state, slots, x, y, key, rates):
         ctx = nnx.Context(backend, training=True, state=state, key=key)
         output, pullback = model.apply(params, x, ctx)
-        values, pull_loss = loss.forward(ctx, y, output)
-        _, grads = pullback(pull_loss(ctx.xp.full_like(values, 1 / len(x))))
+        value, doutput = loss.value_and_grad(ctx, y, output)
+        _, grads = pullback(doutput)
         params, slots = optimizer.update(grads, slots, params, rates, backend)
-        return params, ctx.state, slots, ctx.xp.mean(values)
+        return params, ctx.state, slots, value
 
     params, state = model.init(seed=0)
     slots, losses = optimizer.init(params, backend), []
