@@ -130,3 +130,14 @@ def test_jax_runs_many_steps_in_one_dispatch(monkeypatch):
     model.engine.steps_a_run = 1000
     model.fit(X, Y, batch_size=10, epochs=1, verbose=0)
     assert runs == [20]
+
+
+def test_a_step_makes_no_gradient_for_the_data(monkeypatch):
+    """Three products a layer, less the one for the input of the first."""
+    model = build("numpy")
+    model.build((6,))
+    products = []
+    matmul = model.backend.xp.matmul
+    monkeypatch.setattr(model.backend.xp, "matmul", lambda *a: (products.append(a[0].shape), matmul(*a))[1])
+    model.train_on_batch(X, Y)
+    assert len(products) == 3 * 2 - 1

@@ -468,17 +468,18 @@ def test_layers_of_ones_own_are_never_mistaken_for_each_other(any_backend):
 
 
 def test_losses_and_activations_of_ones_own_are_not_fused():
-    class Half(nnx.losses.BinaryCrossentropy):
+    class OnProbabilities(nnx.losses.BinaryCrossentropy):
+        """Means something else of probabilities than of logits, whatever `from_logits` says."""
+
         def forward(self, ctx, target, output):
-            values, pullback = super().forward(ctx, target, output)
-            return values / 2, lambda d: pullback(d) / 2
+            return nnx.losses.MeanSquaredError().forward(ctx, target, output)
 
     class Hot(nnx.activations.Softmax):
         def forward(self, xp, x):
             return super().forward(xp, x * 5)
 
     for loss, last, target in (
-        (Half(), layers.Dense(1, "sigmoid"), LABELS),
+        (OnProbabilities(), layers.Dense(1, "sigmoid"), LABELS),
         (nnx.losses.SparseCategoricalCrossentropy(), layers.Dense(2, Hot()), LABELS),
     ):
         model = nnx.Sequential([last], seed=0)
@@ -661,3 +662,18 @@ def test_keras_spellings():
     assert model.predict(np.array([1.0])).shape == (1, 1)
     assert model.get_layer("dense") is model.get_layer(index=0)
     assert model.test_on_batch(np.array([1.0]), np.array([2.0])) > 0
+
+
+def test_validation_freq_counts_epochs_from_the_first():
+    seen = []
+    note = nnx.callbacks.LambdaCallback(
+        on_epoch_end=lambda epoch, logs: seen.append((epoch, "val_loss" in logs))
+    )
+    model = regressor()
+    model.fit(X, Y, epochs=5, validation_split=0.2, validation_freq=2, verbose=0, callbacks=[note])
+    model.fit(
+        X, Y, epochs=8, initial_epoch=5, validation_split=0.2, validation_freq=2, verbose=0, callbacks=note
+    )
+    assert [epoch for epoch, validated in seen if validated] == [1, 3, 5, 7]
+    with pytest.raises(ValueError, match="validation_freq must be a positive whole number, got 0"):
+        model.fit(X, Y, validation_split=0.2, validation_freq=0, verbose=0)
