@@ -9,9 +9,10 @@ import numpy as np
 
 from nnx.backend import BackendInfo, host_memory
 
-from . import numpy_namespace
+from . import numpy_namespace, numpy_replay
 from .flat import FlatBackend
 from .numpy_fusion import BLOCK, Fusion
+from .numpy_trace import Traced, trace_of, untraced
 
 
 def keep_memory() -> bool:
@@ -40,6 +41,7 @@ class NumpyBackend(FlatBackend):
     def __init__(self):
         keep_memory()
         self.fusion = Fusion()
+        self.replays = numpy_replay.is_on()
 
     def asarray(self, value, dtype=None):
         return np.asarray(value, dtype=dtype)
@@ -50,7 +52,24 @@ class NumpyBackend(FlatBackend):
     def copy(self, array):
         return np.array(array)
 
+    def repeat(self, step):
+        plain = super().repeat(step)
+        return numpy_replay.Replay(step, plain) if self.replays else plain
+
     def kernel(self, function, *arrays, overwrite=None):
+        trace = trace_of(arrays)
+        if trace is None:
+            return self._kernel(function, overwrite, *arrays)
+        if overwrite is not None and type(arrays[overwrite]) is not Traced:
+            overwrite = None  # a constant, which the next step needs again
+        writes = () if overwrite is None else (arrays[overwrite],)
+        plan = self._small_plan(function, arrays, (overwrite,))
+        if plan is None:
+            return trace.call(self._kernel, (function, overwrite, *arrays), writes=writes)
+        run = functools.partial(self._kernel, function, overwrite)
+        return trace.call(function, arrays, writes=writes, plan=plan, run=run)
+
+    def _kernel(self, function, overwrite, *arrays):
         if max(getattr(a, "size", 1) for a in arrays) > BLOCK:
             results = self.fusion.run(function, arrays, (overwrite,))
             if results is not None:
@@ -58,16 +77,32 @@ class NumpyBackend(FlatBackend):
         return function(self.xp, *arrays)
 
     def update_in_place(self, kernel, buffers, scalars):
-        names = tuple(scalars)
-        arguments = (*buffers, *scalars.values())
-        param, _, *slots = range(len(buffers))
-        if buffers[0].size > BLOCK:
-            rule = self._positional(kernel, names)
-            if self.fusion.run(rule, arguments, (param, *slots)) is not None:
-                return
-        results = kernel(self.xp, *buffers, **scalars)
-        for number, result in zip((param, *slots), results, strict=True):
-            buffers[number][...] = result
+        rule, arguments = self._positional(kernel, tuple(scalars)), (*buffers, *scalars.values())
+        into = (0, *range(2, len(buffers)))
+        trace = trace_of(arguments)
+        if trace is None:
+            self._update(rule, into, *arguments)
+            return
+        writes = tuple(arguments[i] for i in into)
+        plan = self._small_plan(rule, arguments, into)
+        if plan is None:
+            trace.call(self._update, (rule, into, *arguments), writes=writes)
+        else:
+            trace.call(
+                rule, arguments, writes=writes, plan=plan, run=functools.partial(self._update, rule, into)
+            )
+
+    def _update(self, rule, into, *arguments) -> None:
+        if arguments[0].size > BLOCK and self.fusion.run(rule, arguments, into) is not None:
+            return
+        for i, result in zip(into, rule(self.xp, *arguments), strict=True):
+            arguments[i][...] = result
+
+    def _small_plan(self, function, arguments, into):
+        """Return the plan of a traced kernel whose operations may run on whole arrays, or None."""
+        arguments = untraced(arguments)
+        is_small = max(getattr(a, "size", 1) for a in arguments) <= BLOCK
+        return self.fusion.find(function, arguments, into) if is_small else None
 
     @staticmethod
     @functools.lru_cache(maxsize=64)

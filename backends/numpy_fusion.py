@@ -58,7 +58,18 @@ class Plan:
         self._blocks = self._write_blocks(is_cut)
 
     def _dtype_of(self, program, value):
-        return {op.result: op.dtype for op in program.block}.get(value, self._dtypes.get(value))
+        return {op.result: op.dtype for op in (*program.before, *program.block)}.get(
+            value, self._dtypes.get(value)
+        )
+
+    def dtype_at(self, place):
+        """Return the dtype of what is in a place; for a number its type."""
+        kind, which = place
+        if kind == "given":
+            return self._dtypes.get(which) or self._dtype_of(self.program, which)
+        if kind == "number":
+            return type(which)
+        return (self.buffers if kind == "buffer" else self.result_dtypes)[which]
 
     def _result_place(self, op, i, last_use):
         """Return the result's own memory, unless an argument lies there that is still to be read."""
@@ -182,15 +193,20 @@ class Fusion:
             )
         return plan.loops[in_rows]
 
-    def run(self, function, arguments, into: tuple[int | None, ...]) -> tuple | None:
-        """Return the results of `function(xp, *arguments)`, or None if it cannot be run so."""
-        main = max((a for a in arguments if isinstance(a, np.ndarray)), key=lambda a: a.size)
+    def find(self, function, arguments, into: tuple[int | None, ...]) -> Plan | None:
+        """Return the plan of a kernel for arguments such as these, or None if it cannot be run so."""
+        main = _largest(arguments)
         is_cut = tuple(isinstance(a, np.ndarray) and a.shape == main.shape for a in arguments)
         if not all(cut or _is_whole(a, main) for a, cut in zip(arguments, is_cut, strict=True)):
             return None
-        plan = self.plan(function, arguments, is_cut, into)
+        return self.plan(function, arguments, is_cut, into)
+
+    def run(self, function, arguments, into: tuple[int | None, ...]) -> tuple | None:
+        """Return the results of `function(xp, *arguments)`, or None if it cannot be run so."""
+        plan = self.find(function, arguments, into)
         if plan is None:
             return None
+        main, is_cut = _largest(arguments), plan.is_cut
         results = tuple(
             np.empty(main.shape, dtype) if target is None else arguments[target]
             for target, dtype in zip(into, plan.result_dtypes, strict=True)
@@ -211,6 +227,10 @@ class Fusion:
         step = min(length, max(1, BLOCK * length // max(main.size, 1)))
         plan.run(given, targets, length, step)
         return results
+
+
+def _largest(arguments) -> np.ndarray:
+    return max((a for a in arguments if isinstance(a, np.ndarray)), key=lambda a: a.size)
 
 
 def _is_whole(a, main) -> bool:

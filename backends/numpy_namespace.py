@@ -12,7 +12,15 @@ import numpy as np
 
 
 def sum(x, axis=None, keepdims=False):
+    if axis == 0 and x.ndim == 2 and not keepdims and x.dtype.char in "fd":
+        return np.dot(np.ones(x.shape[0], x.dtype), x)  # half the time, at all sizes
     return np.add.reduce(x, axis=axis, keepdims=keepdims)
+
+
+def matmul(x, y, out=None):
+    if x.ndim == 2 and y.ndim == 2:
+        return np.dot(x, y) if out is None else np.dot(x, y, out)
+    return np.matmul(x, y, out=out)
 
 
 def max(x, axis=None, keepdims=False):
@@ -46,6 +54,6 @@ def make() -> types.ModuleType:
     """Return the namespace: everything of NumPy, with the functions above in place of its own."""
     namespace = types.ModuleType("numpy")
     vars(namespace).update(vars(np))
-    for function in (sum, max, mean, reshape, take, argmax, astype):
+    for function in (sum, matmul, max, mean, reshape, take, argmax, astype):
         setattr(namespace, function.__name__, function)
     return namespace

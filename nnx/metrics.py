@@ -58,9 +58,9 @@ class Metric(Configurable):
 
     def _mean(self, xp, values, weight) -> dict:
         """Return the sums whose `result` is the weighted mean of `values`, (batch, ...)."""
-        rows = xp.reshape(values, (values.shape[0], -1))
-        per_sample = xp.mean(rows, axis=-1)
-        return {"total": xp.sum(per_sample * weight), "weight": xp.sum(weight)}
+        if values.ndim > 1:
+            values = xp.mean(xp.reshape(values, (values.shape[0], -1)), axis=-1)
+        return {"total": xp.sum(values * weight), "weight": xp.sum(weight)}
 
 
 def _same_shape(metric, target, output) -> None:

@@ -1,0 +1,189 @@
+"""A training step written down as it runs: which calls of NumPy it makes, and on what.
+
+NumPy hands every call on a foreign array to that array's `__array_ufunc__` or
+`__array_function__`. A `Traced` array does the call on the real array inside it, and notes it. So a
+step runs once as it stands, with real results, and leaves a list of its calls behind, in which no
+layer, no dict and no closure appears. `numpy_replay` makes a plain function of the list.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.lib.mixins import NDArrayOperatorsMixin
+
+
+class NotTraceableError(Exception):
+    """The step does something that a list of calls cannot repeat, such as looking at a value."""
+
+
+class Traced(NDArrayOperatorsMixin):
+    """An array, or a number, that notes what is done with it."""
+
+    def __init__(self, trace: "Trace", index: int, value):
+        self.trace, self.index, self.value = trace, index, value
+
+    def __array_ufunc__(self, ufunc, method, *inputs, **settings):
+        if method == "__call__":
+            return self.trace.call(ufunc, inputs, settings)
+        if method == "reduce":
+            return self.trace.call(ufunc.reduce, inputs, settings)
+        raise NotTraceableError(f"{ufunc.__name__}.{method}")
+
+    def __array_function__(self, function, types, inputs, settings):
+        return self.trace.call(function, inputs, settings)
+
+    def __getitem__(self, key):
+        return self.trace.call("__getitem__", (self, key))
+
+    def __getattr__(self, name):
+        if name in ("reshape", "take", "astype", "argmax"):
+            return lambda *inputs, **settings: self.trace.call(name, (self, *inputs), settings)
+        if name in ("shape", "ndim", "size", "dtype"):
+            return getattr(self.value, name)
+        raise NotTraceableError(name)
+
+    @property
+    def T(self):
+        return self.trace.call("T", (self,))
+
+    def __len__(self):
+        return len(self.value)
+
+    def refuse(self, *_):
+        """Stop the trace: the value is looked at, or written to."""
+        raise NotTraceableError("the value of an array")
+
+    __bool__ = __int__ = __float__ = __index__ = __array__ = __iter__ = __setitem__ = refuse
+
+
+@dataclass
+class Kind:
+    """What is known of a value without keeping it."""
+
+    shape: tuple
+    dtype: Any
+    """Or `int` or `float`, for a plain number."""
+    is_array: bool
+    is_view: bool
+    is_contiguous: bool
+    nbytes: int
+
+
+class Ref(int):
+    """The number of a value, told apart from a plain number."""
+
+
+@dataclass
+class Call:
+    """One call of a function; a string names a method of the first argument.
+
+    With a `plan` it is a small kernel, whose own calls can be written out in its place.
+    """
+
+    function: Any
+    arguments: Any
+    settings: dict
+    writes: tuple = ()
+    """The values whose memory it overwrites."""
+    plan: Any = None
+    result: int = -1
+    """Below 0 if it gives none."""
+
+
+class Trace:
+    """The calls of a step, on numbered values: first the inputs, then the results."""
+
+    def __init__(self):
+        self.values: list[Kind] = []
+        self.calls: list[Call] = []
+
+    def input(self, value, is_view: bool = False) -> Traced:
+        """Give a value its number."""
+        if not isinstance(value, (np.ndarray, np.generic, int, float)):
+            raise NotTraceableError(type(value))
+        is_array = isinstance(value, np.ndarray)
+        dtype = value.dtype if isinstance(value, (np.ndarray, np.generic)) else type(value)
+        kind = Kind(
+            np.shape(value),
+            dtype,
+            is_array,
+            is_view,
+            is_contiguous=is_array and value.flags.c_contiguous,
+            nbytes=value.nbytes if is_array else 0,
+        )
+        self.values.append(kind)
+        return Traced(self, len(self.values) - 1, value)
+
+    def call(self, function, arguments, settings=None, writes=(), plan=None, run=None) -> "Traced | None":
+        """Do a call, or `run` in its place, and note it."""
+        settings = settings or {}
+        given, named = untraced(arguments), untraced(settings)
+        if run is not None:
+            value = run(*given)
+        elif isinstance(function, str):
+            value = getattr(given[0], function)
+            value = value if function == "T" else value(*given[1:], **named)
+        else:
+            value = function(*given, **named)
+            if all(isinstance(a, (int, float)) for a in given):  # numbers alone stay numbers
+                value = value.item()
+        writes = tuple(Ref(array.index) for array in writes)
+        noted = Call(function, _numbered(arguments), _numbered(settings), writes, plan)
+        self.calls.append(noted)
+        if value is None:
+            return None
+        is_view = (
+            isinstance(value, np.ndarray)
+            and not writes
+            and any(isinstance(a, np.ndarray) and np.may_share_memory(a, value) for a in given)
+        )
+        result = self.input(value, is_view)
+        noted.result = Ref(result.index)
+        return result
+
+    def same_as(self, other: "Trace") -> bool:
+        """Whether both make the same calls on the same values."""
+
+        def parts(trace):
+            return [[c.function, c.arguments, c.settings, c.writes, c.result] for c in trace.calls]
+
+        return self.values == other.values and _same(parts(self), parts(other))
+
+
+def trace_of(values) -> "Trace | None":
+    """Return the trace that any of some values belongs to, if one does."""
+    for value in values:
+        if type(value) is Traced:
+            return value.trace
+    return None
+
+
+def untraced(value):
+    """Return a value, or values inside tuples, lists and dicts, without their `Traced` shells."""
+    return _each(value, lambda leaf: leaf.value if type(leaf) is Traced else leaf)
+
+
+def _numbered(value):
+    return _each(value, lambda leaf: Ref(leaf.index) if type(leaf) is Traced else leaf)
+
+
+def _each(value, function):
+    if type(value) in (tuple, list):
+        return type(value)([_each(item, function) for item in value])
+    if type(value) is dict:
+        return {name: _each(item, function) for name, item in value.items()}
+    return function(value)
+
+
+def _same(a, b) -> bool:
+    if type(a) is not type(b):
+        return False
+    if type(a) in (tuple, list):
+        return len(a) == len(b) and all(map(_same, a, b))
+    if type(a) is dict:
+        return a.keys() == b.keys() and all(_same(a[name], b[name]) for name in a)
+    if isinstance(a, (np.ndarray, np.generic)):
+        return a.dtype == b.dtype and np.array_equal(a, b)
+    # Methods of ufuncs, such as np.add.reduce, are made anew each time they are looked up.
+    return a is b or (a == b and (a.__class__ is not float or str(a) == str(b)))

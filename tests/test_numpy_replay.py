@@ -1,0 +1,318 @@
+"""Steps compiled from a trace do what the plain steps do, bit for bit, or are not compiled."""
+
+import re
+import threading
+
+import numpy as np
+import pytest
+from nnx.backends import numpy_replay
+from nnx.backends.numpy_backend import NumpyBackend
+from nnx.backends.numpy_replay import Plain, Program
+
+import nnx
+from nnx import activations, layers, losses, optimizers, tree
+
+RNG = np.random.default_rng(0)
+X = RNG.standard_normal((70, 6)).astype(np.float32)
+CLASSES = RNG.integers(0, 3, 70)
+VALUES = RNG.random((70, 3)).astype(np.float32)
+
+
+def numpy_backend(replays: bool) -> NumpyBackend:
+    """Return a backend of its own, so that no steps are shared."""
+    backend = NumpyBackend()
+    backend.replays = replays
+    return backend
+
+
+def train(build, backend, y=CLASSES, **settings):
+    """Return the trained model and all numbers it gave."""
+    with nnx.use_backend(backend):
+        model = build()
+    history = model.fit(X, y, **{"epochs": 3, "batch_size": 16, "verbose": 0} | settings)
+    return model, history.history
+
+
+def programs(steps) -> list:
+    """Return what a `Replay` knows of the shapes it has seen."""
+    return list(steps.programs.values())
+
+
+def expect_same(build, y=CLASSES, compiled=True, **settings):
+    """Train with and without compiled steps: everything must be the same bits."""
+    mine, numbers = train(build, numpy_backend(True), y, **settings)
+    plain, expected = train(build, numpy_backend(False), y, **settings)
+    np.testing.assert_equal(numbers, expected)  # which takes nan for equal
+    for a, b in zip(mine.get_weights(), plain.get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
+    for a, b in zip(*(numpy_replay.flatten(m.carry) for m in (mine, plain)), strict=True):
+        np.testing.assert_array_equal(a, b)
+    found = programs(mine.engine.steps.train)
+    assert all(isinstance(p, Program if compiled else Plain) for p in found), found
+    return found
+
+
+def network(
+    *inner,
+    optimizer="adam",
+    loss="sparse_categorical_crossentropy",
+    metrics=("accuracy",),
+    units=3,
+    **settings,
+):
+    def build():
+        model = nnx.Sequential(
+            [*inner, layers.Dense(units, "softmax" if "categorical" in str(loss) else None)], seed=1
+        )
+        model.compile(optimizer, loss, metrics=list(metrics), **settings)
+        return model
+
+    return build
+
+
+ADAM = optimizers.Adam
+EACH_LAYER = {
+    "dense": layers.Dense(5, "relu"),
+    "no bias": layers.Dense(5, "tanh", use_bias=False),
+    "regularized": layers.Dense(5, kernel_regularizer="l2", activity_regularizer="l1"),
+    "batch normalization": layers.BatchNormalization(),
+    "dropout": layers.Dropout(0.3),
+    "residual": layers.Residual(layers.Dense(6, "relu")),
+    "parallel": layers.Parallel([layers.Dense(4), layers.Dense(3)]),
+    "parallel, added": layers.Parallel([layers.Dense(4), layers.Dense(4)], merge="add"),
+    "chain": layers.Chain(
+        [layers.Dense(4, "relu"), layers.Dropout(0.5), layers.Reshape((2, 2)), layers.Flatten()]
+    ),
+    "wide": layers.Dense(900, "relu"),  # beyond the block of a kernel
+    **{name: layers.Dense(5, name) for name in sorted(activations._registry.names())},
+}
+
+
+@pytest.mark.parametrize("inner", EACH_LAYER.values(), ids=EACH_LAYER)
+def test_layers(inner):
+    assert len(expect_same(network(inner))) == 2  # whole batches, and the last
+
+
+EACH_OPTIMIZER = {
+    **{name: optimizers.get(name) for name in sorted(optimizers._registry.names())},
+    "weight decay": ADAM(weight_decay=0.1),
+    "clipvalue": ADAM(clipvalue=0.01),
+    "clipnorm": ADAM(clipnorm=0.1),
+    "global_clipnorm": ADAM(global_clipnorm=0.1),
+    "amsgrad": ADAM(amsgrad=True),
+    "nesterov": optimizers.SGD(0.1, momentum=0.9, nesterov=True),
+    "schedule": ADAM(nnx.schedules.ExponentialDecay(0.1, 3, 0.5)),
+}
+
+
+@pytest.mark.parametrize("optimizer", EACH_OPTIMIZER.values(), ids=EACH_OPTIMIZER)
+def test_optimizers(optimizer):
+    expect_same(network(layers.Dense(5, "relu"), optimizer=optimizer))
+
+
+TARGETS = {
+    "sparse_categorical_crossentropy": (CLASSES, 3),
+    "categorical_crossentropy": (np.eye(3, dtype=np.float32)[CLASSES], 3),
+    "binary_crossentropy": ((VALUES > 0.5).astype(np.float32), 3),
+    "poisson": (np.floor(VALUES * 5), 3),
+}
+
+
+@pytest.mark.parametrize("loss", sorted(losses._registry.names()))
+def test_losses(loss):
+    y, units = TARGETS.get(loss, (VALUES, 3))
+    metrics = ["accuracy"] if "crossentropy" in loss else ["mae", "mse"]
+    expect_same(network(layers.Dense(5), loss=loss, metrics=metrics, units=units), y)
+
+
+def test_validation_weights_and_classes():
+    weights = RNG.random(70)
+    expect_same(
+        network(
+            layers.Dense(5, "relu"),
+            metrics=("accuracy", "f1"),
+            weighted_metrics=["sparse_top_k_categorical_accuracy"],
+        ),
+        sample_weight=weights,
+        class_weight={0: 1.0, 1: 2.0, 2: 0.5},
+        validation_split=0.2,
+    )
+
+
+def test_float64_and_evaluate():
+    def build():
+        model = nnx.Sequential([layers.Dense(5, "relu"), layers.Dense(3, "softmax")], seed=1, dtype="float64")
+        model.compile("adam", "sparse_categorical_crossentropy", metrics=["accuracy"])
+        return model
+
+    expect_same(build)
+    mine, plain = (train(build, numpy_backend(r))[0] for r in (True, False))
+    assert mine.evaluate(X, CLASSES, batch_size=8) == plain.evaluate(X, CLASSES, batch_size=8)
+    assert all(
+        isinstance(p, (Program, nnx.backends.numpy_trace.Trace)) for p in programs(mine.engine.steps.evaluate)
+    )
+    assert any(isinstance(p, Program) for p in programs(mine.engine.steps.evaluate))
+
+
+def texts(build, **settings):
+    return [
+        p.loop.__doc__ for p in programs(train(build, numpy_backend(True), **settings)[0].engine.steps.train)
+    ]
+
+
+def test_gradients_are_written_into_the_flat_buffer():
+    text = texts(network(layers.Dense(5, "relu")), batch_size=35)[0]
+    assert "concatenate" not in text
+    assert len(re.findall(r"^ +o\d+ = v\d+\[\d+:\d+\]\.reshape", text, re.M)) == 4
+    assert not re.search(r"v\d+\[\d+:\d+\] = ", text)  # no copy
+
+
+def test_the_optimizer_writes_all_weights_at_once():
+    text = texts(network(layers.Dense(5, "relu"), layers.Dense(4, "relu")), batch_size=35)[0]
+    parameters = r"out=v0\)"  # the first input is the flat buffer of all parameters
+    assert len(re.findall(parameters, text)) == 1
+
+
+def test_what_is_computed_twice_is_computed_once():
+    text = texts(network(), batch_size=35)[0]
+    assert len(re.findall("= exp_", text)) == 2  # of the softmax, and in its gradient; none for the accuracy
+
+
+def test_layers_are_not_run_again():
+    calls = []
+
+    class Counted(layers.Dense):
+        def forward(self, ctx, params, x):
+            calls.append(x.shape)
+            return super().forward(ctx, params, x)
+
+    train(network(Counted(4)), numpy_backend(True), epochs=5, batch_size=35)
+    assert calls == [(35, 6)] * 2
+
+
+def test_random_masks_differ_in_every_step():
+    """Each epoch's dropout is another, though the counters it is made of are constants."""
+
+    class Watched(layers.Dropout):
+        def init(self, rng, in_shape):
+            return {}, in_shape
+
+        def init_state(self, in_shape):
+            return {"kept": np.zeros(in_shape, np.float32)}
+
+        def forward(self, ctx, params, x):
+            y, pullback = super().forward(ctx, params, x * 0 + 1)
+            ctx.state["kept"] = ctx.state["kept"] * 0.5 + y[0]
+            return y * x, lambda dy: (dy * y, pullback(dy)[1])
+
+    expect_same(network(Watched(0.5)), epochs=6)
+
+
+class Looks(layers.Dense):
+    """Decides by a value."""
+
+    def forward(self, ctx, params, x):
+        SEEN.append(x)
+        return super().forward(ctx, params, -x if float(x[0, 0]) > 0 else x)
+
+
+class Counts(layers.Dense):
+    """Does something else each time."""
+
+    def forward(self, ctx, params, x):
+        SEEN.append(x)
+        return super().forward(ctx, params, x * len(SEEN))
+
+
+SEEN: list = []
+
+
+@pytest.mark.parametrize("layer", [Looks, Counts])
+def test_a_step_that_is_not_pure_runs_as_it_stands(layer):
+    def build():
+        SEEN.clear()
+        return network(layer(4))()
+
+    expect_same(build, compiled=False)
+
+
+def test_drawing_outside_the_context_is_noticed():
+    class Drawn(layers.Dense):
+        def forward(self, ctx, params, x):
+            return super().forward(ctx, params, x + np.random.random(x.shape).astype(np.float32))  # noqa: NPY002
+
+    def build():
+        np.random.seed(3)  # noqa: NPY002
+        return network(Drawn(4))()
+
+    expect_same(build, compiled=False, batch_size=35)
+
+
+def test_a_trace_that_fails_late_leaves_no_trace():
+    """What it had written into the weights is taken back before the plain step runs."""
+
+    class Late(optimizers.SGD):
+        def update(self, grads, slots, params, step, backend=None):
+            found = super().update(grads, slots, params, step, backend)
+            float(next(iter(tree.leaves(found[0]))).sum())
+            return found
+
+    expect_same(network(layers.Dense(4), optimizer=Late(0.1)), compiled=False)
+
+
+def test_mistakes_read_as_they_did():
+    class Wrong(layers.Dense):
+        def forward(self, ctx, params, x):
+            return super().forward(ctx, params, x[:, :3])
+
+    messages = []
+    for replays in (True, False):
+        with pytest.raises(ValueError) as caught:
+            train(network(Wrong(4)), numpy_backend(replays))
+        messages.append(str(caught.value))
+    assert messages[0] == messages[1]
+
+
+def test_two_threads_train_two_models_of_equal_settings():
+    backend, found = numpy_backend(True), {}
+
+    def run(name):
+        found[name] = train(network(layers.Dense(64, "relu"), layers.Dropout(0.2)), backend, epochs=20)[1]
+
+    threads = [threading.Thread(target=run, args=(i,)) for i in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found[0] == found[1] == found[2]
+
+
+def test_arrays_of_another_layout_get_a_program_of_their_own():
+    backend = numpy_backend(True)
+
+    def step(carry, row, data):
+        y = backend.kernel(lambda xp, a, b: a * b + 1, data["x"], row["rate"])
+        return {"a": carry["a"] * 0.5 + y}, {"sum": backend.xp.sum(y, axis=0)}
+
+    run, plain = backend.repeat(step), numpy_backend(False).repeat(step)
+    rows = {"rate": [0.1, 0.2, 0.3, 0.4, 0.5]}
+    for x in (X, np.asfortranarray(X), X[::2], X[:, ::2]):
+        found, expected = (f({"a": np.zeros_like(x)}, None, rows, {"x": x}, 0, 5) for f in (run, plain))
+        np.testing.assert_array_equal(found[0]["a"], expected[0]["a"])
+        np.testing.assert_array_equal(found[1]["sum"], expected[1]["sum"])
+    assert len(programs(run)) == 4
+
+
+def test_not_all_programs_are_remembered(monkeypatch):
+    monkeypatch.setattr(numpy_replay, "MOST_PROGRAMS", 3)
+    model, _ = train(network(layers.Dense(4)), numpy_backend(True))
+    for size in range(1, 9):
+        model.fit(X[: 2 * size], CLASSES[: 2 * size], batch_size=size, verbose=0)
+    assert len(programs(model.engine.steps.train)) == 3
+
+
+def test_it_can_be_turned_off(monkeypatch):
+    monkeypatch.setenv("NNX_REPLAY", "0")
+    assert not NumpyBackend().replays
+    monkeypatch.delenv("NNX_REPLAY")
+    assert NumpyBackend().replays
