@@ -41,7 +41,7 @@ class JaxBackend(Backend):
         # Compiled steps take every number as an array: float64 ones of their own precision.
         real = "float64" if self._x64 else "float32"
         dtypes = {"f": real, "i": "int32", "u": "uint32"}
-        return {name: self.xp.asarray(v.astype(dtypes[v.dtype.kind])) for name, v in rows.items()}
+        return self.jax.device_put({name: v.astype(dtypes[v.dtype.kind]) for name, v in rows.items()})
 
     @property
     def _x64(self) -> bool:

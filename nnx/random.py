@@ -55,9 +55,14 @@ def generator(seed: int, *purpose: int) -> np.random.Generator:
 
 def step_keys(seed: int, start: int, stop: int) -> np.ndarray:
     """Return the keys of steps start, ..., stop - 1 as an array of uint32, (steps, 2)."""
-    words = np.random.SeedSequence([seed, MASKS]).generate_state(4)
+    words = _mask_words(seed)
     steps = np.arange(start, stop, dtype=np.uint32)
     return np.stack([hash_bits(np, steps, *words[:2]), hash_bits(np, steps, *words[2:])], axis=1)
+
+
+@functools.lru_cache(maxsize=64)
+def _mask_words(seed: int) -> np.ndarray:
+    return np.random.SeedSequence([seed, MASKS]).generate_state(4)
 
 
 def fold_name(key: Key, name: str) -> Key:
