@@ -19,7 +19,7 @@ class Counters:
 
     kernels: int = 0  # made ready to be launched: compiled, or found in the cache
     launches: int = 0  # of kernels that CuPy compiled itself
-    gemms: int = 0  # cuBLAS matrix products
+    products: int = 0  # calls of cuBLAS gemm, each of one matrix product or a batch of them
     library_calls: int = 0  # sorts and random numbers: Thrust, cuRAND
     host_to_device_copies: int = 0
     host_to_device_bytes: int = 0

@@ -100,7 +100,7 @@ class FakeCublas:
         product = numpy.matmul(left.astype(working, copy=False), right.astype(working, copy=False))
         alpha, beta = (memory_view(factor, working, ())[()] for factor in (alpha, beta))
         result[...] = alpha * product + beta * result if beta else alpha * product
-        self._device.counters.gemms += 1
+        self._device.counters.products += 1
 
     def gemmEx(
         self,
@@ -158,7 +158,7 @@ class FakeCublas:
         pointers = [memory_view(array, "u8", (count,)).tolist() for array in (a_array, b_array, c_array)]
         for a, b, c in zip(*pointers, strict=False):
             self._gemm(code, handle, op_a, op_b, m, n, k, alpha, a, lda, b, ldb, beta, c, ldc)
-        self._device.counters.gemms -= count - 1  # it is one call
+        self._device.counters.products -= count - 1  # it is one call
 
     def _geam(self, code, handle, op_a, op_b, m, n, alpha, a, lda, beta, b, ldb, c, ldc):
         """C = alpha op(A) + beta op(B), which CuPy uses to transpose."""

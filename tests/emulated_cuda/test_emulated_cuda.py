@@ -482,7 +482,7 @@ def test_counters():
         x + 1
         x @ x.T
         cupy.copyto(cupy.empty_like(x), x)
-    assert (counts.launches, counts.gemms, counts.device_to_device_copies, counts.syncs) == (1, 1, 1, 0)
+    assert (counts.launches, counts.products, counts.device_to_device_copies, counts.syncs) == (1, 1, 1, 0)
 
 
 def test_launch_trace():
@@ -569,7 +569,7 @@ def test_training_step_of_a_perceptron():
         numpy.testing.assert_allclose(actual.get(), wanted, rtol=1e-3, atol=1e-5)
     print(f"{seconds:.3f} s, {counts}")
     assert seconds < 0.5
-    assert counts.gemms == 9
+    assert counts.products == 9
     assert counts.host_to_device_copies == 0
 
 

@@ -80,11 +80,11 @@ def pytest_runtest_call(item):
     device = emulated_cuda.installed()
     if device is None:
         return (yield)
-    before = device.counters.launches + device.counters.gemms
+    before = device.counters.launches + device.counters.products
     try:
         return (yield)
     finally:
-        item.user_properties.append((LAUNCHES, device.counters.launches + device.counters.gemms - before))
+        item.user_properties.append((LAUNCHES, device.counters.launches + device.counters.products - before))
 
 
 def pytest_terminal_summary(terminalreporter, config):
