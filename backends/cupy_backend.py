@@ -4,6 +4,7 @@ import functools
 
 import numpy as np
 
+from nnx import tree
 from nnx.backend import BackendError, BackendInfo
 
 from .flat import FlatBackend
@@ -34,6 +35,7 @@ class CupyBackend(FlatBackend):
         try:
             import array_api_compat.cupy as xp
             import cupy
+            import cupyx
         except ImportError as error:
             raise BackendError(
                 f"the cupy backend needs CuPy and array-api-compat, and cannot import them ({error}). "
@@ -48,7 +50,7 @@ class CupyBackend(FlatBackend):
             ) from None
         if count < 1:
             raise BackendError("CuPy is installed, but no CUDA device: run with NNX_BACKEND=numpy")
-        self.cupy, self.xp = cupy, xp
+        self.cupy, self.cupyx, self.xp = cupy, cupyx, xp
 
     def asarray(self, value, dtype=None):
         return self.cupy.asarray(value, dtype=dtype)
@@ -96,6 +98,17 @@ class CupyBackend(FlatBackend):
             return real(value) if isinstance(value, float) else value
 
         return scalar
+
+    def read(self, values):
+        """Copy all arrays while the host goes on, into memory it may not move, and wait once."""
+
+        def start(array):
+            out = self.cupyx.empty_pinned(array.shape, array.dtype)
+            return array.get(out=out, blocking=False)
+
+        copies = [tree.map(start, value) for value in values]
+        self.cupy.cuda.get_current_stream().synchronize()
+        return copies
 
     def synchronize(self, value):
         self.cupy.cuda.get_current_stream().synchronize()
