@@ -90,10 +90,10 @@ def pytest_runtest_call(item):
 def pytest_terminal_summary(terminalreporter, config):
     if not emulated_cuda.installed():
         return
-    reports = [r for group in terminalreporter.stats.values() for r in group if hasattr(r, "user_properties")]
-    launches = [
-        value for r in reports if r.when == "call" for name, value in r.user_properties if name == LAUNCHES
+    reports = [
+        r for group in terminalreporter.stats.values() for r in group if isinstance(r, pytest.TestReport)
     ]
+    launches = [dict(r.user_properties)[LAUNCHES] for r in reports if LAUNCHES in dict(r.user_properties)]
     terminalreporter.write_line(
         f"CuPy on an emulated device (no GPU): {sum(map(bool, launches))} of {len(launches)} tests launched "
         f"something on it, {sum(launches)} times in all"
