@@ -492,7 +492,7 @@ def test_launch_trace():
     assert device.launches[-1] == ("cupy_exp__float32_float32", (3, 1, 1), (128, 1, 1))
 
 
-def test_numpy_operands_are_rejected():
+def test_operands_of_numpy_are_rejected():
     for operation in (
         lambda: cupy.asarray(MATRIX) + MATRIX,
         lambda: numpy.add(cupy.asarray(MATRIX), MATRIX),
