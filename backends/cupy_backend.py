@@ -35,7 +35,6 @@ class CupyBackend(FlatBackend):
         try:
             import array_api_compat.cupy as xp
             import cupy
-            import cupyx
         except ImportError as error:
             raise BackendError(
                 f"the cupy backend needs CuPy and array-api-compat, and cannot import them ({error}). "
@@ -50,7 +49,7 @@ class CupyBackend(FlatBackend):
             ) from None
         if count < 1:
             raise BackendError("CuPy is installed, but no CUDA device: run with NNX_BACKEND=numpy")
-        self.cupy, self.cupyx, self.xp = cupy, cupyx, xp
+        self.cupy, self.xp = cupy, xp
 
     def asarray(self, value, dtype=None):
         return self.cupy.asarray(value, dtype=dtype)
@@ -101,9 +100,10 @@ class CupyBackend(FlatBackend):
 
     def read(self, values):
         """Copy all arrays while the host goes on, into memory it may not move, and wait once."""
+        import cupyx
 
         def start(array):
-            out = self.cupyx.empty_pinned(array.shape, array.dtype)
+            out = cupyx.empty_pinned(array.shape, array.dtype)
             return array.get(out=out, blocking=False)
 
         copies = [tree.map(start, value) for value in values]
