@@ -100,7 +100,7 @@ def test_steps_are_queued_not_waited_for(gpu):
 
 
 def test_copies_from_pinned_memory_run_beside_computation(gpu):
-    cupy, cupyx = gpu.cupy, gpu.cupyx
+    cupy, cupyx = gpu.cupy, pytest.importorskip("cupyx")
     host = cupyx.empty_pinned((64 << 20,), np.uint8)
     host[:] = 7
     a = cupy.ones((8192, 8192), dtype=np.float32)

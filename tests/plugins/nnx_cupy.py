@@ -90,7 +90,9 @@ def pytest_terminal_summary(terminalreporter, config):
     reports = [
         r for group in terminalreporter.stats.values() for r in group if isinstance(r, pytest.TestReport)
     ]
-    launches = [dict(r.user_properties)[LAUNCHES] for r in reports if LAUNCHES in dict(r.user_properties)]
+    launches = [
+        value for r in reports if r.when == "call" for name, value in r.user_properties if name == LAUNCHES
+    ]
     terminalreporter.write_line(
         f"CuPy on an emulated device (no GPU): {sum(map(bool, launches))} of {len(launches)} tests launched "
         f"something on it, {sum(launches)} times in all"
