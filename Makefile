@@ -16,6 +16,9 @@ train: .venv/train.stamp  ## train on handwritten digits; for example ARGS='--da
 test: .venv/dev.stamp  ## run all tests, on NumPy, JAX and the strict array-API namespace
 	$(BIN)/python -m pytest -n auto $(ARGS)
 
+test-cupy: .venv/cupy.stamp  ## run what touches arrays on CuPy: on the GPU, or without one on an emulated device
+	$(BIN)/python -m pytest --cupy -n auto $(ARGS)
+
 lint: .venv/dev.stamp  ## check format, style and types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -51,9 +54,13 @@ clean:  ## remove the environment and all caches; keeps runs/
 	$(INSTALL) -e '.[dev]'
 	@touch $@
 
+.venv/cupy.stamp: pyproject.toml | .venv/python.stamp
+	$(INSTALL) -e '.[test-cupy]'
+	@touch $@
+
 .venv/bench.stamp: pyproject.toml | .venv/python.stamp
 	$(INSTALL) -e '.[bench]'
 	@touch $@
 
-.PHONY: help train test lint bench bench-peers bench-report clean
+.PHONY: help train test test-cupy lint bench bench-peers bench-report clean
 .DELETE_ON_ERROR:

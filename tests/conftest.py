@@ -1,4 +1,7 @@
-"""Fixtures that run a test on every backend present; one that is missing is a counted skip."""
+"""Fixtures that run a test on every backend present; one that is missing is a counted skip.
+
+With `--cupy` (see plugins/nnx_cupy.py) that is CuPy alone.
+"""
 
 import os
 
@@ -6,6 +9,9 @@ import pytest
 from hypothesis import settings
 
 import nnx
+
+pytest_plugins = ["nnx_cupy"]
+collect_ignore_glob = ["emulated_cuda/[!t]*.py"]  # no doctests: to import it changes CuPy
 
 BACKENDS = ("numpy", "jax", "array_api_strict", "cupy")
 
@@ -38,9 +44,12 @@ def backend(any_backend):
 
 
 @pytest.fixture(autouse=True)
-def _clean_choice(monkeypatch):
+def _clean_choice(monkeypatch, pytestconfig):
     """No test inherits a choice of backend from the environment or from another test."""
     if "NNX_BACKEND" in os.environ:
         monkeypatch.delenv("NNX_BACKEND")
-    with nnx.use_backend("numpy"):
+    if pytestconfig.getoption("--cupy"):
+        only = {"cupy": nnx.as_backend("cupy").describe()}
+        monkeypatch.setattr(nnx.testing, "available_backends", lambda: only)
+    with nnx.use_backend("cupy" if pytestconfig.getoption("--cupy") else "numpy"):
         yield

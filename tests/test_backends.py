@@ -89,12 +89,13 @@ def test_environment_variable(value, expected):
 
 
 def test_use_backend_is_undone():
+    before = nnx.get_backend()
     with nnx.use_backend("jax"):
         assert nnx.get_backend().name == "jax"
         with nnx.use_backend("numpy"):
             assert nnx.get_backend().name == "numpy"
         assert nnx.get_backend().name == "jax"
-    assert nnx.get_backend().name == "numpy"
+    assert nnx.get_backend() is before
 
 
 def test_threads_do_not_disturb_each_other():

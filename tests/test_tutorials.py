@@ -12,10 +12,11 @@ import nnx
 DOCS = Path(__file__).parents[1] / "docs"
 
 
-@pytest.fixture(params=["numpy", "jax"])
+@pytest.fixture(params=["numpy", "jax", "cupy"])
 def backend(request):
-    if not nnx.available_backends()[request.param].usable:
-        pytest.skip(f"{request.param} is not installed")
+    info = nnx.available_backends()[request.param]
+    if not info.usable:
+        pytest.skip(f"{request.param}: {info.reason}")
     with nnx.use_backend(request.param) as backend:
         yield backend
 

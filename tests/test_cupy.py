@@ -1,0 +1,99 @@
+"""CuPy from the outside: how it is labelled, train.py, moving a model to the device and back."""
+
+import csv
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import emulated_cuda
+import numpy as np
+import pytest
+
+import nnx
+from nnx import layers
+from nnx.__main__ import main
+
+ROOT = Path(__file__).parents[1]
+X = np.random.default_rng(0).standard_normal((120, 6)).astype(np.float32)
+Y = (X[:, 0] > 0).astype(int) + (X[:, 1] > 0)
+
+INFO = nnx.available_backends()["cupy"]
+pytestmark = pytest.mark.skipif(not INFO.usable, reason=f"cupy: {INFO.reason}")
+
+
+def build(backend, dtype="float64"):
+    model = nnx.Sequential(
+        [
+            layers.Dense(16, "relu"),
+            layers.BatchNormalization(),
+            layers.Dropout(0.2),
+            layers.Dense(3, "softmax"),
+        ],
+        seed=1,
+        dtype=dtype,
+        backend=backend,
+    )
+    model.compile("adam", "sparse_categorical_crossentropy")
+    return model
+
+
+def test_results_on_an_emulated_device_are_labelled(capsys):
+    is_emulated = emulated_cuda.installed() is not None
+    assert (INFO.device == "emulated device (no GPU)") == is_emulated
+    assert main(["info"]) == 0
+    assert INFO.device in capsys.readouterr().out
+
+
+def test_a_model_goes_to_the_device_and_back_in_the_midst_of_training():
+    def fit(model, epochs, initial_epoch=0):
+        return model.fit(X, Y, epochs=epochs, initial_epoch=initial_epoch, batch_size=16, verbose=0)
+
+    whole = build("numpy")
+    curve = fit(whole, 6).history["loss"]
+    model, found = build("numpy"), []
+    for epoch, place in enumerate(["numpy", "cupy", "numpy", "cupy", "cupy", "numpy"]):
+        assert model.to(place).backend.name == place
+        found += fit(model, epoch + 1, epoch).history["loss"]
+    np.testing.assert_allclose(found, curve, rtol=1e-9)
+    np.testing.assert_allclose(model.predict(X), whole.predict(X), rtol=1e-7)
+
+
+def test_what_is_saved_on_the_device_is_read_without_one(tmp_path):
+    model = build("cupy", "float32")
+    model.fit(X, Y, epochs=1, verbose=0)
+    model.save(tmp_path / "model.nnx")
+    program = """
+import sys, numpy, nnx
+sys.modules["cupy"] = None
+model = nnx.models.load_model(sys.argv[1])
+numpy.save(sys.argv[2], model.predict(numpy.load(sys.argv[3])))
+"""
+    np.save(tmp_path / "x.npy", X)
+    names = [str(tmp_path / name) for name in ("model.nnx", "y.npy", "x.npy")]
+    subprocess.run([sys.executable, "-c", program, *names], check=True)
+    np.testing.assert_allclose(np.load(tmp_path / "y.npy"), model.predict(X), atol=1e-6)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("sklearn") is None, reason="scikit-learn is not installed")
+def test_train_py_on_digits(tmp_path):
+    """The program itself, in a process of its own: as on NumPy, but for rounding."""
+    emulation = ["-m", "emulated_cuda"] if emulated_cuda.installed() else []
+    losses = {}
+    for backend in ("numpy", "cupy"):
+        options = ["--epochs", "3", "--hidden", "32", "--batch-size", "64", "--out", str(tmp_path / backend)]
+        subprocess.run(
+            [sys.executable, *emulation, str(ROOT / "train.py"), *options],
+            check=True,
+            env={**os.environ, "NNX_BACKEND": backend, "PYTHONPATH": str(ROOT / "tests")},
+            capture_output=True,
+        )
+        with (tmp_path / backend / "history.csv").open() as file:
+            losses[backend] = [float(row["val_loss"]) for row in csv.DictReader(file)]
+    config = json.loads((tmp_path / "cupy/config.json").read_text())
+    assert (config["backend"]["name"], config["backend"]["device"]) == ("cupy", INFO.device)
+    assert losses["cupy"] == pytest.approx(losses["numpy"], rel=1e-4)
+    assert len(losses["cupy"]) == 3
+    assert (tmp_path / "cupy/confusion_matrix.png").stat().st_size > 1000

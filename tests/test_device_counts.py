@@ -1,0 +1,146 @@
+"""How often CuPy's device is asked for anything: launches, products, copies, host syncs, cudaMalloc."""
+
+import emulated_cuda
+import numpy as np
+import pytest
+from device_counts import assert_counts, device_counts, forbidden_sync, layer_counts
+
+import nnx
+from nnx import layers
+from nnx.data import Samples
+
+RNG = np.random.default_rng(0)
+X = RNG.standard_normal((200, 6)).astype(np.float32)
+Y = RNG.integers(0, 3, 200)
+SAMPLES = Samples(X, Y, np.ones(200, dtype=np.float32))
+
+pytestmark = pytest.mark.skipif(
+    emulated_cuda.installed() is None,
+    reason="counted on the emulated device only: make test-cupy, where there is no GPU",
+)
+
+
+@pytest.fixture
+def model():
+    model = nnx.Sequential(
+        [
+            layers.Dense(16, "relu"),
+            layers.BatchNormalization(),
+            layers.Dropout(0.2),
+            layers.Dense(3, "softmax"),
+        ],
+        seed=0,
+    )
+    model.compile("adam", "sparse_categorical_crossentropy", metrics=["accuracy"])
+    model.build((6,))
+    return model
+
+
+def fit(model, epochs, **settings):
+    return device_counts(lambda: model.fit(X, Y, batch_size=20, epochs=epochs, verbose=0, **settings))
+
+
+# Layers
+
+
+def test_dense():
+    assert_counts(layers.Dense(4), (3,), launches=2, products=3)
+    assert_counts(layers.Dense(4, "relu"), (3,), launches=3, products=3)
+    assert_counts(layers.Dense(4, use_bias=False), (3,), products=3)
+
+
+@pytest.mark.parametrize(
+    "layer", [layers.Flatten(), layers.Reshape((6,))], ids=lambda layer: type(layer).__name__
+)
+def test_a_change_of_shape_costs_nothing(layer):
+    assert_counts(layer, (3, 2))
+
+
+@pytest.mark.parametrize("name", nnx.activations.names())
+def test_an_activation_is_one_launch_each_way(name):
+    activation = nnx.activations.get(name)
+    if activation.elementwise:
+        assert_counts(layers.Activation(name), (3,), launches=0 if name == "linear" else 2)
+    else:
+        assert layer_counts(layers.Activation(name), (3,)).keys() == {"launches"}
+
+
+# Training and inference
+
+
+def test_a_training_step_waits_for_nothing(model):
+    with forbidden_sync():
+        counts = device_counts(lambda: model.engine.train_on(SAMPLES))
+    assert counts["products"] == 3 * 2 - 1  # none for the gradient of the data
+    assert counts["host_to_device_copies"] == 3  # features, labels, weights
+    assert not counts.keys() & {"syncs", "device_to_host_copies", "mallocs"}
+
+
+def test_an_epoch_reads_once_and_stages_its_indices_only(model):
+    for epochs in (1, 3):
+        counts = fit(model, epochs)
+        assert counts["syncs"] == epochs + 1  # the last for the weights
+        assert counts["device_to_host_bytes"] == 12 * epochs  # loss, right answers, their number
+        assert counts["host_to_device_copies"] == 3 + epochs
+        once, each_epoch = X.nbytes + 200 * (4 + 4), 200 * 8  # labels and weights; indices
+        assert counts["host_to_device_bytes"] == once + each_epoch * epochs
+        assert "mallocs" not in counts
+
+
+def test_an_epoch_with_validation_reads_once_more(model):
+    counts = fit(model, 3, validation_data=(X, Y))
+    assert counts["syncs"] == 2 * 3 + 1
+    assert "mallocs" not in counts
+
+
+def test_predict_waits_once_however_many_batches(model):
+    counts = device_counts(lambda: model.predict(X, batch_size=50))
+    assert counts["syncs"] == 1
+    assert counts["host_to_device_copies"] == counts["device_to_host_copies"] == 4
+    assert counts["products"] == 2 * 4
+    assert "mallocs" not in counts
+
+
+def test_evaluate_waits_once(model):
+    assert device_counts(lambda: model.evaluate(X, Y, batch_size=50, verbose=0))["syncs"] == 1
+
+
+# The counting itself
+
+
+class Wasteful(layers.Layer):
+    """Doubles its input, on the device, and does one more thing."""
+
+    def __init__(self, waste):
+        super().__init__()
+        self.waste = waste
+
+    def forward(self, ctx, params, x):
+        self.waste(x)
+        return x + x, lambda dy: (dy + dy, {})
+
+
+def test_a_layer_is_held_to_its_counts():
+    assert_counts(Wasteful(lambda x: None), (3,), launches=2)
+    with pytest.raises(
+        AssertionError, match=r"Wasteful asks the device for {'launches': 3}, not for {'launches': 2}"
+    ):
+        assert_counts(Wasteful(lambda x: x * 2), (3,), launches=2)
+    with pytest.raises(AssertionError, match="'products': 1"):
+        assert_counts(Wasteful(lambda x: x.T @ x), (3,), launches=2)
+    with pytest.raises(AssertionError, match="'host_to_device_copies': 1"):
+        assert_counts(Wasteful(lambda x: nnx.as_backend("cupy").asarray(np.ones(3))), (3,), launches=2)
+
+
+@pytest.mark.parametrize(
+    "waste", [lambda x: float(x[0, 0]), lambda x: bool((x > 0).any()), lambda x: x.get()]
+)
+def test_a_layer_that_waits_for_the_device_is_refused(waste):
+    with pytest.raises(emulated_cuda.HostSyncError):
+        layer_counts(Wasteful(waste), (3,))
+
+
+def test_memory_that_is_not_given_back_is_counted():
+    kept = []
+    new = lambda: kept.append(nnx.as_backend("cupy").zeros(1 << 20, "float32"))  # noqa: E731
+    assert device_counts(new)["mallocs"] == 1
