@@ -116,7 +116,9 @@ def test_the_model_is_left_as_it_is():
     model = small_model()
     before = model.get_weights()
     compare(model, ["numpy", "array_api_strict"], steps=1)
+    compare(model, ["numpy", "array_api_strict"], steps=1, dtype="float64")
     assert model.step == 0
+    assert model.dtype == "float32"
     assert model.backend.name == "numpy"
     for a, b in zip(model.get_weights(), before, strict=True):
         np.testing.assert_array_equal(a, b)
@@ -193,6 +195,44 @@ def test_a_layer_without_a_pullback_is_compared_where_it_can_be_derived():
     )
 
 
+def test_the_inside_of_a_layer_without_a_pullback_is_not_compared_while_it_is_derived():
+    class Around(layers.Residual):
+        def forward(self, ctx, params, x):
+            return super().forward(ctx, params, x)[0]
+
+    class Again(type(nnx.as_backend("jax"))):
+        name = "again"
+
+    model = nnx.Sequential([layers.Dense(3, input_shape=(4,)), Around(layers.Dense(3))], seed=0)
+    model.compile("sgd", "mse")
+    (pair,) = compare(model, ["jax", Again()], steps=1).pairs
+    places = [difference.place for difference in pair.differences]
+    assert pair.agree
+    assert Place(1, "forward", "around/dense", "output") in places
+    assert Place(1, "backward", "around", "dL/dinput") in places
+
+
+def test_dtype_is_that_of_the_model_or_as_asked():
+    (single,), (double,) = (
+        compare(small_model, ["numpy", "array_api_strict"], steps=1, dtype=dtype).pairs
+        for dtype in (None, "float64")
+    )
+    assert (single.tolerance, double.tolerance) == (1e-5, 1e-12)
+    assert single.losses[0][0] == float(np.float32(single.losses[0][0])) != double.losses[0][0]
+    assert single.losses[0][0] == pytest.approx(double.losses[0][0], rel=1e-6)
+
+
+def test_the_tables_fit_80_columns():
+    inner = [layers.Dense(4, name="the_layer_with_the_long_name"), layers.Dense(4, "relu", name="after_it")]
+    for name in ("of_all", "those", "around"):
+        inner = [layers.Residual(inner, name=f"the_residual_connection_{name}")]
+    model = nnx.Sequential([layers.Input((4,)), *inner], seed=0)
+    model.compile("sgd", "mse")
+    lines = str(compare(model, ["numpy", "array_api_strict"], steps=1)).splitlines()
+    assert max(map(len, lines)) <= 80
+    assert any(line.startswith("...") and "the_layer_with_the_long_name " in line for line in lines)
+
+
 # Planted faults
 
 
@@ -239,9 +279,11 @@ def test_a_fault_in_a_backward_pass_is_found_in_the_gradient_of_its_layer(faulty
         return result * np.float32(1.001) if wrong else result
 
     faulty.kernel = off
-    first = first_part(faulty)
-    assert first.place == Place(1, "backward", "residual/chain/inner", "dL/dweights")
-    assert first.relative == pytest.approx(0.001, rel=0.02)
+    (pair,) = compare(small_model, ["numpy", faulty]).pairs
+    assert pair.first.place == Place(1, "backward", "residual/chain/inner", "dL/dweights")
+    assert pair.first.relative == pytest.approx(0.001, rel=0.02)
+    # The optimizer was given the right gradients.
+    assert max(d.relative for d in pair.differences if d.place.stage == "update") == 0
 
 
 def test_a_wrong_product_of_the_backward_pass_is_found(faulty):
@@ -429,6 +471,7 @@ def test_what_is_not_finite_or_zero_or_of_another_shape(a, b, relative):
 
 @pytest.mark.parametrize("loss", nnx.registry.REGISTRIES["loss"].names())
 def test_targets_are_drawn_for_every_loss(loss):
+    real = ("mean_squared_error", "mean_absolute_error", "log_cosh", "huber", "poisson")
     for units, activation in ((1, "sigmoid"), (4, "softmax")):
         model = nnx.Sequential([layers.Dense(units, activation, input_shape=(5,))], seed=0)
         model.compile("sgd", loss)
@@ -436,6 +479,7 @@ def test_targets_are_drawn_for_every_loss(loss):
         assert np.isfinite(model.train_on_batch(x, y))
         if units == 4 or "categorical" not in loss:
             assert len(np.unique(y)) > 1
+        assert (len(np.unique(y)) > 4) == (loss in real)
 
 
 def test_a_loss_that_takes_no_drawn_targets_is_refused():
