@@ -68,7 +68,7 @@ def test_backends_agree_on_the_built_in_network(dtype):
     assert found.agree, str(found)
     assert found.first is None
     assert [pair.names for pair in found.pairs] == [("numpy", "jax"), ("numpy", "array_api_strict")]
-    assert "numpy and jax agree within 1e-" in str(found)
+    assert "numpy and jax agree within " in str(found)
 
 
 def test_the_built_in_network_has_every_layer():
@@ -217,7 +217,7 @@ def test_dtype_is_that_of_the_model_or_as_asked():
         compare(small_model, ["numpy", "array_api_strict"], steps=1, dtype=dtype).pairs
         for dtype in (None, "float64")
     )
-    assert (single.tolerance, double.tolerance) == (1e-5, 1e-12)
+    assert (single.tolerance, double.tolerance) == (1e-4, 1e-12)
     assert single.losses[0][0] == float(np.float32(single.losses[0][0])) != double.losses[0][0]
     assert single.losses[0][0] == pytest.approx(double.losses[0][0], rel=1e-6)
 
@@ -338,7 +338,8 @@ def test_a_fault_of_the_compiled_step_alone_is_found(faulty):
         return run
 
     faulty.compile = compiled
-    assert first_part(faulty).place == Place(1, "compiled forward", "batch_normalization", "state")
+    first = first_part(faulty, tolerance=1e-5)
+    assert first.place == Place(1, "compiled forward", "batch_normalization", "state")
 
 
 def test_a_fault_of_fit_alone_is_found(faulty):
@@ -610,7 +611,7 @@ def test_the_command_on_a_script(script):
     result = command("--backends", "numpy,jax", str(script), "--steps", "2", "--", "--epochs", "9")
     assert result.returncode == 0, result.stderr
     assert result.stdout.startswith("numpy and jax: 2 steps of 8 samples in float32\n")
-    assert result.stdout.endswith("\nnumpy and jax agree within 1e-05 over 2 steps.\n")
+    assert result.stdout.endswith("\nnumpy and jax agree within 0.0001 over 2 steps.\n")
     assert result.stderr == "arguments --epochs 9\n"
     assert max(map(len, result.stdout.splitlines())) <= 80
 
@@ -621,7 +622,7 @@ def test_the_command_on_a_saved_model(tmp_path, capsys):
         main(["compare", "--backends", "numpy,array_api_strict", str(tmp_path / "net.nnx"), "--steps", "1"])
         == 0
     )
-    assert "numpy and array_api_strict agree within 1e-05 over 1 step." in capsys.readouterr().out
+    assert "numpy and array_api_strict agree within 0.0001 over 1 step." in capsys.readouterr().out
 
 
 @pytest.fixture
@@ -639,6 +640,11 @@ def test_the_command_ends_with_1_where_backends_part(faulty_installed, script, c
         "numpy and faulty first part at step 1, forward, layer dense, output: largest difference 9.9e-03"
         in out
     )
+    assert out.endswith(
+        "In float64 (--dtype float64) rounding is far smaller: what is left there is a fault."
+    )
+    assert main(["compare", "--backends", "numpy,faulty", f"{script}:build", "--dtype", "float64"]) == 1
+    assert "--dtype float64" not in capsys.readouterr().out
     assert main(["compare", "--backends", "numpy,faulty", f"{script}:build", "--tolerance", "1"]) == 0
 
 

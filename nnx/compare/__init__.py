@@ -21,7 +21,8 @@ from nnx.compare.trial import draw_batches
 from nnx.data import Samples, as_batch
 from nnx.model import DTYPES, Model, NotReadyError
 
-TOLERANCES = {"float32": 1e-5, "float64": 1e-12}
+# Rounding alone makes 1e-6 in small networks, and 1e-5 in 40 layers or batches of 2048 (NumPy and JAX).
+TOLERANCES = {"float32": 1e-4, "float64": 1e-12}
 
 
 class CompareError(RuntimeError):
@@ -90,6 +91,7 @@ class Comparison:
 
     pairs: list[Pair]
     settings: str
+    dtype: str
     not_finite: Place | None = None
     """Where the reference first has a value that is not finite."""
 
@@ -127,7 +129,7 @@ def compare(
         How many batches to draw, of how many samples, from which seed.
     tolerance : float, optional
         The largest difference that counts as rounding, relative to the largest value; by default
-        1e-5 in float32, 1e-12 in float64.
+        1e-4 in float32, 1e-12 in float64.
     dtype : {"float32", "float64"}, optional
         To compute in; by default the model's.
 
@@ -157,7 +159,7 @@ def compare(
     reference, *others = [Tracer(start, backend) for backend in found]
     limit = TOLERANCES[start.dtype] if tolerance is None else tolerance
     pairs = [Pair((reference.name, other.name), limit) for other in others]
-    comparison = Comparison(pairs, _settings(names, start.dtype, samples))
+    comparison = Comparison(pairs, _settings(names, start.dtype, samples), start.dtype)
     for step, batch in enumerate(samples, 1):
         _compare_step(step, batch, reference, others, comparison)
     return comparison

@@ -56,6 +56,8 @@ def run(args, parser: Parser, arguments) -> int:
         )  # fmt: skip
     except (SourceError, CompareError, nnx.BackendError, nnx.NotReadyError, TypeError, ValueError) as error:
         parser.error(str(error))
+    except KeyboardInterrupt:
+        parser.exit(130, "python -m nnx compare: interrupted\n")
     print(found)
     return 0 if found.agree else 1
 

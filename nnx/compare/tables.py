@@ -15,6 +15,11 @@ def as_text(comparison: Comparison) -> str:
     for pair in comparison.pairs:
         parts += [_layer_table(pair), *([_step_table(pair)] if pair.losses else [])]
     parts += [_wrapped(sentence(pair)) for pair in comparison.pairs]
+    if comparison.dtype == "float32" and any(isinstance(pair.first, Difference) for pair in comparison.pairs):
+        parts.append(_wrapped(
+            "A fault or rounding? A ReLU's input may round to either side of 0. In float64 (--dtype float64) rounding "
+            "is far smaller: what is left there is a fault."
+        ))  # fmt: skip
     if comparison.not_finite is not None:
         reference = comparison.pairs[0].names[0]
         parts.append(_wrapped(
