@@ -1,4 +1,4 @@
-"""`python -m nnx info`: what nnx can run on here, and if not, why."""
+"""`python -m nnx`: `info`, what nnx can run on here, and if not, why; `compare`, whether backends agree."""
 
 import os
 import platform
@@ -14,11 +14,20 @@ from nnx.cli import Parser
 
 def main(argv=None) -> int:
     """Run a subcommand; return the exit code."""
+    from nnx.compare import command
+
+    given = sys.argv[1:] if argv is None else list(argv)
+    own = given[: given.index("--")] if "--" in given else given
     parser = Parser("python -m nnx", "A neural-network engine on NumPy, CuPy and JAX.")
     commands = parser.add_subparsers(metavar="COMMAND", title="commands", parser_class=Parser)
     info = commands.add_parser("info", help="list the backends, and why one cannot run")
     info.set_defaults(run=lambda args: print_info())
-    args = parser.parse_args(argv)
+    compare = commands.add_parser(
+        "compare", help="tell whether backends agree, layer by layer", doc=command.__doc__
+    )
+    command.add_options(compare)
+    compare.set_defaults(run=lambda args: command.run(args, compare, given[len(own) + 1 :]))
+    args = parser.parse_args(own)
     if "run" not in args:
         parser.print_help()
         return 0

@@ -36,21 +36,24 @@ class Steps:
 
     def _train_step(self, carry, batch, numbers):
         scalars = {name[5:]: value for name, value in numbers.items() if name.startswith("rate_")}
+        grads, state, sums = self.gradients(carry["params"], carry["state"], batch, numbers)
+        params, slots = self.optimizer.update(grads, carry["slots"], carry["params"], scalars, self.backend)
+        return {"params": params, "state": state, "slots": slots}, sums
+
+    def gradients(self, params, state, batch, numbers) -> tuple:
+        """Return the gradients of the weights, the new state, and the sums of loss and metrics."""
         ctx = Context(
             self.backend,
             training=True,
-            state=carry["state"],
+            state=state,
             key=(numbers["key_0"], numbers["key_1"]),
             needs_input_gradient=False,
         )
-        output, pullback = run(self.network, ctx, carry["params"], batch["x"])
+        output, pullback = run(self.network, ctx, params, batch["x"])
         values, pull_loss = self.loss.forward(ctx, batch["y"], output)
-        sums = self._sums(ctx, carry["params"], batch, output, values)
-
+        sums = self._sums(ctx, params, batch, output, values)
         _, grads = pullback(pull_loss(_spread(batch["weight"], values) / values_count(values)))
-        grads = self._add_penalty_gradients(carry["params"], grads)
-        params, slots = self.optimizer.update(grads, carry["slots"], carry["params"], scalars, self.backend)
-        return {"params": params, "state": ctx.state, "slots": slots}, sums
+        return self._add_penalty_gradients(params, grads), ctx.state, sums
 
     def _evaluate_row(self, carry, row, data):
         return carry, self._evaluate_step(data["weights"], self._take(row, data["samples"]))

@@ -12,7 +12,8 @@ ROOT = Path(__file__).parents[1]
 LIBRARIES = {"numpy", "cupy", "cupyx", "jax", "jaxlib", "array_api_compat", "scipy", "torch"}
 # Modules that work on the host, before and after the step.
 HOST = {
-    "backend", "data", "datasets", "files", "functional", "initializers", "metrics", "model", "plot", "random",
+    "backend", "compare/__init__", "compare/trace", "compare/trial", "compare/script", "data",
+    "datasets", "files", "functional", "initializers", "metrics", "model", "plot", "random",
     "reports", "saving", "sequential", "tables", "targets", "testing", "training", "utils", "__main__",
 }  # fmt: skip
 

@@ -1,0 +1,135 @@
+"""What to compare, named on the command line: a saved model, a function, or a script that fits."""
+
+import contextlib
+import itertools
+import runpy
+import sys
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from nnx import training
+from nnx.compare.trial import trial_model
+from nnx.data import as_batch, batch_indices
+from nnx.model import Model
+from nnx.random import SHUFFLE, generator
+from nnx.sequential import load
+
+
+class SourceError(ValueError):
+    """What was named gives no model to compare; says why and what to do."""
+
+
+def load_source(
+    source: str | None, arguments=(), steps: int = 3, batch_size: int | None = None, seed: int = 0
+):
+    """Return (model, batches): the batches are None if the source says nothing about data.
+
+    Parameters
+    ----------
+    source : str, optional
+        A file that `model.save` wrote; `file.py:function`, a function that returns a compiled
+        model; or `file.py`, a script, which is run until it first calls `fit`. By default the
+        built-in network.
+    arguments : list of str
+        The script's own, as it finds them in `sys.argv`.
+    steps, batch_size : int
+        How many batches to take from a script, of how many samples; by default those of its `fit`.
+    seed : int
+        Of the built-in network.
+
+    Raises
+    ------
+    SourceError
+    """
+    if arguments and not (source or "").endswith(".py"):
+        raise SourceError(f"arguments after -- are for a script, and {source or 'nothing'} is none")
+    if source is None:
+        return trial_model(seed), None
+    path, colon, function = source.rpartition(":")
+    if colon and path.endswith(".py"):
+        return _built(Path(path), function), None
+    if not Path(source).is_file():
+        raise SourceError(f"there is no file {source}: expected a saved model, script.py or file.py:function")
+    if source.endswith(".py"):
+        return _first_fit(Path(source), arguments, steps, batch_size)
+    try:
+        return load(source), None
+    except (ValueError, OSError) as error:
+        raise SourceError(str(error)) from None
+
+
+def _built(path: Path, name: str) -> Model:
+    """Return what the function called `name` in a file returns."""
+    if not path.is_file():
+        raise SourceError(f"there is no file {path}")
+    with _running(path, ()):
+        names = runpy.run_path(str(path), run_name=path.stem)
+        if not callable(names.get(name)):
+            known = [key for key, value in names.items() if callable(value) and not key.startswith("_")]
+            raise SourceError(f"{path} has no function {name!r}: it has {', '.join(known) or 'none'}")
+        return names[name]()
+
+
+class _FirstFit(BaseException):
+    """Ends a script at its first `fit`: no Exception, lest the script catch it."""
+
+    def __init__(self, model: Model, batches: list):
+        self.model, self.batches = model, batches
+
+
+def _first_fit(path: Path, arguments, steps: int, batch_size: int | None) -> tuple[Model, list]:
+    """Run a script; return the model that it first fits, and the first batches of that."""
+
+    def stop(model, samples, stream, validation, callbacks, **settings):
+        if samples is None:
+            batches = [as_batch(item) for item in itertools.islice(iter(stream), steps)]
+        else:
+            order = np.arange(len(samples))
+            if settings["shuffle"]:
+                generator(model.seed, SHUFFLE, model.step).shuffle(order)
+            indices = [i for part in batch_indices(order, batch_size or settings["batch_size"]) for i in part]
+            batches = [(samples.x[i], samples.y[i], samples.weight[i]) for i in indices]
+        if not batches:
+            raise ValueError(training.NO_BATCH)
+        raise _FirstFit(model, list(itertools.islice(itertools.cycle(batches), steps)))
+
+    train, training.train = training.train, stop
+    try:
+        with _running(path, arguments):
+            runpy.run_path(str(path), run_name="__main__")
+    except _FirstFit as found:
+        return found.model, found.batches
+    finally:
+        training.train = train
+    raise SourceError(
+        f"{path} ran to its end without calling fit: name a function in it that returns a compiled model, as in "
+        f"{path}:build"
+    )
+
+
+@contextlib.contextmanager
+def _running(path: Path, arguments) -> Iterator[None]:
+    """Run code of a file as `python file` does; what it prints goes to the error stream."""
+    argv, folder = sys.argv, str(path.parent.resolve())
+    sys.argv = [str(path), *arguments]
+    sys.path.insert(0, folder)
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            yield
+    except SystemExit as error:
+        raise SourceError(f"{path} exited with code {error.code} before it called fit") from None
+    except SourceError:
+        raise
+    except Exception as error:
+        lines = [
+            frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)
+        ]
+        where = f"{path}, line {lines[-1]}" if lines else str(path)
+        raise SourceError(f"{where}: {type(error).__name__}: {error}") from error
+    finally:
+        sys.argv = argv
+        with contextlib.suppress(ValueError):
+            sys.path.remove(folder)

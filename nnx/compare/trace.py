@@ -1,0 +1,154 @@
+"""One backend's training steps, as a sequence of places and the arrays that were computed there."""
+
+import copy
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from nnx import tree
+from nnx.backend import Backend
+from nnx.compare.observe import Observer
+from nnx.data import Samples
+from nnx.layers.combine import snake_case
+from nnx.model import Model
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where in a training step something is computed."""
+
+    step: int
+    stage: str
+    """`"forward"`, `"backward"`, the same after `"compiled "`, `"update"` or `"fit"`."""
+    layer: str = ""
+    what: str = ""
+
+    def __str__(self):
+        layer = self.layer and f"layer {self.layer}"
+        return ", ".join(filter(None, (f"step {self.step}", self.stage, layer, self.what)))
+
+
+Arrays = dict[str, np.ndarray]
+"""What belongs together at a place, by name: a layer's kernel and bias; or one array, named ""."""
+
+
+class Tracer:
+    """A backend with copies of a model: one to look into, one to fit."""
+
+    def __init__(self, start: Model, backend: Backend):
+        self.backend, self.name = backend, backend.name
+        self.model, self.fitted = (copy.deepcopy(start).to(backend) for _ in range(2))
+        self.place = Place(1, "forward")
+        """What is being computed, to be named if it fails."""
+        self.carry = self._host(self.model.carry)
+        """Weights, state and slots on the host: after `trace`, those of the next step."""
+        self.grads: dict = {}
+        """The gradients that `trace` gave the optimizer, on the host."""
+        self._steps, self._observer = self.model.engine.steps, Observer(backend)
+        self._first_step = self.model.step
+        self._observed = self._observer.observe(self._steps)
+        self._compiled_gradients = backend.compile(self._steps.gradients)
+        self._compiled_update = backend.compile(self._update)
+
+    def trace(self, step: int, carry: dict, batch: Samples, grads=None) -> Iterator[tuple[Place, Arrays]]:
+        """Yield all that one step computes from `carry`, in order: first eagerly, then compiled.
+
+        The optimizer is given `grads`, by default those that were found.
+        """
+        self.place, failed = Place(step, "forward"), None
+        self._observer.forget()
+        try:
+            found = self._pass(self._observed.gradients, step, carry, batch)
+        except Exception as error:
+            failed, found = error, {}
+        yield from ((Place(step, *key), arrays) for key, arrays in self._observer.kept.items())
+        if failed is not None:
+            self.place = Place(step, *(self._observer.failed or ("forward", "")))
+            raise failed
+        yield from self._pass_places(step, "", found)
+
+        self.place = Place(step, "compiled forward and backward")
+        found = self._pass(self._compiled_gradients, step, carry, batch)
+        yield from self._pass_places(step, "compiled ", found)
+
+        self.place = Place(step, "update")
+        self.grads = found["grads"] if grads is None else grads
+        updated = self._updated(step, carry)
+        yield from self._layers(step, "update", "weights", updated["params"])
+        for name, slot in zip(self._steps.optimizer.slots, updated["slots"], strict=True):
+            yield from self._layers(step, "update", name, slot)
+        self.carry = {**updated, "state": found["state"]}
+
+    def fit(self, step: int, batch: Samples) -> tuple[float, dict[Place, Arrays]]:
+        """Take one step of `fit` from where the last one ended; return its loss and the new weights."""
+        self.place = Place(step, "fit")
+        settings = {"batch_size": len(batch), "sample_weight": batch.weight, "shuffle": False, "verbose": 0}
+        history = self.fitted.fit(batch.x, batch.y, **settings)
+        weights = self._layers(step, "fit", "weights", self._host(self.fitted.params))
+        return history.history["loss"][0], dict(weights)
+
+    # What is computed
+
+    def _pass(self, gradients, step: int, carry: dict, batch: Samples) -> dict:
+        """Return gradients, new state and loss, by `steps.gradients`, observed or compiled."""
+        placed, engine = self._placed(carry), self.model.engine
+        with self.backend.scope(self.model.dtype):
+            grads, state, sums = gradients(
+                placed["params"], placed["state"], engine.place(batch), self._numbers(step)
+            )
+        found = self._host({"grads": grads, "state": state, "loss": sums["loss"]["total"]})
+        return {**found, "loss": found["loss"] / len(batch)}
+
+    def _updated(self, step: int, carry: dict) -> dict:
+        """Return new weights and slots."""
+        placed = self._placed(carry)
+        with self.backend.scope(self.model.dtype):
+            grads = tree.map(self.backend.asarray, self.grads)
+            params, slots = self._compiled_update(
+                grads, placed["slots"], placed["params"], self._numbers(step)
+            )
+        return self._host({"params": params, "slots": slots})
+
+    def _update(self, grads, slots, params, numbers):
+        scalars = {name[5:]: value for name, value in numbers.items() if name.startswith("rate_")}
+        return self._steps.optimizer.update(grads, slots, params, scalars, self.backend)
+
+    def _numbers(self, step: int) -> dict:
+        """Return what the host computes for a step, as `fit` hands it to the step function."""
+        first = self._first_step + step - 1
+        row = self.backend.stage(self.model.engine.numbers(first, first + 1))
+        return {name: values[0] for name, values in row.items()}
+
+    # Between host and backend
+
+    def _placed(self, carry: dict) -> dict:
+        """Return a carry of the host on the backend, laid out as `fit` has it."""
+        self.model.params, self.model.state = carry["params"], carry["state"]
+        self.model.set_slots(carry["slots"])
+        return self.model.carry
+
+    def _host(self, arrays) -> Any:
+        if isinstance(arrays, (list, tuple)):
+            return [self._host(part) for part in arrays]
+        if isinstance(arrays, dict):
+            return {name: self._host(part) for name, part in arrays.items()}
+        with self.backend.scope(self.model.dtype):
+            return self.backend.to_numpy(arrays)
+
+    # Places
+
+    def _pass_places(self, step, prefix, found):
+        yield from self._layers(step, f"{prefix}forward", "state", found["state"])
+        yield Place(step, f"{prefix}forward", "loss", "mean with penalties"), {"": found["loss"]}
+        yield from self._layers(step, f"{prefix}backward", "gradient with penalties", found["grads"])
+
+    def _layers(self, step, stage, what, arrays) -> Iterator[tuple[Place, Arrays]]:
+        """Yield the arrays of each layer of a tree."""
+        layers: dict[str, Arrays] = {}
+        for path in filter(None, tree.paths(arrays)):
+            name = "/".join(path[:-1]) or snake_case(type(self.model.network).__name__)
+            layers.setdefault(name, {})[path[-1]] = tree.at(arrays, path)
+        for name, own in layers.items():
+            yield Place(step, stage, name, what), own

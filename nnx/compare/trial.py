@@ -1,0 +1,75 @@
+"""Something to run: a small network of every kind of layer, and batches drawn to fit any model."""
+
+import numpy as np
+
+from nnx import activations, layers
+from nnx.random import generator
+from nnx.registry import REGISTRIES
+from nnx.sequential import Sequential
+
+TRIAL = 3  # as a purpose of random numbers, beside those of nnx.random
+
+
+def trial_model(seed: int = 0) -> Sequential:
+    """Return a compiled classifier of samples (4, 6) that uses each layer and each activation.
+
+    >>> trial_model().output_shape
+    (3,)
+    """
+    every = [layers.Activation(name, name=name) for name in REGISTRIES["activation"].names()]
+    model = Sequential(
+        [
+            layers.Input((4, 6)),
+            layers.Dense(8, "gelu", kernel_regularizer="l2", activity_regularizer="l1"),
+            layers.Residual([layers.Dense(8, "tanh"), layers.Dropout(0.2)]),
+            layers.Reshape((8, 4)),
+            layers.Parallel(layers.Dense(4, "relu"), [layers.Dense(4), layers.BatchNormalization()], merge="add"),
+            layers.Parallel(*every),
+            layers.Flatten(),
+            layers.Dropout(0.3),
+            layers.Dense(16, activations.LeakyReLU(0.1), use_bias=False),
+            layers.BatchNormalization(),
+            layers.Dense(3, "softmax"),
+        ],
+        seed=seed,
+    )  # fmt: skip
+    model.compile("adam", "sparse_categorical_crossentropy", metrics=["accuracy"])
+    return model
+
+
+def draw_batches(model, count: int, batch_size: int, seed: int = 0) -> list[tuple]:
+    """Return batches (x, y) of normally distributed features, and targets that the model's loss takes.
+
+    The targets are the first that the loss accepts of: real numbers from 0 on, one-hot labels (0 or
+    1 for one output), class numbers.
+
+    Raises
+    ------
+    ValueError
+        If it accepts none of them.
+    """
+    rng, out_shape = generator(seed, TRIAL), model.output_shape
+    batches = []
+    for _ in range(count):
+        x = rng.standard_normal((batch_size, *model.input_shape))
+        batches.append((x, _accepted(model.loss, _targets(rng, batch_size, out_shape), out_shape)))
+    return batches
+
+
+def _targets(rng, batch_size, out_shape):
+    labels = rng.integers(max(out_shape[-1], 2), size=(batch_size, *out_shape[:-1]))
+    one_hot = labels[..., None] == np.arange(out_shape[-1])
+    return np.abs(rng.standard_normal((batch_size, *out_shape))), one_hot, labels % out_shape[-1]
+
+
+def _accepted(loss, targets, out_shape):
+    refused = None
+    for y in targets:
+        try:
+            return loss.check_target(y, out_shape)
+        except ValueError as error:
+            refused = error
+    raise ValueError(
+        f"{loss!r} takes neither real numbers, one-hot labels nor class numbers as targets ({refused}): give "
+        f"batches of your own, or a script that fits the model"
+    )
