@@ -1,247 +1,40 @@
-"""The calls of a traced step, written out as a function.
-
-For a layer with relu and plain gradient descent it is, in short,
-
-    def loop(inputs, rows, totals, start, stop):
-        [v0, v1, v2, v5, v6] = inputs           # flat parameters, bias and kernel in it, data
-        [r3, r4] = rows
-        v14 = empty(15)                         # the flat gradient
-        o13 = v14[3:15].reshape((4, 3))         # where the kernel's lies in it
-        for i in range(start, stop):
-            v3 = r3[i]
-            v7 = v5.take(v3, axis=0)
-            v8 = matmul(v7, v2)
-            add(v8, v1, v8)
-            maximum(v8, 0.0, v8)
-            ...
-            v13 = matmul(v12, v11, out=o13)
-            ...
-        return [v0, v1, v2], [t0]
-"""
-
-import itertools
-import math
-from collections.abc import Callable
-from dataclasses import replace
-from typing import Any
+"""Compiled steps on NumPy: small kernels written out, and the quicker ways to say the same."""
 
 import numpy as np
 
-from .numpy_trace import Call, Ref, Trace
 from .recording import Value, cast, where_into
+from .tracing import Call, Ref
+from .writer import Writer
 
-# Arrays below this many bytes are not worth a line that frees them.
-SMALL = 1 << 16
-
-_MADE_FROM_SHAPE = (np.ones_like, np.zeros_like, np.full_like)
-_OPERATORS = {np.add: "+", np.subtract: "-", np.multiply: "*", np.bitwise_xor: "^",
-              np.true_divide: "/"}  # fmt: skip
+_OPERATORS = {np.add: "+", np.subtract: "-", np.multiply: "*", np.bitwise_xor: "^", np.true_divide: "/"}
 
 
-class Writer:
-    """Writes the loop over steps. Value number 7 of the trace is called v7."""
-
-    def __init__(self, trace: Trace, carry, rows, data, carry_out, sums):
-        self.values, self.calls = trace.values, trace.calls
-        self.carry, self.rows, self.data, self.carry_out, self.sums = carry, rows, data, carry_out, sums
-        self.space: dict[str, object] = {}  # what the function's text refers to
-        self.names: dict[object, str] = {}  # the name of each thing in it
-        self.unique = itertools.count()
-        self.escaping = {*carry_out, *sums}
-        self.overwritten = {value for call in self.calls for value in call.writes}
-        self.maker = {call.result: call for call in self.calls if call.result >= 0}
-        # What is the same array in every step.
-        self.fixed = {*data, *(v for v, out in zip(carry, carry_out, strict=True) if v == out)}
-        self.constant: set[int] = set()  # what holds the same numbers in every step
-        self.placed: set[int] = set()  # values that are written into a part of a flat array
-        self.flat: dict[int, list[tuple[int, str]]] = {}  # flat arrays: parts to copy, and the lines that do
-        self.before: list[str] = []
-        self.body: list[str] = []
-
-    def loop(self) -> Callable:
-        """Return `loop(inputs, rows, totals, start, stop) -> (carry, totals)`."""
-        self._drop_repetitions()
-        last_use = self._last_use()
-        for call in self.calls:
-            if call.function is np.concatenate:
-                self._make_flat(call)
-        needed = self._needed()
-        for number, call in enumerate(self.calls):
-            if not call.writes and call.result not in needed:
-                continue
-            lines = self._lines(call)
-            if self._is_fixed(call):
-                self.fixed.add(call.result)
-                self.before += lines
-            else:
-                gone = [f"v{v}" for v in last_use.get(number, ()) if v in needed and v not in self.fixed]
-                self.body += lines + ([f"del {', '.join(gone)}"] if gone else [])
-        text = self._text()
-        exec(text, self.space)  # only names and numbers made here
-        loop: Any = self.space["loop"]
-        loop.__doc__ = text
-        return loop
-
-    def _text(self) -> str:
-        def listed(letter, numbers):
-            return "[" + ", ".join(f"{letter}{n}" for n in numbers) + "]"
-
-        places = range(len(self.sums))
-        changed = [(v, out) for v, out in zip(self.carry, self.carry_out, strict=True) if v != out]
-        body = [f"v{n} = r{n}[i]" for n in self.rows] + self.body
-        body += [f"t{k} = t{k} + v{value}" for k, value in zip(places, self.sums, strict=True)]
-        if changed:
-            body.append(
-                f"{listed('v', [v for v, _ in changed])} = {listed('v', [out for _, out in changed])}"
-            )
-        lines = [
-            f"{listed('v', [*self.carry, *self.data])} = inputs",
-            f"{listed('r', self.rows)} = rows",
-            f"{listed('t', places)} = totals",
-            *self.before,
-            "for i in range(start, stop):",
-            *(f"    {line}" for line in body),
-            f"return {listed('v', self.carry)}, {listed('t', places)}",
-        ]
-        return "\n".join(["def loop(inputs, rows, totals, start, stop):", *(f"    {line}" for line in lines)])
-
-    def _drop_repetitions(self) -> None:
-        """Let a call that has been made before, on the same values, stand for its repetition."""
-        first, instead, kept = {}, {}, []
-        for call in self.calls:
-            call = replace(
-                call, arguments=_renamed(call.arguments, instead), settings=_renamed(call.settings, instead)
-            )
-            kept.append(call)
-            if call.writes:
-                first.clear()
-            elif call.plan is None and call.result not in self.escaping | self.overwritten:
-                text = self._call_text(call)
-                if text in first:
-                    instead[call.result] = first[text]
-                    kept.pop()
-                first.setdefault(text, call.result)
-        self.calls = kept
-
-    def _is_fixed(self, call: Call) -> bool:
-        """Whether a call gives the same array in every step: a view of a weight, or ones."""
-        if call.result < 0 or call.result in {*self.carry_out} | self.overwritten:
-            return False
-        is_made = call.function in _MADE_FROM_SHAPE  # which look at their first argument's shape alone
-        read = _refs([call.arguments[is_made:], call.settings])
-        if read <= self.constant:
-            self.constant.add(call.result)
-            return True
-        return self.values[call.result].is_view and read <= self.fixed
-
-    def _needed(self) -> set[int]:
-        """Return the values that the results are made of."""
-        needed = self.escaping | self.placed
-        for call in reversed(self.calls):
-            if call.result in self.flat:
-                needed |= {part for part, _ in self.flat[call.result]}
-            elif call.writes or call.result in needed:
-                needed |= _refs([call.arguments, call.settings])
-        return needed
-
-    def _last_use(self) -> dict[int, list[int]]:
-        """Return the large values that are not needed after a call, for each call."""
-        last = {}
-        for number, call in enumerate(self.calls):
-            for value in _refs([call.arguments, call.settings]):
-                last[value] = number
-        found: dict[int, list[int]] = {}
-        for value, number in last.items():
-            kind = self.values[value]
-            if value in self.maker and value not in self.escaping and kind.nbytes >= SMALL:
-                found.setdefault(number, []).append(value)
-        return found
-
-    # The flat gradient
-
-    def _make_flat(self, call: Call) -> None:
-        """Let a flat array have the same memory in every step.
-
-        A call that can write its result where it is told writes it into its part of the flat array
-        at once; the other parts are copied.
-        """
-        flat, parts = call.result, call.arguments[0]
-        kinds = [self.values[part] for part in parts]
-        if call.settings or flat in self.escaping | self.overwritten or any(len(k.shape) != 1 for k in kinds):
-            return
-        dtype = self.values[flat].dtype
-        self.before.append(
-            f"v{flat} = {self._name(np.empty)}({self.values[flat].shape}, {self._name(dtype)})"
-        )
-        self.fixed.add(flat)
-        copies, start = [], 0
-        for part, kind in zip(parts, kinds, strict=True):
-            stop = start + kind.shape[0]
-            source = self._source(part, dtype)
-            if source is None or source in self.placed:
-                copies.append((part, f"v{flat}[{start}:{stop}] = v{part}"))
-            else:
-                self.before.append(
-                    f"o{source} = v{flat}[{start}:{stop}].reshape({self.values[source].shape})"
-                )
-                self.placed.add(source)
-            start = stop
-        self.flat[flat] = copies
-
-    def _source(self, part: int, dtype) -> int | None:
-        """Return the value that `part` is all of, if what makes it can write it anywhere."""
-        maker = self.maker.get(part)
-        if maker is not None and maker.function == "reshape":
-            part = maker.arguments[0]
-            maker = self.maker.get(part)
-        if maker is None or maker.plan is not None or part in self.escaping | self.overwritten:
-            return None
-        kind = self.values[part]
-        can_write = (
-            maker.function is np.dot or isinstance(maker.function, np.ufunc) or _is_reduction(maker.function)
-        )
-        return part if can_write and kind.is_array and kind.is_contiguous and kind.dtype == dtype else None
-
-    # Lines
-
-    def _lines(self, call: Call) -> list[str]:
-        if call.result in self.flat:
-            return [line for _, line in self.flat[call.result]]
-        if call.plan is not None:
-            return self._kernel_lines(call)
-        text = self._call_text(call)
-        return [text if call.result < 0 else f"v{call.result} = {text}"]
+class NumpyWriter(Writer):
+    """Writes calls of NumPy."""
 
     def _call_text(self, call: Call) -> str:
-        function = call.function
-        given = [self._value(argument) for argument in call.arguments]
-        named = [f"{name}={self._value(value)}" for name, value in call.settings.items()]
-        if function in _MADE_FROM_SHAPE:
-            kind = self.values[call.arguments[0]]
-            given[0] = f"{self._name(np.empty)}({kind.shape}, {self._name(np.dtype(kind.dtype))})"
-        if function == "T":
-            return f"{given[0]}.T"
-        if function == "__getitem__":
-            return f"{given[0]}[{given[1]}]"
-        out = f"o{call.result}" if call.result in self.placed else None
+        function, given = call.function, [self._value(argument) for argument in call.arguments]
+        out = f"o{call.results[0]}" if call.results and call.results[0] in self.placed else None
         if function is np.dot:
             return f"{given[0]}.dot({', '.join([given[1], out] if out else given[1:])})"
-        if isinstance(function, str):
-            return f"{given[0]}.{function}({', '.join(given[1:] + named)})"
-        if function in _OPERATORS and not named and self._are_numbers(call):
+        if function in _OPERATORS and not call.settings and self._are_numbers(call):
             return f"{given[0]} {_OPERATORS[function]} {given[1]}"
-        if _is_reduction(function) and len(given) == 1 and call.settings.keys() <= {"axis", "keepdims"}:
+        if is_reduction(function) and len(given) == 1 and call.settings.keys() <= {"axis", "keepdims"}:
             axis, keepdims = call.settings.get("axis", 0), call.settings.get("keepdims", False)
-            given, named = [given[0], repr(axis), "None", str(out), repr(keepdims)], []
-        elif out is not None:
-            named.append(f"out={out}")
-        text = f"{self._name(function)}({', '.join(given + named)})"
-        is_number = call.result >= 0 and isinstance(self.values[call.result].dtype, type)
-        return f"{text}.item()" if is_number else text
+            return f"{self._name(function)}({given[0]}, {axis!r}, None, {out}, {keepdims!r})"
+        return super()._call_text(call)
+
+    def _are_numbers(self, call: Call) -> bool:
+        """Whether Python's operator does what the ufunc does, and faster: on numbers of NumPy."""
+        kinds = [self.values[a] if isinstance(a, Ref) else a for a in call.arguments]
+        if any(isinstance(kind, np.ndarray) or getattr(kind, "is_array", False) for kind in kinds):
+            return False
+        return call.function is not np.true_divide or isinstance(self.values[call.results[0]].dtype, np.dtype)
 
     def _kernel_lines(self, call: Call) -> list[str]:
         """Return the calls of a small kernel, each on the whole array."""
         plan, unique = call.plan, next(self.unique)
+        result = call.results[0] if call.results else None
         given = {i: self._value(argument) for i, argument in enumerate(call.arguments)}
         lines = []
         for op in plan.before:
@@ -250,7 +43,7 @@ class Writer:
             lines.append(f"{given[op.result]} = {self._operation(op.function, texts, op.dtype)}")
         text = {("given", i): name for i, name in given.items()}
         text |= {("buffer", k): f"b{unique}_{k}" for k in range(len(plan.buffers))}
-        text |= {("result", k): given.get(i, f"v{call.result}") for k, i in enumerate(plan.into)}
+        text |= {("result", k): given.get(i, f"v{result}") for k, i in enumerate(plan.into)}
         exists = {given[i] for i in plan.into if i is not None}
         for function, arguments, place in plan.calls:
             like = plan.dtype_at(place if function is where_into else arguments[0])
@@ -263,8 +56,8 @@ class Writer:
                 dtype = plan.dtype_at(place)
                 lines.append(f"{text[place]} = {self._operation(function, texts, dtype)}")
                 exists.add(text[place])
-        if call.result >= 0 and plan.into[0] is not None:
-            lines.append(f"v{call.result} = {text['result', 0]}")
+        if call.results and plan.into[0] is not None:
+            lines.append(f"v{result} = {text['result', 0]}")
         return lines
 
     def _number(self, number, like) -> str:
@@ -288,56 +81,7 @@ class Writer:
         text = f"{self._name(function)}({', '.join(texts)})"
         return f"{text}.item()" if isinstance(dtype, type) else text
 
-    def _value(self, value) -> str:
-        """Return the text of an argument: a value's name, a number, or a name for anything else."""
-        if isinstance(value, Ref):
-            return f"v{int(value)}"
-        if type(value) is tuple:
-            return "(" + "".join(f"{self._value(item)}, " for item in value) + ")"
-        if type(value) is list:
-            return "[" + ", ".join(map(self._value, value)) + "]"
-        if type(value) is dict:
-            return "{" + ", ".join(f"{name!r}: {self._value(item)}" for name, item in value.items()) + "}"
-        is_plain = value is None or type(value) in (bool, int, str)
-        return (
-            repr(value) if is_plain or (type(value) is float and math.isfinite(value)) else self._name(value)
-        )
 
-    def _name(self, thing) -> str:
-        """Return the name under which the function finds something that has no text."""
-        key = thing if callable(thing) else id(thing)  # `np.add.reduce` is made anew when it is looked up
-        if key not in self.names:
-            called = getattr(thing, "__name__", "")
-            name = self.names[key] = f"{called if called.isidentifier() else 'c'}_{len(self.names)}"
-            self.space[name] = thing
-        return self.names[key]
-
-    def _are_numbers(self, call: Call) -> bool:
-        """Whether Python's operator does what the ufunc does, and faster: on numbers of NumPy."""
-        kinds = [self.values[a] if isinstance(a, Ref) else a for a in call.arguments]
-        if any(isinstance(kind, np.ndarray) or getattr(kind, "is_array", False) for kind in kinds):
-            return False
-        return call.function is not np.true_divide or isinstance(self.values[call.result].dtype, np.dtype)
-
-
-def _is_reduction(function) -> bool:
+def is_reduction(function) -> bool:
     """Whether this is the `reduce` of a ufunc."""
     return getattr(function, "__name__", "") == "reduce" and isinstance(function.__self__, np.ufunc)
-
-
-def _renamed(value, instead: dict):
-    """Return an argument that refers to other values."""
-    if isinstance(value, Ref):
-        return instead.get(value, value)
-    if type(value) in (tuple, list):
-        return type(value)([_renamed(item, instead) for item in value])
-    return {name: _renamed(item, instead) for name, item in value.items()} if type(value) is dict else value
-
-
-def _refs(value) -> set[int]:
-    """Return the numbers of all values that an argument refers to."""
-    if isinstance(value, Ref):
-        return {value}
-    if type(value) is dict:
-        value = list(value.values())
-    return set().union(*map(_refs, value)) if type(value) in (list, tuple) else set()

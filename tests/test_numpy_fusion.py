@@ -4,6 +4,7 @@ import sys
 
 import numpy as np
 import pytest
+from nnx.backends.eager import positional
 from nnx.backends.numpy_fusion import Fusion
 
 import nnx
@@ -91,7 +92,7 @@ def test_every_rule_is_recorded():
     for optimizer in OPTIMIZERS:
         arguments = [np.zeros(50_000, np.float32) for _ in range(2 + len(optimizer.slots))]
         names = tuple(optimizer.scalars(0))
-        rule = backend._positional(optimizer._whole_rule, names)
+        rule = positional(optimizer._whole_rule, names)
         into = (0, *range(2, len(arguments)))
         assert backend.fusion.run(rule, (*arguments, *optimizer.scalars(0).values()), into) is not None
 

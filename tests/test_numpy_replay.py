@@ -5,9 +5,9 @@ import threading
 
 import numpy as np
 import pytest
-from nnx.backends import numpy_replay
+from nnx.backends import replay, tracing
 from nnx.backends.numpy_backend import NumpyBackend
-from nnx.backends.numpy_replay import Plain, Program
+from nnx.backends.replay import Plain, Program
 
 import nnx
 from nnx import activations, layers, losses, optimizers, tree
@@ -45,7 +45,7 @@ def expect_same(build, y=CLASSES, compiled=True, **settings):
     np.testing.assert_equal(numbers, expected)  # which takes nan for equal
     for a, b in zip(mine.get_weights(), plain.get_weights(), strict=True):
         np.testing.assert_array_equal(a, b)
-    for a, b in zip(*(numpy_replay.flatten(m.carry) for m in (mine, plain)), strict=True):
+    for a, b in zip(*(replay.flatten(m.carry) for m in (mine, plain)), strict=True):
         np.testing.assert_array_equal(a, b)
     found = programs(mine.engine.steps.train)
     assert all(isinstance(p, Program if compiled else Plain) for p in found), found
@@ -148,9 +148,7 @@ def test_float64_and_evaluate():
     expect_same(build)
     mine, plain = (train(build, numpy_backend(r))[0] for r in (True, False))
     assert mine.evaluate(X, CLASSES, batch_size=8) == plain.evaluate(X, CLASSES, batch_size=8)
-    assert all(
-        isinstance(p, (Program, nnx.backends.numpy_trace.Trace)) for p in programs(mine.engine.steps.evaluate)
-    )
+    assert all(isinstance(p, (Program, tracing.Trace)) for p in programs(mine.engine.steps.evaluate))
     assert any(isinstance(p, Program) for p in programs(mine.engine.steps.evaluate))
 
 
@@ -304,7 +302,7 @@ def test_arrays_of_another_layout_get_a_program_of_their_own():
 
 
 def test_not_all_programs_are_remembered(monkeypatch):
-    monkeypatch.setattr(numpy_replay, "MOST_PROGRAMS", 3)
+    monkeypatch.setattr(replay, "MOST_PROGRAMS", 3)
     model, _ = train(network(layers.Dense(4)), numpy_backend(True))
     for size in range(1, 9):
         model.fit(X[: 2 * size], CLASSES[: 2 * size], batch_size=size, verbose=0)

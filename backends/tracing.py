@@ -1,9 +1,11 @@
-"""A training step written down as it runs: which calls of NumPy it makes, and on what.
+"""A training step written down as it runs: which functions of the array library it calls, on what.
 
-NumPy hands every call on a foreign array to that array's `__array_ufunc__` or
-`__array_function__`. A `Traced` array does the call on the real array inside it, and notes it. So a
-step runs once as it stands, with real results, and leaves a list of its calls behind, in which no
-layer, no dict and no closure appears. `numpy_replay` makes a plain function of the list.
+A `Traced` array does each call on the real array inside it, and notes it. So a step runs once as it
+stands, with real results, and leaves a list of its calls behind, in which no layer, no dict and no
+closure appears. `replay` makes a plain function of the list.
+
+Operators, and NumPy's own functions, come here by NumPy's protocols `__array_ufunc__` and
+`__array_function__`; the functions of another library through a `TracingNamespace`.
 """
 
 from dataclasses import dataclass
@@ -24,11 +26,9 @@ class Traced(NDArrayOperatorsMixin):
         self.trace, self.index, self.value = trace, index, value
 
     def __array_ufunc__(self, ufunc, method, *inputs, **settings):
-        if method == "__call__":
-            return self.trace.call(ufunc, inputs, settings)
-        if method == "reduce":
-            return self.trace.call(ufunc.reduce, inputs, settings)
-        raise NotTraceableError(f"{ufunc.__name__}.{method}")
+        if method not in ("__call__", "reduce"):
+            raise NotTraceableError(f"{ufunc.__name__}.{method}")
+        return self.trace.call(getattr(ufunc, method) if method == "reduce" else ufunc, inputs, settings)
 
     def __array_function__(self, function, types, inputs, settings):
         return self.trace.call(function, inputs, settings)
@@ -57,6 +57,25 @@ class Traced(NDArrayOperatorsMixin):
     __bool__ = __int__ = __float__ = __index__ = __array__ = __iter__ = __setitem__ = refuse
 
 
+class TracingNamespace:
+    """A library's namespace whose functions note calls on `Traced` arrays."""
+
+    def __init__(self, namespace):
+        self._namespace = namespace
+
+    def __getattr__(self, name):
+        found = getattr(self._namespace, name)
+        if not callable(found) or isinstance(found, type):
+            return found
+
+        def call(*arguments, **settings):
+            trace = trace_of(arguments)
+            return found(*arguments, **settings) if trace is None else trace.call(found, arguments, settings)
+
+        setattr(self, name, call)  # found without this function from now on
+        return call
+
+
 @dataclass
 class Kind:
     """What is known of a value without keeping it."""
@@ -78,7 +97,7 @@ class Ref(int):
 class Call:
     """One call of a function; a string names a method of the first argument.
 
-    With a `plan` it is a small kernel, whose own calls can be written out in its place.
+    With a `plan` it is a recorded kernel, whose own operations can stand in its place.
     """
 
     function: Any
@@ -87,38 +106,34 @@ class Call:
     writes: tuple = ()
     """The values whose memory it overwrites."""
     plan: Any = None
-    result: int = -1
-    """Below 0 if it gives none."""
+    results: tuple = ()
 
 
 class Trace:
     """The calls of a step, on numbered values: first the inputs, then the results."""
 
-    def __init__(self):
+    def __init__(self, backend):
+        self.backend = backend
         self.values: list[Kind] = []
         self.calls: list[Call] = []
 
-    def input(self, value, is_view: bool = False) -> Traced:
+    def input(self, value: Any, is_view: bool = False) -> Traced:
         """Give a value its number."""
-        if not isinstance(value, (np.ndarray, np.generic, int, float)):
+        if self.backend.is_array(value):
+            kind = Kind(value.shape, value.dtype, True, is_view, value.flags.c_contiguous, value.nbytes)
+        elif isinstance(value, (np.generic, int, float)):
+            kind = Kind((), getattr(value, "dtype", type(value)), False, False, False, 0)
+        else:
             raise NotTraceableError(type(value))
-        is_array = isinstance(value, np.ndarray)
-        dtype = value.dtype if isinstance(value, (np.ndarray, np.generic)) else type(value)
-        kind = Kind(
-            np.shape(value),
-            dtype,
-            is_array,
-            is_view,
-            is_contiguous=is_array and value.flags.c_contiguous,
-            nbytes=value.nbytes if is_array else 0,
-        )
         self.values.append(kind)
         return Traced(self, len(self.values) - 1, value)
 
     def call(self, function, arguments, settings=None, writes=(), plan=None, run=None) -> "Traced | None":
         """Do a call, or `run` in its place, and note it."""
-        settings = settings or {}
-        given, named = untraced(arguments), untraced(settings)
+        given, named = untraced(arguments), untraced(settings or {})
+        numbers_only = all(isinstance(a, (int, float)) for a in given)
+        if not numbers_only:
+            function = self.backend.native(function)
         if run is not None:
             value = run(*given)
         elif isinstance(function, str):
@@ -126,36 +141,50 @@ class Trace:
             value = value if function == "T" else value(*given[1:], **named)
         else:
             value = function(*given, **named)
-            if all(isinstance(a, (int, float)) for a in given):  # numbers alone stay numbers
-                value = value.item()
+            value = value.item() if numbers_only else value  # numbers alone stay numbers
         writes = tuple(Ref(array.index) for array in writes)
-        noted = Call(function, _numbered(arguments), _numbered(settings), writes, plan)
+        noted = Call(function, _numbered(arguments), _numbered(settings or {}), writes, plan)
         self.calls.append(noted)
         if value is None:
             return None
+        is_array = self.backend.is_array
         is_view = (
-            isinstance(value, np.ndarray)
+            is_array(value)
             and not writes
-            and any(isinstance(a, np.ndarray) and np.may_share_memory(a, value) for a in given)
+            and any(is_array(a) and self.backend.share_memory(a, value) for a in given)
         )
         result = self.input(value, is_view)
-        noted.result = Ref(result.index)
+        noted.results = (Ref(result.index),)
         return result
 
     def same_as(self, other: "Trace") -> bool:
         """Whether both make the same calls on the same values."""
 
         def parts(trace):
-            return [[c.function, c.arguments, c.settings, c.writes, c.result] for c in trace.calls]
+            return [[c.function, c.arguments, c.settings, c.writes, c.results] for c in trace.calls]
 
-        return self.values == other.values and _same(parts(self), parts(other))
+        return self.values == other.values and self._same(parts(self), parts(other))
+
+    def _same(self, a, b) -> bool:
+        if type(a) is not type(b):
+            return False
+        if type(a) in (tuple, list):
+            return len(a) == len(b) and all(map(self._same, a, b))
+        if type(a) is dict:
+            return a.keys() == b.keys() and all(self._same(a[name], b[name]) for name in a)
+        if isinstance(a, np.generic) or self.backend.is_array(a):
+            return a.dtype == b.dtype and a.shape == b.shape and bool((a == b).all())
+        # Methods of ufuncs, such as np.add.reduce, are made anew each time they are looked up.
+        return a is b or (a == b and (type(a) is not float or str(a) == str(b)))
 
 
-def trace_of(values) -> "Trace | None":
-    """Return the trace that any of some values belongs to, if one does."""
+def trace_of(values) -> Trace | None:
+    """Return the trace that any of some values belongs to, also inside lists, if one does."""
     for value in values:
         if type(value) is Traced:
             return value.trace
+        if type(value) in (list, tuple) and (trace := trace_of(value)) is not None:
+            return trace
     return None
 
 
@@ -174,16 +203,3 @@ def _each(value, function):
     if type(value) is dict:
         return {name: _each(item, function) for name, item in value.items()}
     return function(value)
-
-
-def _same(a, b) -> bool:
-    if type(a) is not type(b):
-        return False
-    if type(a) in (tuple, list):
-        return len(a) == len(b) and all(map(_same, a, b))
-    if type(a) is dict:
-        return a.keys() == b.keys() and all(_same(a[name], b[name]) for name in a)
-    if isinstance(a, (np.ndarray, np.generic)):
-        return a.dtype == b.dtype and np.array_equal(a, b)
-    # Methods of ufuncs, such as np.add.reduce, are made anew each time they are looked up.
-    return a is b or (a == b and (a.__class__ is not float or str(a) == str(b)))

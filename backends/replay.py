@@ -1,8 +1,8 @@
-"""Training steps on NumPy, compiled: what the layers call, without the layers.
+"""Training steps compiled for libraries that run each call at once: the calls, without the layers.
 
-A step of a small network costs what Python does around the arrays, not what NumPy does to them. So
-the step is traced twice while it runs (`numpy_trace`). If both times it made the same calls on the
-same constants, these become the lines of a plain function (`numpy_writer`), and the layers' own code
+A step of a small network costs what Python does around the arrays, not what the library does to
+them. So the step is traced twice while it runs (`tracing`). If both times it made the same calls on
+the same constants, these become the lines of a plain function (`writer`), and the layers' own code
 is not run again for arrays of these shapes. The results are the same bits. A step that differs from
 one time to the next, or looks at a value, runs as it stands.
 """
@@ -13,13 +13,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from nnx import tree
 
 from .flat import Packed
-from .numpy_trace import NotTraceableError, Trace, Traced
-from .numpy_writer import Writer
+from .tracing import NotTraceableError, Trace, Traced
 
 # Programs remembered for one step function, one for each set of shapes.
 MOST_PROGRAMS = 32
@@ -40,8 +37,8 @@ class Plain:
 class Replay:
     """Runs many steps, as `Backend.repeat` says, and compiles what it has seen twice."""
 
-    def __init__(self, step: Callable, plain: Callable):
-        self.step, self.plain = step, plain
+    def __init__(self, backend, step: Callable, plain: Callable):
+        self.backend, self.step, self.plain = backend, step, plain
         self.programs: dict[tuple, Program | Trace | Plain] = {}
 
     def __call__(self, carry, totals, rows, data, start, stop):
@@ -60,7 +57,7 @@ class Replay:
         """Run step `i`, and remember what is now known of steps like it."""
         earlier = self.programs.get(key)
         written = {id(leaf): (leaf, leaf.copy()) for leaf in flatten(carry)}
-        trace = Trace()
+        trace = Trace(self.backend)
         try:
             row = {name: rows[name][i] for name in sorted(rows)}
             inputs = [_map(trace.input, part) for part in (carry, row, data)]
@@ -89,10 +86,10 @@ class Program:
     def __init__(self, trace, carry, rows, data, carry_out, sums):
         if _structure(carry) != _structure(carry_out):
             raise ValueError("a step that changes the structure of its carry")
-        self.names = sorted(rows)
+        self.names, self.zero = sorted(rows), trace.backend.zero
         self.sums = tree.map(lambda leaf: trace.values[leaf.index], sums)
         carried, fixed = len(flatten(carry)), len(flatten(data))
-        self.loop = Writer(
+        self.loop = trace.backend.writer(
             trace,
             carry=range(carried),
             rows=range(carried, carried + len(rows)),
@@ -104,7 +101,8 @@ class Program:
     def run(self, carry, totals, rows, data, start, stop):
         """Run steps start, ..., stop - 1."""
         if totals is None:
-            totals = tree.map(lambda made: np.zeros(made.shape, made.dtype)[()], self.sums)
+            zero = self.zero
+            totals = tree.map(lambda made: zero(made.shape, made.dtype), self.sums)
         rows = [rows[name] for name in self.names]
         carried, totals = self.loop([*flatten(carry), *flatten(data)], rows, tree.leaves(totals), start, stop)
         return _restore(carry, iter(carried)), tree.rebuild(self.sums, totals)

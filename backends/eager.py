@@ -1,0 +1,104 @@
+"""What NumPy and CuPy share: kernels recorded once, and steps compiled from a trace.
+
+Both run each call at once. A kernel in a step that is being traced is noted as a whole, with the
+plan of what it does; see `replay`.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+from . import replay
+from .flat import FlatBackend
+from .tracing import Traced, trace_of
+from .writer import Writer
+
+
+class EagerBackend(FlatBackend):
+    """A backend whose steps are compiled by tracing them."""
+
+    replays: bool
+    writer: type[Writer]
+    empty: Callable
+    concatenate: Callable
+    made_from_shape: tuple
+    """Functions that look at their first argument's shape and dtype only, as `ones_like` does."""
+
+    def repeat(self, step):
+        plain = super().repeat(step)
+        return replay.Replay(self, step, plain) if self.replays else plain
+
+    # What a trace asks
+
+    def is_array(self, value) -> bool:
+        """Whether a value is an array of this library."""
+        raise NotImplementedError
+
+    def share_memory(self, a, b) -> bool:
+        """Whether two arrays may lie in the same memory."""
+        raise NotImplementedError
+
+    def native(self, function):
+        """Return this library's own function in place of NumPy's ufunc of the same name."""
+        return function
+
+    def can_write(self, function) -> bool:
+        """Whether a function takes the array to write its result into as `out`."""
+        raise NotImplementedError
+
+    def zero(self, shape, dtype) -> Any:
+        """Return what sums of this shape start from."""
+        raise NotImplementedError
+
+    def plan(self, function, arguments, into) -> Any:
+        """Return what is known of a kernel that need not run as a whole in a compiled step, or None."""
+        raise NotImplementedError
+
+    # Kernels
+
+    def kernel(self, function, *arrays, overwrite=None):
+        trace = trace_of(arrays)
+        if trace is None:
+            return self.run_kernel(function, overwrite, *arrays)
+        if overwrite is not None and type(arrays[overwrite]) is not Traced:
+            overwrite = None  # a constant, which the next step needs again
+        writes = () if overwrite is None else (arrays[overwrite],)
+        plan = self.plan(function, arrays, (overwrite,))
+        if plan is None:
+            return trace.call(self.run_kernel, (function, overwrite, *arrays), writes=writes)
+        run = functools.partial(self.run_kernel, function, overwrite)
+        return trace.call(function, arrays, writes=writes, plan=plan, run=run)
+
+    def run_kernel(self, function, overwrite, *arrays):
+        """Run a kernel on arrays of this library; see `kernel`."""
+        raise NotImplementedError
+
+    def update_in_place(self, kernel, buffers, scalars):
+        rule, arguments = positional(kernel, tuple(scalars)), (*buffers, *scalars.values())
+        into = (0, *range(2, len(buffers)))
+        trace = trace_of(arguments)
+        if trace is None:
+            self.run_update(rule, into, *arguments)
+            return
+        writes = tuple(arguments[i] for i in into)
+        plan = self.plan(rule, arguments, into)
+        if plan is None:
+            trace.call(self.run_update, (rule, into, *arguments), writes=writes)
+        else:
+            run = functools.partial(self.run_update, rule, into)
+            trace.call(rule, arguments, writes=writes, plan=plan, run=run)
+
+    def run_update(self, rule, into, *arguments) -> None:
+        """Run `rule(xp, *arguments)` and write its results into the arguments numbered `into`."""
+        raise NotImplementedError
+
+
+@functools.lru_cache(maxsize=64)
+def positional(kernel, names):
+    """Return `kernel` with its scalars as positional arguments."""
+
+    def call(xp, *arguments):
+        split = len(arguments) - len(names)
+        return kernel(xp, *arguments[:split], **dict(zip(names, arguments[split:], strict=True)))
+
+    return call
