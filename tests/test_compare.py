@@ -62,6 +62,7 @@ def script(tmp_path):
 # Agreement
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_backends_agree_on_the_built_in_network(dtype):
     found = compare(trial_model, ["numpy", "jax", "array_api_strict"], steps=2, dtype=dtype)
