@@ -54,8 +54,9 @@ clean:  ## remove the environment and all caches; keeps runs/
 	$(INSTALL) -e '.[dev]'
 	@touch $@
 
+# For a GPU also the CUDA libraries, which are gigabytes and which the emulated device does without.
 .venv/cupy.stamp: pyproject.toml | .venv/python.stamp
-	$(INSTALL) -e '.[test-cupy]'
+	$(INSTALL) -e '.[test-cupy]' $(if $(wildcard /dev/nvidia0),-e '.[cuda13]')
 	@touch $@
 
 .venv/bench.stamp: pyproject.toml | .venv/python.stamp

@@ -10,7 +10,6 @@ import time
 
 import numpy as np
 import pytest
-from conftest import usable_or_skip
 
 import nnx
 from nnx import layers
@@ -24,8 +23,10 @@ Y = (X @ RNG.standard_normal((64, 10))).argmax(axis=1)
 
 @pytest.fixture
 def gpu():
-    backend = usable_or_skip("cupy")
-    with nnx.use_backend(backend):
+    info = nnx.available_backends()["cupy"]
+    if not info.usable:
+        pytest.skip(f"cupy: {info.reason}")
+    with nnx.use_backend("cupy") as backend:
         yield backend
 
 
