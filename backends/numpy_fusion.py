@@ -170,7 +170,7 @@ class Fusion:
         key = (function, kinds, is_cut, into)
         if key not in self._plans:
             try:
-                program = record(function, arguments, is_cut)
+                program = record(function, kinds, is_cut)
                 self._plans[key] = Plan(program, dict(enumerate(kinds)), is_cut, into)
             except (
                 NotRecordableError,

@@ -136,16 +136,14 @@ def _dtype_of(x):
     raise NotRecordableError(x)
 
 
-def record(function, arguments, is_cut) -> Program:
+def record(function, kinds, is_cut) -> Program:
     """Return the operations of `function(xp, *arguments)`.
 
-    Raises NotRecordableError if it does anything but elementwise operations.
+    `kinds` has the dtype of each argument, or the type of a plain number; `is_cut` says which are
+    arrays of the full shape. Raises NotRecordableError if it does anything but elementwise operations.
     """
     recorder = Recorder()
-    symbols = [
-        recorder.symbol(a.dtype if isinstance(a, np.ndarray) else type(a), cut)
-        for a, cut in zip(arguments, is_cut, strict=True)
-    ]
+    symbols = [recorder.symbol(kind, cut) for kind, cut in zip(kinds, is_cut, strict=True)]
     found = function(recorder, *symbols)
     results = found if isinstance(found, tuple) else (found,)
     if not all(isinstance(r, Symbol) and r.is_cut for r in results):

@@ -16,7 +16,7 @@ from typing import Any
 from nnx import tree
 
 from .flat import Packed
-from .tracing import NotTraceableError, Trace, Traced
+from .tracing import NotTraceableError, Trace
 
 # Programs remembered for one step function, one for each set of shapes.
 MOST_PROGRAMS = 32
@@ -39,73 +39,76 @@ class Replay:
 
     def __init__(self, backend, step: Callable, plain: Callable):
         self.backend, self.step, self.plain = backend, step, plain
-        self.programs: dict[tuple, Program | Trace | Plain] = {}
+        self.programs: dict[Any, Program | Trace | Plain] = {}
+        self.zeros: dict[Any, Any] = {}  # what totals start from
 
     def __call__(self, carry, totals, rows, data, start, stop):
         key = _kinds([carry, data, rows])
         while start < stop:
             known = self.programs.get(key)
+            if totals is None:
+                totals = self.zeros.get(key)
             if isinstance(known, Plain):
                 return self.plain(carry, totals, rows, data, start, stop)
-            if isinstance(known, Program):
+            if totals is None:
+                carry, totals = self.plain(carry, None, rows, data, start, start + 1)
+                self.zeros[key] = tree.map(lambda total: self.backend.zero(total.shape, total.dtype), totals)
+            elif isinstance(known, Program):
                 return known.run(carry, totals, rows, data, start, stop)
-            carry, totals = self._trace_one(key, carry, totals, rows, data, start)
+            else:
+                carry, totals = self._trace_one(key, known, carry, totals, rows, data, start)
             start += 1
         return carry, totals
 
-    def _trace_one(self, key, carry, totals, rows, data, i):
+    def _trace_one(self, key, earlier: "Trace | None", carry, totals, rows, data, i):
         """Run step `i`, and remember what is now known of steps like it."""
-        earlier = self.programs.get(key)
         written = {id(leaf): (leaf, leaf.copy()) for leaf in flatten(carry)}
         trace = Trace(self.backend)
         try:
             row = {name: rows[name][i] for name in sorted(rows)}
-            inputs = [_map(trace.input, part) for part in (carry, row, data)]
-            carry_out, sums = self.step(*inputs)
+            inputs = [_map(trace.input, part) for part in ([carry, totals], row, data)]
+            carry_out, sums = self.step(inputs[0][0], *inputs[1:])
+            outputs = [carry_out, tree.map(operator.add, inputs[0][1], sums)]
             found: Program | Trace | Plain = trace
-            if isinstance(earlier, Trace):
+            if earlier is not None:
                 if not trace.same_as(earlier):
                     raise NotTraceableError("it makes other calls each time")
-                found = Program(trace, carry, rows, data, carry_out, sums)
-            carry, sums = _restore(carry, (leaf.value for leaf in flatten(carry_out))), tree.map(_value, sums)
-            totals = sums if totals is None else tree.map(operator.add, totals, sums)
+                found = Program(trace, [carry, totals], rows, data, outputs)
+            carry, totals = _restore([carry, totals], (leaf.value for leaf in flatten(outputs)))
         except Exception as error:  # the plain step knows best what is wrong, if anything
             found = Plain(f"{type(error).__name__}: {error}")
             for leaf, copy in written.values():
                 leaf[...] = copy
             carry, totals = self.plain(carry, totals, rows, data, i, i + 1)
         self.programs[key] = found
-        while len(self.programs) > MOST_PROGRAMS:
-            del self.programs[next(iter(self.programs))]
+        for known in (self.programs, self.zeros):
+            while len(known) > MOST_PROGRAMS:
+                del known[next(iter(known))]
         return carry, totals
 
 
 class Program:
-    """A compiled step: `loop(inputs, rows, totals, start, stop) -> (carry, totals)`, on flat lists."""
+    """A compiled step: `loop(inputs, rows, start, stop) -> carry and totals`, on flat lists."""
 
-    def __init__(self, trace, carry, rows, data, carry_out, sums):
+    def __init__(self, trace, carry, rows, data, carry_out):
         if _structure(carry) != _structure(carry_out):
             raise ValueError("a step that changes the structure of its carry")
-        self.names, self.zero = sorted(rows), trace.backend.zero
-        self.sums = tree.map(lambda leaf: trace.values[leaf.index], sums)
-        carried, fixed = len(flatten(carry)), len(flatten(data))
+        self.names = sorted(rows)
+        first_row = len(flatten(carry))
+        first_datum = first_row + len(rows)
         self.loop = trace.backend.writer(
             trace,
-            carry=range(carried),
-            rows=range(carried, carried + len(rows)),
-            data=range(carried + len(rows), carried + len(rows) + fixed),
+            carry=range(first_row),
+            rows=range(first_row, first_datum),
+            data=range(first_datum, first_datum + len(flatten(data))),
             carry_out=[leaf.index for leaf in flatten(carry_out)],
-            sums=[leaf.index for leaf in tree.leaves(sums)],
         ).loop()
 
     def run(self, carry, totals, rows, data, start, stop):
         """Run steps start, ..., stop - 1."""
-        if totals is None:
-            zero = self.zero
-            totals = tree.map(lambda made: zero(made.shape, made.dtype), self.sums)
-        rows = [rows[name] for name in self.names]
-        carried, totals = self.loop([*flatten(carry), *flatten(data)], rows, tree.leaves(totals), start, stop)
-        return _restore(carry, iter(carried)), tree.rebuild(self.sums, totals)
+        inputs = [*flatten([carry, totals]), *flatten(data)]
+        outputs = self.loop(inputs, [rows[name] for name in self.names], start, stop)
+        return _restore([carry, totals], iter(outputs))
 
 
 # Trees, here with lists, and with the buffer of what is packed as one more leaf.
@@ -153,7 +156,3 @@ def _kinds(value) -> Any:
         is_column = bool(value) and isinstance(value[0], (int, float))
         return type(value[0]) if is_column else tuple(map(_kinds, value))
     return value.shape, value.dtype, value.flags.c_contiguous
-
-
-def _value(leaf: Traced):
-    return leaf.value

@@ -2,7 +2,7 @@
 
 For a layer with relu and plain gradient descent it is, in short,
 
-    def loop(inputs, rows, totals, start, stop):
+    def loop(inputs, rows, start, stop):
         [v0, v1, v2, v5, v6] = inputs           # flat parameters, bias and kernel in it, data
         [r3, r4] = rows
         v14 = empty(15)                         # the flat gradient
@@ -16,7 +16,7 @@ For a layer with relu and plain gradient descent it is, in short,
             ...
             v13 = matmul(v12, v11, out=o13)
             ...
-        return [v0, v1, v2], [t0]
+        return [v0, v1, v2, v3]
 """
 
 import itertools
@@ -34,13 +34,13 @@ SMALL = 1 << 16
 class Writer:
     """Writes the loop over steps. Value number 7 of the trace is called v7."""
 
-    def __init__(self, trace: Trace, carry, rows, data, carry_out, sums):
+    def __init__(self, trace: Trace, carry, rows, data, carry_out):
         self.library, self.values, self.calls = trace.backend, trace.values, trace.calls
-        self.carry, self.rows, self.data, self.carry_out, self.sums = carry, rows, data, carry_out, sums
+        self.carry, self.rows, self.data, self.carry_out = carry, rows, data, carry_out
         self.space: dict[str, object] = {}  # what the function's text refers to
         self.names: dict[object, str] = {}  # the name of each thing in it
         self.unique = itertools.count()
-        self.escaping = {*carry_out, *sums}
+        self.escaping = {*carry_out}
         self.overwritten = {value for call in self.calls for value in call.writes}
         self.maker = {result: call for call in self.calls for result in call.results}
         # What is the same array in every step.
@@ -52,7 +52,7 @@ class Writer:
         self.body: list[str] = []
 
     def loop(self) -> Callable:
-        """Return `loop(inputs, rows, totals, start, stop) -> (carry, totals)`."""
+        """Return `loop(inputs, rows, start, stop) -> carry`."""
         self._drop_repetitions()
         for call in self.calls:
             if call.function is self.library.concatenate:
@@ -78,10 +78,8 @@ class Writer:
         def listed(letter, numbers):
             return "[" + ", ".join(f"{letter}{n}" for n in numbers) + "]"
 
-        places = range(len(self.sums))
         changed = [(v, out) for v, out in zip(self.carry, self.carry_out, strict=True) if v != out]
         body = [f"v{n} = r{n}[i]" for n in self.rows] + self.body
-        body += [f"t{k} = t{k} + v{value}" for k, value in zip(places, self.sums, strict=True)]
         if changed:
             body.append(
                 f"{listed('v', [v for v, _ in changed])} = {listed('v', [out for _, out in changed])}"
@@ -89,13 +87,12 @@ class Writer:
         lines = [
             f"{listed('v', [*self.carry, *self.data])} = inputs",
             f"{listed('r', self.rows)} = rows",
-            f"{listed('t', places)} = totals",
             *self.before,
             "for i in range(start, stop):",
             *(f"    {line}" for line in body),
-            f"return {listed('v', self.carry)}, {listed('t', places)}",
+            f"return {listed('v', self.carry)}",
         ]
-        return "\n".join(["def loop(inputs, rows, totals, start, stop):", *(f"    {line}" for line in lines)])
+        return "\n".join(["def loop(inputs, rows, start, stop):", *(f"    {line}" for line in lines)])
 
     def _ordered(self, calls: list[Call], needed: set[int]) -> list[Call]:
         """Return the calls as they are to be written."""
@@ -121,12 +118,12 @@ class Writer:
 
     def _is_fixed(self, call: Call) -> bool:
         """Whether a call gives the same array in every step: a view of a weight, or ones."""
-        if len(call.results) != 1 or call.writes or call.results[0] in {*self.carry_out} | self.overwritten:
+        if len(call.results) != 1 or call.writes or call.results[0] in self.escaping | self.overwritten:
             return False
         is_made = (
             call.function in self.library.made_from_shape
         )  # which look at their first argument's shape alone
-        read = _refs([call.arguments[is_made:], call.settings])
+        read = refs([call.arguments[is_made:], call.settings])
         if read <= self.constant:
             self.constant.add(call.results[0])
             return True
@@ -139,14 +136,14 @@ class Writer:
             if needed & self.flat.keys() & {*call.results}:
                 needed |= {part for part, _ in self.flat[call.results[0]]}
             elif call.writes or needed & {*call.results}:
-                needed |= _refs([call.arguments, call.settings])
+                needed |= refs([call.arguments, call.settings])
         return needed
 
     def _last_use(self) -> dict[int, list[int]]:
         """Return the large values that are not needed after a call, for each call."""
         last = {}
         for number, call in enumerate(self.calls):
-            for value in _refs([call.arguments, call.settings]):
+            for value in refs([call.arguments, call.settings]):
                 last[value] = number
         found: dict[int, list[int]] = {}
         for value, number in last.items():
@@ -266,10 +263,10 @@ def _renamed(value, instead: dict):
     return {name: _renamed(item, instead) for name, item in value.items()} if type(value) is dict else value
 
 
-def _refs(value) -> set[int]:
+def refs(value) -> set[int]:
     """Return the numbers of all values that an argument refers to."""
     if isinstance(value, Ref):
         return {value}
     if type(value) is dict:
         value = list(value.values())
-    return set().union(*map(_refs, value)) if type(value) in (list, tuple) else set()
+    return set().union(*map(refs, value)) if type(value) in (list, tuple) else set()
