@@ -7,29 +7,22 @@ import numpy as np
 from nnx import tree
 from nnx.backend import BackendError, BackendInfo
 
-from .flat import FlatBackend
+from . import replay
+from .cuda_kernels import TEMPLATES, CudaKernel
+from .cupy_writer import CupyWriter
+from .eager import EagerBackend
+from .recording import NotRecordableError, record
+from .tracing import TracingNamespace, untraced
 
 REMEDY = "pip install 'nnx-engine[cuda12]' (or cuda13, to match the driver that nvidia-smi shows)"
 
 
-class FusedNamespace:
-    """CuPy as a kernel sees it while `cupy.fuse` traces it: `cupy.astype` refuses traced arrays."""
-
-    def __init__(self, cupy):
-        self._cupy = cupy
-
-    def __getattr__(self, name):
-        return getattr(self._cupy, name)
-
-    def astype(self, x, dtype):
-        return x.astype(dtype)
-
-
-class CupyBackend(FlatBackend):
+class CupyBackend(EagerBackend):
     """Adapter for CuPy, through array-api-compat, which fills its gaps in the standard."""
 
     name = "cupy"
     is_accelerated = True
+    writer = CupyWriter
 
     def __init__(self):
         try:
@@ -49,7 +42,21 @@ class CupyBackend(FlatBackend):
             ) from None
         if count < 1:
             raise BackendError("CuPy is installed, but no CUDA device: run with NNX_BACKEND=numpy")
-        self.cupy, self.xp = cupy, xp
+        self.cupy, self.xp = cupy, TracingNamespace(xp)
+        self.replays = replay.is_on()
+        self.empty, self.concatenate = cupy.empty, cupy.concatenate
+        self.reshapes = ("reshape", xp.reshape)
+        self.made_from_shape = (xp.ones_like, xp.zeros_like, xp.full_like)
+        ufuncs = {f: getattr(cupy, f.__name__, None) for f in TEMPLATES if isinstance(f, np.ufunc)}
+        # CuPy's own functions take `out`.
+        self._native = ufuncs | {
+            np.matmul: cupy.matmul,
+            xp.matmul: cupy.matmul,
+            xp.sum: cupy.sum,
+            xp.sign: cupy.sign,
+        }
+        self._operations = {mine: ufunc for ufunc, mine in ufuncs.items()}
+        self._operations |= {cupy.where: "where", xp.astype: "astype", "astype": "astype"}
 
     def asarray(self, value, dtype=None):
         return self.cupy.asarray(value, dtype=dtype)
@@ -63,40 +70,58 @@ class CupyBackend(FlatBackend):
     def zeros(self, shape, dtype):
         return self.cupy.zeros(shape, dtype)
 
-    def kernel(self, function, *arrays, overwrite=None):
-        scalar = self._scalar_type(arrays)
-        return self._fused(function)(*map(scalar, arrays))
+    def arange(self, count, dtype):
+        return self.cupy.arange(count, dtype=dtype)
 
-    def update_in_place(self, kernel, buffers, scalars):
-        scalar = self._scalar_type(buffers)
-        values = self._fused(kernel, tuple(scalars))(*buffers, *map(scalar, scalars.values()))
-        for buffer, value in zip((buffers[0], *buffers[2:]), values, strict=True):
-            buffer[...] = value
+    def is_array(self, value):
+        return isinstance(value, self.cupy.ndarray)
 
-    @functools.cache  # noqa: B019 - one backend a process
-    def _fused(self, function, names=()):
-        xp = FusedNamespace(self.cupy)
+    def share_memory(self, a, b):
+        return a.data.mem is b.data.mem
 
-        def call(*arguments):
-            split = len(arguments) - len(names)
-            return function(xp, *arguments[:split], **dict(zip(names, arguments[split:], strict=True)))
+    def native(self, function):
+        return self._native.get(function, function)
 
-        return self.cupy.fuse(call)
+    def operation(self, function) -> "np.ufunc | str | None":
+        """Return NumPy's ufunc that an elementwise function of CuPy answers to, or the name of another."""
+        return self._operations.get(function)
 
-    @staticmethod
-    def _scalar_type(arrays):
-        """Return a function that gives a Python number the precision of the arrays.
+    def can_write(self, function):
+        return function in (self.cupy.matmul, self.cupy.sum)
 
-        A bare one would widen a fused kernel to 64 bits.
-        """
-        real = next((a.dtype.type for a in arrays if hasattr(a, "dtype") and a.dtype.kind == "f"), np.float32)
+    def zero(self, shape, dtype):
+        return self.cupy.zeros(shape, dtype)
 
-        def scalar(value):
-            if isinstance(value, int):
-                return np.uint32(value)
-            return real(value) if isinstance(value, float) else value
+    # Kernels
 
-        return scalar
+    def plan(self, function, arguments, into):
+        kinds = [a.dtype if hasattr(a, "dtype") else type(a) for a in untraced(arguments)]
+        return self.cuda_kernel(function, tuple(kinds), into)
+
+    @functools.lru_cache(maxsize=1024)  # noqa: B019 - one backend a process
+    def cuda_kernel(self, function, kinds, into) -> CudaKernel | None:
+        """Return a pure function of arrays as one launch, or None if it cannot be recorded."""
+        try:
+            program = record(function, kinds, [isinstance(kind, np.dtype) for kind in kinds])
+            return CudaKernel(self.cupy, program, kinds, into)
+        except (
+            NotRecordableError,
+            TypeError,
+            AttributeError,
+        ):  # the plain run tells what is wrong, if anything
+            return None
+
+    def run_kernel(self, function, overwrite, *arrays):
+        kernel = self.plan(function, arrays, (None,))
+        return function(self.xp, *arrays) if kernel is None else kernel(*arrays)
+
+    def run_update(self, rule, into, *arguments):
+        kernel = self.plan(rule, arguments, into)
+        if kernel is not None:
+            kernel(*arguments)
+            return
+        for i, result in zip(into, rule(self.xp, *arguments), strict=True):
+            arguments[i][...] = result
 
     def read(self, values):
         """Copy all arrays while the host goes on, into memory it may not move, and wait once."""

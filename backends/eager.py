@@ -21,6 +21,8 @@ class EagerBackend(FlatBackend):
     writer: type[Writer]
     empty: Callable
     concatenate: Callable
+    reshapes: tuple
+    """Functions, or names of methods, that give a view in another shape where they can."""
     made_from_shape: tuple
     """Functions that look at their first argument's shape and dtype only, as `ones_like` does."""
 

@@ -39,6 +39,7 @@ class NumpyBackend(EagerBackend):
     xp = numpy_namespace.make()
     writer = NumpyWriter
     empty, concatenate = staticmethod(np.empty), staticmethod(np.concatenate)
+    reshapes = ("reshape", np.reshape)
     made_from_shape = (np.ones_like, np.zeros_like, np.full_like)
 
     def __init__(self):

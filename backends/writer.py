@@ -186,7 +186,7 @@ class Writer:
     def _source(self, part: int, dtype) -> int | None:
         """Return the value that `part` is all of, if what makes it can write it anywhere."""
         maker = self.maker.get(part)
-        if maker is not None and maker.function == "reshape":
+        if maker is not None and maker.function in self.library.reshapes:
             part = maker.arguments[0]
             maker = self.maker.get(part)
         if maker is None or maker.plan is not None or part in self.escaping | self.overwritten:
