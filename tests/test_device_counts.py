@@ -144,3 +144,47 @@ def test_memory_that_is_not_given_back_is_counted():
     kept = []
     new = lambda: kept.append(nnx.as_backend("cupy").zeros(1 << 20, "float32"))  # noqa: E731
     assert device_counts(new)["mallocs"] == 1
+
+
+# Fast by construction
+
+
+def step_counts(hidden: int, optimizer="adam", **compiled) -> dict[str, float]:
+    """Return what one more step of `fit` asks for, in a perceptron of so many hidden layers."""
+    model = nnx.Sequential(
+        [*(layers.Dense(16, "relu") for _ in range(hidden)), layers.Dense(3, "softmax")], seed=0
+    )
+    model.compile(optimizer, "sparse_categorical_crossentropy", **compiled)
+    short, long = (
+        device_counts(lambda n=n: model.fit(X[:n], Y[:n], batch_size=20, verbose=0)) for n in (120, 200)
+    )
+    names = {*short, *long}
+    assert (long["syncs"], long["host_to_device_copies"]) == (short["syncs"], short["host_to_device_copies"])
+    return {
+        name: (long.get(name, 0) - short.get(name, 0)) / 4 for name in names if not name.endswith("_bytes")
+    }
+
+
+def test_a_step_of_a_perceptron():
+    """Three products and three other launches a layer; the loss and the gathering of a batch are the rest."""
+    found = {hidden: step_counts(hidden) for hidden in (1, 2, 5)}
+    for hidden, counts in found.items():
+        assert counts["products"] == 3 * (hidden + 1) - 1  # none for the gradient of the data
+        assert counts["launches"] <= 3 * (hidden + 1) + 16
+        assert not any(
+            counts.get(name) for name in ("syncs", "mallocs", "device_to_device_copies", "library_calls")
+        )
+        assert not any(counts.get(name) for name in ("host_to_device_copies", "device_to_host_copies"))
+    assert (
+        found[5]["launches"] - found[2]["launches"] == 3 * 3
+    )  # so the optimizer does not grow with the parameters
+
+
+@pytest.mark.parametrize("name", sorted(nnx.optimizers._registry.names()))
+def test_every_optimizer_is_one_launch(name):
+    without = step_counts(1, nnx.optimizers.SGD(0.1))
+    assert step_counts(1, name)["launches"] == without["launches"]
+
+
+def test_a_metric_costs_a_few_launches():
+    assert step_counts(1, metrics=["accuracy"])["launches"] - step_counts(1)["launches"] <= 6
