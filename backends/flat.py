@@ -37,11 +37,25 @@ class FlatBackend(Backend):
             return values
         return view_as(values, self.xp.concat(leaves))
 
+    def convert(self, values, dtype):
+        if isinstance(values, Packed):
+            return view_as(values, self.xp.astype(values.buffer, dtype))
+        return super().convert(values, dtype)
+
+    def map_kernel(self, function, values, *arguments):
+        if isinstance(values, Packed):
+            return view_as(values, self.kernel(function, values.buffer, *arguments))
+        return super().map_kernel(function, values, *arguments)
+
+    def flat(self, values):
+        return [values.buffer] if isinstance(values, Packed) else super().flat(values)
+
     def update(self, kernel, params, grads, slots, scalars):
         if not isinstance(params, Packed):
             return super().update(kernel, params, grads, slots, scalars)
-        gradient = self.xp.concat([self.xp.reshape(leaf, (-1,)) for leaf in tree.leaves(grads)])
-        buffers = [params.buffer, gradient, *(slot.buffer for slot in slots)]
+        if not isinstance(grads, Packed):
+            grads = self.pack(grads)
+        buffers = [params.buffer, grads.buffer, *(slot.buffer for slot in slots)]
         self.update_in_place(kernel, buffers, scalars)
         return params, slots
 
