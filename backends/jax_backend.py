@@ -9,7 +9,6 @@ import numpy as np
 from nnx import tree
 from nnx.backend import Backend, BackendError, BackendInfo, host_memory
 
-
 # Arrays below this many bytes are not placed on the device ahead of the call that reads them.
 SMALL = 1 << 18
 
