@@ -77,7 +77,9 @@ def test_train_step_of_peers(benchmark, batch, backends):
     for on_xla in (False, True):
         chosen = {name: run for name, run in (runs | others).items() if ("jax" in name.lower()) is on_xla}
         if chosen:
-            measured = interleave(chosen | floors, budget=1.5, settle=True, benchmark=None if times else benchmark)
+            measured = interleave(
+                chosen | floors, budget=1.5, settle=True, benchmark=None if times else benchmark
+            )
             times |= measured.table(floor, divided_by=steps)
     benchmark.extra_info |= {
         "kind": "peer step",

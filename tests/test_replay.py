@@ -279,6 +279,30 @@ def test_numpy_mistakes_read_as_they_did():
     assert messages[0] == messages[1]
 
 
+def test_what_leaves_a_step_is_not_overwritten_by_the_next():
+    """A layer keeps a view of its own gradient as state."""
+
+    class Keeps(layers.Dense):
+        def init_state(self, in_shape):
+            return {
+                "bias_gradient": np.zeros((1, self.units), np.float32),
+                "before": np.zeros((1, self.units)),
+            }
+
+        def forward(self, ctx, params, x):
+            y, pullback = super().forward(ctx, params, x)
+
+            def and_keep(dy):
+                dx, grads = pullback(dy)
+                ctx.state["before"] = ctx.state["bias_gradient"]
+                ctx.state["bias_gradient"] = ctx.xp.reshape(grads["bias"], (1, -1))
+                return dx, grads
+
+            return y, and_keep
+
+    expect_same(network(Keeps(4)), epochs=5)
+
+
 def test_numpy_two_threads_train_two_models_of_equal_settings():
     backend, found = fresh(True), {}
 
