@@ -165,6 +165,14 @@ def test_gradients_are_written_into_the_flat_buffer():
     assert not re.search(r"v\d+\[\d+:\d+\] = ", text)  # no copy
 
 
+def test_a_large_gradient_with_a_penalty_is_freed_only_if_it_was_made():
+    penalised = network(layers.Dense(256), layers.Dense(128, kernel_regularizer="l2"))
+    text = texts(penalised, batch_size=35)[0]
+    freed = {name for line in re.findall(r"del (.+)", text) for name in line.split(", ")}
+    assert freed
+    assert freed <= set(re.findall(r"^ +(v\d+) = ", text, re.M))
+
+
 def test_the_optimizer_writes_all_weights_at_once():
     text = texts(network(layers.Dense(5, "relu"), layers.Dense(4, "relu")), batch_size=35)[0]
     parameters = r"out=v0\)"  # the first input is the flat buffer of all parameters
