@@ -32,15 +32,15 @@ class FlatBackend(Backend):
     """Packs trees into flat buffers and updates them in one pass."""
 
     def pack(self, values):
-        leaves = [self.xp.reshape(leaf, (-1,)) for leaf in tree.leaves(values)]
-        if not leaves:
-            return values
-        return view_as(values, self.xp.concat(leaves))
+        return view_as(values, self._flat(values)) if tree.leaves(values) else values
+
+    def _flat(self, values):
+        return self.xp.concat([self.xp.reshape(leaf, (-1,)) for leaf in tree.leaves(values)])
 
     def update(self, kernel, params, grads, slots, scalars):
         if not isinstance(params, Packed):
             return super().update(kernel, params, grads, slots, scalars)
-        gradient = self.xp.concat([self.xp.reshape(leaf, (-1,)) for leaf in tree.leaves(grads)])
+        gradient = grads.buffer if isinstance(grads, Packed) else self._flat(grads)
         buffers = [params.buffer, gradient, *(slot.buffer for slot in slots)]
         self.update_in_place(kernel, buffers, scalars)
         return params, slots

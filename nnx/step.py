@@ -22,8 +22,9 @@ class Steps:
     there for the next.
     """
 
-    def __init__(self, backend: Backend, network: Layer, loss: Loss, metrics, optimizer):
+    def __init__(self, backend: Backend, network: Layer, loss: Loss, metrics, optimizer, communicator=None):
         self.backend, self.metrics, self.optimizer = backend, metrics, optimizer
+        self.communicator = communicator
         self.network, self.loss, self.head = fuse(network, loss)
         self.penalties = list(weight_penalties(network))
         self.train = backend.repeat(self._train_row)
@@ -37,6 +38,9 @@ class Steps:
     def _train_step(self, carry, batch, numbers):
         scalars = {name[5:]: value for name, value in numbers.items() if name.startswith("rate_")}
         grads, state, sums = self.gradients(carry["params"], carry["state"], batch, numbers)
+        if self.communicator is not None:
+            reduced = self.backend.all_reduce(self.communicator, [grads, state], numbers["share"])
+            grads, state = reduced[0], tree.copy(reduced[1])
         params, slots = self.optimizer.update(grads, carry["slots"], carry["params"], scalars, self.backend)
         return {"params": params, "state": state, "slots": slots}, sums
 
@@ -49,6 +53,8 @@ class Steps:
             key=(numbers["key_0"], numbers["key_1"]),
             needs_input_gradient=False,
         )
+        if self.communicator is not None:
+            ctx.part = numbers["first"], batch["x"].shape[0]
         output, pullback = run(self.network, ctx, params, batch["x"])
         values, pull_loss = self.loss.forward(ctx, batch["y"], output)
         sums = self._sums(ctx, params, batch, output, values)
