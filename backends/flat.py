@@ -32,16 +32,30 @@ class FlatBackend(Backend):
     """Packs trees into flat buffers and updates them in one pass."""
 
     def pack(self, values):
-        return view_as(values, self._flat(values)) if tree.leaves(values) else values
+        leaves = [self.xp.reshape(leaf, (-1,)) for leaf in tree.leaves(values)]
+        if not leaves:
+            return values
+        return view_as(values, self.xp.concat(leaves))
 
-    def _flat(self, values):
-        return self.xp.concat([self.xp.reshape(leaf, (-1,)) for leaf in tree.leaves(values)])
+    def convert(self, values, dtype):
+        if isinstance(values, Packed):
+            return view_as(values, self.xp.astype(values.buffer, dtype))
+        return super().convert(values, dtype)
+
+    def map_kernel(self, function, values, *arguments):
+        if isinstance(values, Packed):
+            return view_as(values, self.kernel(function, values.buffer, *arguments))
+        return super().map_kernel(function, values, *arguments)
+
+    def flat(self, values):
+        return [values.buffer] if isinstance(values, Packed) else super().flat(values)
 
     def update(self, kernel, params, grads, slots, scalars):
         if not isinstance(params, Packed):
             return super().update(kernel, params, grads, slots, scalars)
-        gradient = grads.buffer if isinstance(grads, Packed) else self._flat(grads)
-        buffers = [params.buffer, gradient, *(slot.buffer for slot in slots)]
+        if not isinstance(grads, Packed):
+            grads = self.pack(grads)
+        buffers = [params.buffer, grads.buffer, *(slot.buffer for slot in slots)]
         self.update_in_place(kernel, buffers, scalars)
         return params, slots
 

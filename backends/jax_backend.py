@@ -31,6 +31,8 @@ class JaxBackend(Backend):
         self.xp = jax.numpy
         self.is_accelerated = self.device.platform != "cpu"
 
+    dtypes = ("float16", "bfloat16", "float32", "float64")
+
     def asarray(self, value, dtype=None):
         return self.xp.asarray(value, dtype=dtype)
 

@@ -150,7 +150,8 @@ def begin(model, communicator: Communicator, facts: dict[str, Any]) -> None:
             f"batch_size={facts['batch_size']} is smaller than the {communicator.size} processes that share each "
             f"batch: raise it, or launch fewer"
         )
-    backend, carry = model.backend, model.carry
+    backend = model.backend
+    carry = {name: model.carry[name] for name in ("params", "state", "slots")}
     facts = {**facts, "number of weights": model.count_params(), "number of steps taken": model.step}
     mine = np.asarray(list(facts.values()), dtype=np.float64)
     first, seed = backend.asarray(mine.copy()), backend.asarray(np.asarray([model.seed & _SEED_BITS]))

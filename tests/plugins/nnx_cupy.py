@@ -10,6 +10,8 @@ import importlib.metadata
 import emulated_cuda
 import pytest
 
+import nnx
+
 # Files that touch no device, or one of their own choice.
 HOST_ONLY = {
     "test_architecture", "test_datasets", "test_defaults", "test_info", "test_initializers",
@@ -33,8 +35,6 @@ def pytest_configure(config):
     try:
         if not emulated_cuda.has_gpu():
             emulated_cuda.install(check_with_nvrtc=True)  # before anything imports cupy
-        import nnx
-
         nnx.as_backend("cupy")
     except (emulated_cuda.CannotEmulateError, nnx.BackendError) as error:
         raise pytest.UsageError(f"--cupy: {error}") from None
@@ -43,8 +43,6 @@ def pytest_configure(config):
 def pytest_report_header(config):
     if not config.getoption("--cupy"):
         return None
-    import nnx
-
     info = nnx.as_backend("cupy").describe()
     header = f"CuPy {info.version} on: {info.device}"
     if emulated_cuda.installed():
