@@ -1,6 +1,5 @@
 """Processes that exchange arrays of NumPy through the loopback network: rank 0 adds and answers."""
 
-import functools
 import os
 import time
 from multiprocessing.connection import Client, Listener
@@ -24,9 +23,15 @@ class SocketCommunicator(Communicator):
         if not self.key:
             raise DistributedError(f"NNX_KEY is not set: start the processes with {LAUNCH}")
 
-    @functools.cached_property
+        self._peers: list[Any] = []
+
+    @property
     def peers(self) -> list[Any]:
         """The connections to the other ranks, in their order, for rank 0; to rank 0 for the others."""
+        self._peers = self._peers or self._meet()
+        return self._peers
+
+    def _meet(self) -> list[Any]:
         if self.rank > 0:
             peer = connect(self.address, self.key)
             peer.send_bytes(np.asarray([self.rank, self.size]).tobytes())
@@ -37,6 +42,7 @@ class SocketCommunicator(Communicator):
                 peer = listener.accept()
                 rank, size = np.frombuffer(peer.recv_bytes(), dtype=int).tolist()
                 if size != self.size or rank in found:
+                    peer.close()
                     raise DistributedError(
                         f"rank {rank} of {size} came to meet rank 0 of {self.size}: start all with one {LAUNCH}"
                     )

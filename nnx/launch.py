@@ -41,9 +41,6 @@ def run(args, parser, more: list[str]) -> int:
     """Run the command; return the exit code."""
     if not Path(args.script).is_file():
         parser.error(f"there is no script {args.script!r} in {Path.cwd()}")
-    backend = os.environ.get("NNX_BACKEND")
-    if args.gpus and backend not in (None, "", "cupy"):
-        parser.error(f"--gpus trains with CuPy, but NNX_BACKEND={backend}: leave it out, or use --processes")
     settings = {"NNX_BACKEND": "cupy"} if args.gpus else {}
     return launch(args.gpus or args.processes, [args.script, *args.arguments, *more], settings)
 

@@ -152,7 +152,7 @@ def train(model, samples, stream, validation, callbacks: CallbackList, *, epochs
     placed = engine.place(samples) if samples is not None else None
     placed_validation = engine.place(validation) if isinstance(validation, Samples) else None
     source = iter(stream) if steps_per_epoch else None
-    if engine.communicator is not None:
+    if engine.communicator is not None and model.built:  # else at the first batch, see `train_on`
         data = {} if samples is None else {"batch_size": batch_size, **distributed.describe(samples)}
         engine.begin({"epochs": epochs, "initial_epoch": initial_epoch, **data})
     model.stop_training = False
