@@ -94,8 +94,8 @@ def size() -> int:
 
 
 def local_rank() -> int:
-    """Return the number of this process on this machine, which is that of its GPU."""
-    return int(os.environ.get("LOCAL_RANK") or rank())
+    """Return the number of this process among those launched on this machine, which is that of its GPU."""
+    return int(os.environ.get("LOCAL_RANK") or os.environ.get("RANK") or 0)
 
 
 def address() -> tuple[str, int]:

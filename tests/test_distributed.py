@@ -2,20 +2,26 @@
 each with a backend of its own, or processes that meet on the loopback network.
 """
 
+import importlib
+import inspect
 import json
+import multiprocessing
 import signal
 import subprocess
 import sys
 import threading
 import time
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+from nnx.backends.sockets import SocketCommunicator
 
 import nnx
 from nnx import callbacks, layers
 from nnx.distributed import Communicator, DistributedError
+from nnx.launch import free_port
 
 RNG = np.random.default_rng(0)
 X = RNG.standard_normal((103, 6))
@@ -172,7 +178,7 @@ def test_batch_normalization_has_the_same_moving_averages_on_all_ranks():
     assert found[0].history.history == found[1].history.history
     # The moments are those of each part, so it is not the training of one process, but near it.
     np.testing.assert_allclose(found[0].history.history["loss"], one.history.history["loss"], rtol=0.1)
-    means = [nnx.tree.leaves(model.state)[0] for model in (found[0], one)]
+    means = [m.backend.to_numpy(nnx.tree.leaves(m.state)[0]) for m in (found[0], one)]
     assert np.abs(means[0]).max() > 0.01
     np.testing.assert_allclose(*means, atol=0.02)
 
@@ -192,7 +198,8 @@ def test_optimizer_and_step_go_on():
     def run(communicator=None):
         model = trained(network(layers.Dropout(0.3)), epochs=1)
         if communicator is not None and communicator.rank == 1:
-            model.set_slots([nnx.tree.map(np.zeros_like, slot) for slot in model.slots.values()])
+            zeros = lambda slot: nnx.tree.map(lambda a: np.zeros(a.shape), slot)  # noqa: E731
+            model.set_slots([zeros(slot) for slot in model.slots.values()])
         model.fit(X, Y, epochs=2, verbose=0)
         return model
 
@@ -464,10 +471,6 @@ def test_launch_mistakes(command, tmp_path):
 
 
 def test_a_process_of_another_launch_is_turned_away(monkeypatch):
-    from nnx.backends.sockets import SocketCommunicator
-
-    from nnx.launch import free_port
-
     monkeypatch.setenv("MASTER_PORT", str(free_port()))
     monkeypatch.setenv("NNX_KEY", "00" * 32)
     first, other = SocketCommunicator(0, 2), SocketCommunicator(1, 3)
@@ -477,3 +480,115 @@ def test_a_process_of_another_launch_is_turned_away(monkeypatch):
             first.broadcast(np.zeros(3))
         with pytest.raises(DistributedError, match="rank 1 lost another process"):
             lost.result(20)
+
+
+# CuPy: NCCL itself needs two GPUs, see test_gpu
+
+
+@pytest.fixture
+def cupy(monkeypatch):
+    if nnx.get_backend().name != "cupy":
+        pytest.skip("for CuPy: pytest --cupy")
+    monkeypatch.setenv("MASTER_PORT", "12345")
+    return nnx.get_backend().cupy
+
+
+def nccl():
+    """Return CuPy's module, which warns where the library is missing."""
+    with warnings.catch_warnings(action="ignore"):
+        return importlib.import_module("cupy.cuda.nccl")
+
+
+class Group:
+    """What `init_process_group` returns, as far as it is used."""
+
+    def __init__(self):
+        self.calls = []
+
+    def __getattr__(self, name):
+        return lambda *arguments: self.calls.append((name, *arguments))
+
+
+def test_nccl_is_called_in_place_on_the_arrays_themselves(cupy, monkeypatch):
+    library = nccl()
+    import cupyx.distributed
+
+    monkeypatch.setattr(library, "available", True)
+
+    start = inspect.signature(cupyx.distributed.init_process_group)
+    group, given = Group(), []
+
+    def init_process_group(*arguments, **settings):
+        given.append((start.bind(*arguments, **settings).arguments, multiprocessing.get_start_method()))
+        return group
+
+    monkeypatch.setattr(cupyx.distributed, "init_process_group", init_process_group)
+    before = multiprocessing.get_start_method()
+    communicator = nnx.get_backend().communicator(0, 2)
+    assert (communicator.rank, communicator.size) == (0, 2)
+    array = cupy.ones(3)
+    communicator.all_reduce(array)
+    communicator.broadcast(array)
+    assert given == [({"n_devices": 2, "rank": 0, "host": "127.0.0.1", "port": 12345}, "fork")]
+    assert multiprocessing.get_start_method() == before
+    assert [name for name, *_ in group.calls] == ["stop", "all_reduce", "broadcast"]
+    assert all(argument is array for _, *arguments in group.calls for argument in arguments)
+    for name, *arguments in group.calls:
+        inspect.signature(getattr(cupyx.distributed.NCCLBackend, name)).bind(group, *arguments)
+
+
+def test_nccl_that_is_missing(cupy, monkeypatch):
+    monkeypatch.setattr(nccl(), "available", False)
+    with pytest.raises(nnx.BackendError, match="needs NCCL, which CuPy cannot load: pip install nvidia-nccl"):
+        nnx.get_backend().communicator(0, 2)
+
+
+MEETING = """
+import multiprocessing, sys, time, warnings
+warnings.simplefilter("ignore")
+import cupyx.distributed
+from cupy.cuda import nccl
+from nnx.backends.nccl import NcclCommunicator
+
+class Library:
+    def __init__(self, size, unique_id, rank):
+        print(size, unique_id.hex(), rank, flush=True)
+        time.sleep(0.5 if rank == 0 else 0)  # as if it waited for the others
+    def allReduce(self, *arguments): pass
+
+nccl.available, nccl.NcclCommunicator, nccl.get_unique_id = True, Library, lambda: bytes(range(128, 256))
+if __name__ == "__main__":
+    multiprocessing.set_start_method(sys.argv[2])
+    start = time.monotonic()
+    NcclCommunicator(int(sys.argv[1]), 2).group
+    print(multiprocessing.get_start_method(), multiprocessing.active_children(), time.monotonic() - start < 20)
+"""
+
+
+@pytest.mark.usefixtures("cupy")
+@pytest.mark.parametrize("method", ["fork", "forkserver"])  # the defaults of Python 3.13 and 3.14
+def test_processes_meet_at_the_server_of_cupy(method, tmp_path, monkeypatch):
+    """All of `cupyx.distributed` but the library itself; the last to come is rank 0."""
+    (tmp_path / "meeting.py").write_text(MEETING)
+    monkeypatch.setenv("MASTER_PORT", str(free_port()))
+    start = lambda rank: subprocess.Popen(  # noqa: E731
+        [sys.executable, str(tmp_path / "meeting.py"), str(rank), method],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    second = start(1)
+    time.sleep(2)
+    first = start(0)
+    for rank, process in enumerate((first, second)):
+        output, errors = process.communicate(timeout=60)
+        assert process.returncode == 0, errors
+        assert output.splitlines() == [f"2 {bytes(range(128, 256)).hex()} {rank}", f"{method} [] True"]
+
+
+def test_fewer_gpus_than_processes(cupy, monkeypatch):
+    count = cupy.cuda.runtime.getDeviceCount()
+    monkeypatch.setenv("LOCAL_RANK", str(count))
+    message = f"process {count} of those launched needs a GPU of its own, and there are {count}: launch with"
+    with pytest.raises(nnx.BackendError, match=message):
+        type(nnx.get_backend())()
