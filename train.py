@@ -4,6 +4,7 @@
     NNX_BACKEND=jax python train.py              the same, compiled by XLA
     python train.py --data houses.csv --target price
     python train.py --data-dir mnist --hidden 512 256
+    python -m nnx launch --gpus 2 train.py       on two GPUs
 
 Ctrl-C ends the training early: what was learnt is tested and saved, and the exit code is 130.
 """
@@ -31,12 +32,16 @@ def main(argv=None) -> int:
         backend = nnx.as_backend(args.backend)
         data, parts = read_data(args)
         model = build_model(args, data, backend)
-        folder = make_folder(args, data, parts, backend)
-    except (ValueError, OSError, ImportError, nnx.BackendError) as error:
+        is_first = nnx.distributed.rank() == 0  # of several processes, one writes and prints
+        folder = make_folder(args, data, parts, backend) if is_first else Path(os.devnull)
+    except (ValueError, OSError, ImportError, nnx.BackendError, nnx.distributed.DistributedError) as error:
         parser.error(str(error))
-    print_header(args, data, parts, model)
+    if is_first:
+        print_header(args, data, parts, model)
 
     outcome = fit(args, model, parts, folder)
+    if not is_first:
+        return 0
     X_test, y_test = parts.test
     outputs = model.predict(X_test)
     if not np.isfinite(outputs).all():

@@ -4,7 +4,7 @@ import functools
 
 import numpy as np
 
-from nnx import tree
+from nnx import distributed, tree
 from nnx.backend import BackendError, BackendInfo
 
 from . import replay
@@ -43,6 +43,14 @@ class CupyBackend(EagerBackend):
             ) from None
         if count < 1:
             raise BackendError("CuPy is installed, but no CUDA device: run with NNX_BACKEND=numpy")
+        local_rank = distributed.local_rank()
+        if local_rank >= count:
+            raise BackendError(
+                f"process {local_rank} of those launched needs a GPU of its own, and there are {count}: launch with "
+                f"--gpus {count}"
+            )
+        if local_rank > 0:
+            cupy.cuda.Device(local_rank).use()
         self.cupy, self.xp = cupy, TracingNamespace(xp)
         self.replays = replay.is_on()
         self.empty, self.concatenate = cupy.empty, cupy.concatenate
@@ -145,6 +153,11 @@ class CupyBackend(EagerBackend):
 
     def synchronize(self, value):
         self.cupy.cuda.get_current_stream().synchronize()
+
+    def communicator(self, rank, size):
+        from .nccl import NcclCommunicator  # not at the start: few train so
+
+        return NcclCommunicator(rank, size)
 
     def describe(self):
         runtime = self.cupy.cuda.runtime

@@ -5,11 +5,14 @@ plan of what it does; see `replay`.
 """
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
+from nnx import tree
+
 from . import replay
-from .flat import FlatBackend
+from .flat import FlatBackend, view_as
 from .tracing import Traced, trace_of
 from .writer import Writer
 
@@ -89,6 +92,28 @@ class EagerBackend(FlatBackend):
         else:
             run = functools.partial(self.run_update, rule, into)
             trace.call(rule, arguments, writes=writes, plan=plan, run=run)
+
+    def all_reduce(self, communicator, trees, scale=None):
+        flat = self.xp.concat(
+            [self.xp.reshape(leaf, (-1,)) for values in trees for leaf in tree.leaves(values)]
+        )
+        if scale is not None:
+            flat = flat * scale
+        trace = trace_of((flat,))
+        if trace is None:
+            communicator.all_reduce(flat)
+        else:
+            trace.call(communicator.all_reduce, (flat,), writes=(flat,))
+        found, start = [], 0
+        for values in trees:
+            stop = start + sum(math.prod(leaf.shape) for leaf in tree.leaves(values))
+            found.append(view_as(values, flat[start:stop]))
+            start = stop
+        return found
+
+    def broadcast(self, communicator, values):
+        for array in replay.buffers(values):
+            communicator.broadcast(array)
 
     def run_update(self, rule, into, *arguments) -> None:
         """Run `rule(xp, *arguments)` and write its results into the arguments numbered `into`."""

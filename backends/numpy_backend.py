@@ -89,6 +89,11 @@ class NumpyBackend(EagerBackend):
         for i, result in zip(into, rule(self.xp, *arguments), strict=True):
             arguments[i][...] = result
 
+    def communicator(self, rank, size):
+        from .sockets import SocketCommunicator  # not at the start: few train so
+
+        return SocketCommunicator(rank, size)
+
     def describe(self):
         return BackendInfo("numpy", True, np.__version__, f"cpu ({os.cpu_count()} cores)", host_memory())
 

@@ -123,6 +123,14 @@ def flatten(value) -> list:
     return [leaf for item in value for leaf in flatten(item)] if isinstance(value, list) else [value]
 
 
+def buffers(value) -> list:
+    """Return the arrays that hold all of a tree: for what is packed, its buffer alone."""
+    if isinstance(value, Packed):
+        return [value.buffer]
+    items = [value[name] for name in sorted(value)] if isinstance(value, dict) else value
+    return [array for item in items for array in buffers(item)] if isinstance(items, list) else [value]
+
+
 def _map(function, value):
     if isinstance(value, Packed):
         buffer = function(value.buffer)

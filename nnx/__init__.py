@@ -5,6 +5,7 @@ import importlib
 from nnx import (
     activations,
     callbacks,
+    distributed,
     initializers,
     layers,
     losses,
@@ -63,6 +64,7 @@ __all__ = [
     "as_backend",
     "available_backends",
     "callbacks",
+    "distributed",
     "get_backend",
     "initializers",
     "layers",

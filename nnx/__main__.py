@@ -1,4 +1,5 @@
-"""`python -m nnx`: `info`, what nnx can run on here, and if not, why; `compare`, whether backends agree."""
+"""`python -m nnx`: `info`, what nnx can run on here, and if not, why; `compare`, whether backends agree;
+`launch`, a script on several GPUs."""
 
 import os
 import platform
@@ -14,6 +15,7 @@ from nnx.cli import Parser
 
 def main(argv=None) -> int:
     """Run a subcommand; return the exit code."""
+    from nnx import launch
     from nnx.compare import command
 
     given = sys.argv[1:] if argv is None else list(argv)
@@ -27,6 +29,9 @@ def main(argv=None) -> int:
     )
     command.add_options(compare)
     compare.set_defaults(run=lambda args: command.run(args, compare, given[len(own) + 1 :]))
+    launching = commands.add_parser("launch", help="train a script on several GPUs", doc=launch.__doc__)
+    launch.add_options(launching)
+    launching.set_defaults(run=lambda args: launch.run(args, launching, given[len(own) :]))
     args = parser.parse_args(own)
     if "run" not in args:
         parser.print_help()

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from nnx import tree
+from nnx.distributed import LAUNCH, Communicator
 from nnx.registry import suggest
 
 GROUP = "nnx.backends"
@@ -185,6 +186,23 @@ class Backend:
         return new_params, [
             tree.rebuild(params, (result[i + 1] for result in results)) for i in range(len(slots))
         ]
+
+    # Several processes
+
+    def communicator(self, rank: int, size: int) -> Communicator:
+        """Return what connects this process to others that train together; see `nnx.distributed`."""
+        raise BackendError(
+            f"the {self.name} backend does not train on several processes: run it without {LAUNCH}, "
+            f"or with NNX_BACKEND=cupy or numpy"
+        )
+
+    def all_reduce(self, communicator, trees: list, scale=None) -> list:
+        """Return trees of the sums over all ranks of `scale` times each array, by one all-reduce."""
+        raise NotImplementedError
+
+    def broadcast(self, communicator, values) -> None:
+        """Overwrite the arrays of what a model carries by those of rank 0."""
+        raise NotImplementedError
 
     # What it is
 

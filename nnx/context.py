@@ -36,7 +36,17 @@ class Context:
     'numpy'
     """
 
-    __slots__ = ("backend", "key", "needs_input_gradient", "path", "penalties", "state", "training", "xp")
+    __slots__ = (
+        "backend",
+        "key",
+        "needs_input_gradient",
+        "part",
+        "path",
+        "penalties",
+        "state",
+        "training",
+        "xp",
+    )
 
     def __init__(
         self,
@@ -55,6 +65,8 @@ class Context:
         self.path = ""
         """Where in the network the layer stands: the names of what it is in, and its own."""
         self.needs_input_gradient = needs_input_gradient
+        self.part: tuple[Any, int] | None = None
+        """Where the samples start in a batch that several processes share, and how many they are."""
         self.penalties: list = []
         """Terms that layers add to the loss, such as activity regularisation."""
 
@@ -63,7 +75,7 @@ class Context:
         inner = object.__new__(Context)
         inner.backend, inner.xp, inner.training = self.backend, self.xp, self.training
         inner.state = self.state.get(name, {})
-        inner.key, inner.path = self.key, f"{self.path}/{name}"
+        inner.key, inner.path, inner.part = self.key, f"{self.path}/{name}", self.part
         inner.needs_input_gradient = needs_input_gradient
         inner.penalties = self.penalties
         return inner
@@ -80,12 +92,16 @@ class Context:
         """Return 32 random bits (uint32) for each element of `shape`.
 
         They are a function of the model's seed, the step, the layer's place in the network, and
-        `salt`: a layer that draws twice in one pass gives two.
+        `salt`: a layer that draws twice in one pass gives two. The first axis of `shape` is the
+        batch: where several processes share one, each draws the bits of its own samples.
         """
         size = 1
         for length in shape:
             size *= length
         counter = self.arange(size, "uint32")
+        if self.part is not None:
+            first, samples = self.part
+            counter = self.kernel(kernels.add, counter, first * (size // samples), overwrite=0)
         key = fold_name(self.key, f"{self.path}#{salt}")
         bits = self.kernel(kernels.hash_bits, counter, *key, overwrite=0)
         return self.xp.reshape(bits, shape)

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from nnx import losses, metrics, optimizers, precision, saving, training, tree
+from nnx import distributed, losses, metrics, optimizers, precision, saving, training, tree
 from nnx.backend import Backend, as_backend
 from nnx.callbacks import Callback, CallbackList, ProgressBar, format_number
 from nnx.context import Context
@@ -393,7 +393,7 @@ class Model:
         self.history = History()
         shown = [] if verbose == 0 else [ProgressBar(bar=False if verbose == 2 else None)]
         given = [callbacks] if isinstance(callbacks, Callback) else callbacks or []
-        hooks = CallbackList([*given, self.history, *shown])
+        hooks = CallbackList([*given, self.history, *shown], distributed.rank())
         hooks.set_model(self)
         steps = steps_per_epoch if samples is None else -(-len(samples) // batch_size)
         hooks.set_params({

@@ -11,7 +11,7 @@ from nnx.registry import Configurable, init_arguments, is_own
 from nnx.step import Steps
 
 
-def shared_steps(model) -> Steps:
+def shared_steps(model, communicator=None) -> Steps:
     """Return the step functions for `model`: those of an earlier model of equal settings, if any.
 
     The settings are those of now: changing a layer later has no effect until the next `compile`.
@@ -20,8 +20,8 @@ def shared_steps(model) -> Steps:
     try:
         key = _settings(parts)
     except TypeError:  # something that cannot be compared, such as a layer of one's own
-        return Steps(model.backend, *parts)
-    return _remembered(key, model.backend, _NotCompared(parts))
+        return Steps(model.backend, *parts, communicator=communicator)
+    return _remembered(key, model.backend, communicator, _NotCompared(parts))
 
 
 class _NotCompared(tuple):
@@ -35,8 +35,8 @@ class _NotCompared(tuple):
 
 
 @functools.lru_cache(maxsize=64)
-def _remembered(key: tuple, backend: Backend, parts: _NotCompared) -> Steps:
-    return Steps(backend, *copy.deepcopy(tuple(parts)))
+def _remembered(key: tuple, backend: Backend, communicator, parts: _NotCompared) -> Steps:
+    return Steps(backend, *copy.deepcopy(tuple(parts)), communicator=communicator)
 
 
 def _settings(value) -> tuple:

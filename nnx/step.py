@@ -22,8 +22,18 @@ class Steps:
     there for the next.
     """
 
-    def __init__(self, backend: Backend, network: Layer, loss: Loss, metrics, optimizer, dtype="float32"):
+    def __init__(
+        self,
+        backend: Backend,
+        network: Layer,
+        loss: Loss,
+        metrics,
+        optimizer,
+        dtype="float32",
+        communicator=None,
+    ):
         self.backend, self.metrics, self.optimizer, self.dtype = backend, metrics, optimizer, dtype
+        self.communicator = communicator
         self.network, self.loss, self.head = fuse(network, loss)
         self.penalties = list(weight_penalties(network))
         self.train = backend.repeat(self._train_row)
@@ -39,6 +49,9 @@ class Steps:
         xp, scale, kept = self.backend.xp, carry.get("scale"), {}
         factor = None if scale is None else scale["factor"]
         grads, state, sums = self.gradients(carry["params"], carry["state"], batch, numbers, factor)
+        if self.communicator is not None:
+            reduced = self.backend.all_reduce(self.communicator, [grads, state], numbers["share"])
+            grads, state = reduced[0], tree.copy(reduced[1])
         if scale is not None:  # of float16, whose gradients may overflow
             scalars["finite"] = finite = precision.all_finite(xp, self.backend.flat(grads))
             state = precision.keep_if(xp, finite, state, carry["state"])
@@ -55,6 +68,8 @@ class Steps:
             key=(numbers["key_0"], numbers["key_1"]),
             needs_input_gradient=False,
         )
+        if self.communicator is not None:
+            ctx.part = numbers["first"], batch["x"].shape[0]
         output, pullback = self._run(ctx, params, batch["x"])
         values, pull_loss = self.loss.forward(ctx, batch["y"], output)
         sums = self._sums(ctx, params, batch, output, values)

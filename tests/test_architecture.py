@@ -13,7 +13,7 @@ LIBRARIES = {"numpy", "cupy", "cupyx", "jax", "jaxlib", "array_api_compat", "sci
 # Modules that work on the host, before and after the step.
 HOST = {
     "backend", "compare/__init__", "compare/trace", "compare/trial", "compare/script", "data",
-    "datasets", "files", "functional", "initializers", "metrics", "model", "plot", "random",
+    "datasets", "distributed", "files", "functional", "initializers", "metrics", "model", "plot", "random",
     "reports", "saving", "sequential", "tables", "targets", "testing", "training", "utils", "__main__",
 }  # fmt: skip
 

@@ -185,3 +185,36 @@ def test_time_of_a_step(gpu, batch_size):
     seconds = (time.perf_counter() - start) / (5 * -(-len(X) // batch_size))
     print(f"\n{gpu.describe().device}: 64-512-10, batch {batch_size}: {seconds * 1e6:.0f} µs a step")
     assert losses[-1] < losses[0]
+
+
+SHARED = """
+import sys, numpy as np, nnx
+rng = np.random.default_rng(0)
+X = rng.standard_normal((1000, 64)); Y = (X @ rng.standard_normal((64, 10))).argmax(axis=1)
+inner = [nnx.layers.Dense(64, "relu"), nnx.layers.Dropout(0.3), nnx.layers.Dense(10, "softmax")]
+model = nnx.Sequential(inner, seed=0, dtype="float64")
+model.compile("adam", "sparse_categorical_crossentropy", metrics=["accuracy"])
+history = model.fit(X, Y, epochs=3, batch_size=64, validation_split=0.2, verbose=0).history
+if nnx.distributed.rank() == 0:
+    print(*(value for values in history.values() for value in values))
+    print(*(np.abs(w).sum() for w in model.get_weights()))
+"""
+
+
+def test_two_gpus_train_as_one_does(gpu, tmp_path):
+    if gpu.cupy.cuda.runtime.getDeviceCount() < 2:
+        pytest.skip("needs two GPUs")
+    script = tmp_path / "shared.py"
+    script.write_text(SHARED)
+    found = []
+    for launch in ([], ["-m", "nnx", "launch", "--gpus", "2"]):
+        done = subprocess.run(
+            [sys.executable, *launch, str(script)],
+            env={**os.environ, "NNX_BACKEND": "cupy"},
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+        assert done.returncode == 0, done.stderr
+        found.append([float(number) for number in done.stdout.split()])
+    np.testing.assert_allclose(found[1], found[0], rtol=1e-9)

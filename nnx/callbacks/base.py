@@ -21,6 +21,9 @@ class Callback:
 
     model: Any = None
     params: dict[str, Any]
+    first_rank_only = False
+    """Where several processes train together, whether it is called in that of rank 0 alone: if it
+    writes files, say. All others are called in each, with the same numbers, and decide alike."""
 
     def __init__(self):
         self.params = {}
@@ -59,9 +62,9 @@ BATCH_HOOKS = ("on_train_batch_begin", "on_train_batch_end")
 
 
 class CallbackList(Callback):
-    """Several callbacks as one."""
+    """Several callbacks as one; those for the first rank only if this is it."""
 
-    def __init__(self, callbacks):
+    def __init__(self, callbacks, rank: int = 0):
         super().__init__()
         self.callbacks = list(callbacks)
         for callback in self.callbacks:
@@ -78,6 +81,8 @@ class CallbackList(Callback):
             for c in self.callbacks
             for hook in BATCH_HOOKS
         )
+        if rank > 0:  # after `each_batch`, so that all ranks read the loss equally often
+            self.callbacks = [c for c in self.callbacks if not c.first_rank_only]
 
     def set_model(self, model):
         for callback in self.callbacks:

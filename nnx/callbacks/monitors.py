@@ -129,6 +129,8 @@ class ModelCheckpoint(Monitor):
         Whether architecture and optimizer are left out.
     """
 
+    first_rank_only = True
+
     def __init__(self, filepath, monitor: str = "val_loss", verbose: int = 0, save_best_only: bool = False,
                  save_weights_only: bool = False, mode: str = "auto"):  # fmt: skip
         super().__init__(monitor, mode)

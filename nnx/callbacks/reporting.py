@@ -19,6 +19,8 @@ class ProgressBar(Callback):
         Whether the moving bar is shown; by default on a terminal only.
     """
 
+    first_rank_only = True
+
     def __init__(self, bar: bool | None = None):
         super().__init__()
         self.bar = sys.stdout.isatty() if bar is None else bar
@@ -69,6 +71,8 @@ def format_number(value: float) -> str:
 
 class CSVLogger(Callback):
     """Write the numbers of each epoch to a CSV file, a line an epoch, as they come."""
+
+    first_rank_only = True
 
     def __init__(self, filename, separator: str = ",", append: bool = False):
         super().__init__()
