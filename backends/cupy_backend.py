@@ -11,6 +11,7 @@ from . import replay
 from .cuda_kernels import TEMPLATES, CudaKernel
 from .cupy_writer import CupyWriter
 from .eager import EagerBackend
+from .prefetch import prefetch
 from .recording import NotRecordableError, record
 from .tracing import TracingNamespace, untraced
 
@@ -72,6 +73,34 @@ class CupyBackend(EagerBackend):
 
     def arange(self, count, dtype):
         return self.cupy.arange(count, dtype=dtype)
+
+    def free_memory(self):
+        pool = self.cupy.get_default_memory_pool()
+        free = self.cupy.cuda.runtime.memGetInfo()[0] + pool.free_bytes()
+        limit = pool.get_limit()
+        return min(free, limit - pool.used_bytes()) if limit else free
+
+    @functools.cached_property
+    def copies(self):
+        """The stream of copies that run beside the computation; its memory is its own."""
+        return self.cupy.cuda.Stream(non_blocking=True)
+
+    def transfer(self, batches):
+        compute, copies = self.cupy.cuda.get_current_stream(), self.copies
+
+        def begin(batch):
+            # A new batch may take the memory of an old one, which steps that are queued still read.
+            copies.wait_event(compute.record())
+            with copies:
+                # CuPy copies through page-locked memory, which it keeps until the copy is done.
+                placed = tree.map(self.asarray, batch)
+            return placed, copies.record()
+
+        for placed, copied in prefetch(batches, begin):
+            compute.wait_event(copied)
+            yield placed
+            if not copied.done:  # or the host could fill its memory with batches to be copied
+                copied.synchronize()
 
     def is_array(self, value):
         return isinstance(value, self.cupy.ndarray)

@@ -9,6 +9,8 @@ import numpy as np
 from nnx import tree
 from nnx.backend import Backend, BackendError, BackendInfo, host_memory
 
+from .prefetch import prefetch
+
 
 class JaxBackend(Backend):
     """Adapter for `jax.numpy`, which follows the array-API standard itself."""
@@ -37,11 +39,22 @@ class JaxBackend(Backend):
     def to_numpy(self, array):
         return np.array(array)
 
+    def free_memory(self):
+        stats = (self.device.memory_stats() or {}) if self.is_accelerated else {}
+        return stats["bytes_limit"] - stats["bytes_in_use"] if "bytes_limit" in stats else None
+
+    def transfer(self, batches):
+        # JAX copies while the host goes on, or not at all where it can use the host's own memory.
+        return prefetch(batches, lambda batch: self.jax.device_put(tree.map(np.array, batch)))
+
     def stage(self, rows):
+        return self.jax.device_put(self._in_dtype_of_steps(rows))
+
+    def _in_dtype_of_steps(self, rows):
         # Compiled steps take every number as an array: float64 ones of their own precision.
         real = "float64" if self._x64 else "float32"
         dtypes = {"f": real, "i": "int32", "u": "uint32"}
-        return self.jax.device_put({name: v.astype(dtypes[v.dtype.kind]) for name, v in rows.items()})
+        return {name: v.astype(dtypes[v.dtype.kind]) for name, v in rows.items()}
 
     @property
     def _x64(self) -> bool:
@@ -75,6 +88,17 @@ class JaxBackend(Backend):
         def run(carry, totals, rows, data, start, stop):
             totals = zeros(carry, rows, data) if totals is None else totals
             return jax.block_until_ready(loop(carry, totals, rows, data, start, stop))
+
+        return run
+
+    def one_step(self, step):
+        compiled = self.jax.jit(step, donate_argnums=0)
+
+        def run(carry, totals, numbers, batch):
+            row = {name: v[0] for name, v in self._in_dtype_of_steps(numbers).items()}
+            # At most one step is under way while the host makes the next batch.
+            carry, sums = compiled(self.jax.block_until_ready(carry), row, batch)
+            return carry, sums if totals is None else tree.map(operator.add, totals, sums)
 
         return run
 

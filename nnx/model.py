@@ -399,7 +399,7 @@ class Model:
         engine = self.engine
         samples = with_class_weights(self._check(x, y, sample_weight), class_weight, self.output_shape)
         with self.backend.scope(self.dtype):
-            logs = engine.logs(engine.train_on(samples), len(samples))
+            logs = engine.logs(engine.train_on(engine.place(samples)), len(samples))
         return _as_result(logs, return_dict)
 
     def test_on_batch(self, x, y, sample_weight=None, return_dict: bool = False):
@@ -419,11 +419,11 @@ class Model:
         engine = self.engine
         with self.backend.scope(self.dtype):
             if y is None and is_stream(x):
-                logs = engine.evaluate_stream(x)
+                logs = engine.evaluate_stream(engine.checked(x))
             else:
                 samples = self._check(x, y, sample_weight)
                 size = check_count("batch_size", 256 if batch_size is None else batch_size)
-                logs = engine.evaluate(samples, engine.place(samples), size)
+                logs = engine.evaluate(samples, engine.place_if_it_fits(samples), size)
         if verbose:
             print("  ".join(f"{name} {format_number(value)}" for name, value in logs.items()))
         return _as_result(logs, return_dict)

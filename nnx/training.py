@@ -5,7 +5,6 @@
 
 import contextlib
 import itertools
-import operator
 import time
 import warnings
 
@@ -18,6 +17,9 @@ from nnx.interrupt import Interrupt
 from nnx.random import SHUFFLE, generator, step_keys
 from nnx.sharing import shared_steps
 
+# Samples stay on the device if they take at most this share of the memory that is free there: the
+# rest is for weights, gradients and activations.
+DATA_SHARE = 0.5
 # A run of steps lasts about this many seconds: bars move, and Ctrl-C is heard.
 SECONDS_A_RUN = 0.1
 
@@ -40,8 +42,20 @@ class Engine:
 
     def place(self, samples: Samples) -> dict:
         """Return the samples on the device."""
-        arrays = {"x": samples.x, "y": samples.y, "weight": samples.weight}
-        return {name: self.backend.asarray(array) for name, array in arrays.items()}
+        return tree.map(self.backend.asarray, samples.arrays())
+
+    def place_if_it_fits(self, samples: Samples) -> dict | None:
+        """Return the samples on the device, or None: then they are to be streamed, batch by batch."""
+        free = self.backend.free_memory()
+        return self.place(samples) if free is None or samples.nbytes <= DATA_SHARE * free else None
+
+    def transfer(self, batches) -> contextlib.closing:
+        """Return a context that yields each of some batches, `Samples` on the host, on the device."""
+        return contextlib.closing(self.backend.transfer(samples.arrays() for samples in batches))
+
+    def checked(self, stream):
+        """Yield each item of an iterable of batches as `Samples`."""
+        return (self.model.check_batch(as_batch(item)) for item in stream)
 
     def logs(self, totals: dict, samples: int) -> dict[str, float]:
         """Return loss and metrics from the totals of an epoch: the one host read."""
@@ -66,9 +80,11 @@ class Engine:
             start = stop
 
     def evaluate(
-        self, samples: Samples, placed: dict, batch_size: int, check=lambda: None
+        self, samples: Samples, placed: dict | None, batch_size: int, check=lambda: None
     ) -> dict[str, float]:
-        """Return loss and metrics on samples that are on the device; call `check` between runs."""
+        """Return loss and metrics; call `check` between runs. `placed` as of `place_if_it_fits`."""
+        if placed is None:
+            return self.evaluate_stream(samples.batches(np.arange(len(samples)), batch_size), check)
         data, totals = {"weights": self._weights(), "samples": placed}, None
         for index in batch_indices(np.arange(len(samples)), batch_size):
             rows = self.backend.stage({"index": index})
@@ -78,13 +94,14 @@ class Engine:
         return self.logs(totals or {}, len(samples))
 
     def evaluate_stream(self, batches, check=lambda: None) -> dict[str, float]:
-        """Return loss and metrics over an iterable of batches."""
-        weights, totals, seen = self._weights(), None, 0
-        for item in batches:
-            samples = self.model.check_batch(as_batch(item))
-            totals = added(totals, self.steps.evaluate_batch(weights, self.place(samples)))
-            seen += len(samples)
-            check()
+        """Return loss and metrics over an iterable of `Samples`."""
+        totals, seen = None, 0
+        with self.transfer(batches) as placed:
+            for batch in placed:
+                data = {"weights": self._weights(), "samples": batch}
+                _, totals = self.steps.evaluate_one({}, totals, {}, data)
+                seen += batch["x"].shape[0]
+                check()
         if totals is None:
             raise ValueError(f"validation: {NO_BATCH}")
         return self.logs(totals, seen)
@@ -92,13 +109,12 @@ class Engine:
     def _weights(self) -> dict:
         return {"params": self.model.params, "state": self.model.state}
 
-    def train_on(self, samples: Samples) -> dict:
-        """Take one step on these samples and return its sums."""
-        row = self.backend.stage(self.numbers(self.model.step, self.model.step + 1))
-        numbers = {name: values[0] for name, values in row.items()}
-        carry, sums = self.steps.train_batch(self.model.carry, self.place(samples), numbers)
+    def train_on(self, batch: dict, totals=None) -> dict:
+        """Take one step on a batch that is on the device; return the totals with its sums added."""
+        numbers = self.numbers(self.model.step, self.model.step + 1)
+        carry, totals = self.steps.train_one(self.model.carry, totals, numbers, batch)
         self.model.set_carry(carry, steps=1)
-        return sums
+        return totals
 
 
 NO_BATCH = (
@@ -107,17 +123,12 @@ NO_BATCH = (
 )
 
 
-def added(totals, sums):
-    """Return totals plus sums; the first totals are None."""
-    return sums if totals is None else tree.map(operator.add, totals, sums)
-
-
 def train(model, samples, stream, validation, callbacks: CallbackList, *, epochs, initial_epoch, batch_size,
           validation_batch_size, validation_freq, shuffle, steps_per_epoch):  # fmt: skip
     """Run the epochs of a fit. `samples` are on the host; or `stream` is an iterable of batches."""
     engine = model.engine
-    placed = engine.place(samples) if samples is not None else None
-    placed_validation = engine.place(validation) if isinstance(validation, Samples) else None
+    placed = engine.place_if_it_fits(samples) if samples is not None else None
+    placed_validation = engine.place_if_it_fits(validation) if isinstance(validation, Samples) else None
     source = iter(stream) if steps_per_epoch else None
     model.stop_training = False
     callbacks.on_train_begin()
@@ -130,20 +141,25 @@ def train(model, samples, stream, validation, callbacks: CallbackList, *, epochs
                 order = np.arange(len(samples))
                 if shuffle:
                     generator(model.seed, SHUFFLE, model.step).shuffle(order)
-                totals, seen = _train_on_placed(engine, placed, order, batch_size, callbacks, interrupt)
+                if placed is not None:
+                    totals, seen = _train_on_placed(engine, placed, order, batch_size, callbacks, interrupt)
+                else:
+                    batches, steps = samples.batches(order, batch_size), -(-len(samples) // batch_size)
+                    totals, seen = _train_on_stream(engine, batches, steps, callbacks, interrupt)
             else:
-                batches = stream if source is None else itertools.islice(source, steps_per_epoch)
+                items = stream if source is None else itertools.islice(source, steps_per_epoch)
+                batches = engine.checked(items)
                 totals, seen = _train_on_stream(engine, batches, steps_per_epoch, callbacks, interrupt)
                 if totals is None:  # used up exactly at the end of the epoch before
                     break
             logs = engine.logs(totals, seen)
             if validation is not None and (epoch + 1) % validation_freq == 0:
-                if placed_validation is not None:
+                if isinstance(validation, Samples):
                     numbers = engine.evaluate(
                         validation, placed_validation, validation_batch_size, interrupt.check
                     )
                 else:
-                    numbers = engine.evaluate_stream(validation, interrupt.check)
+                    numbers = engine.evaluate_stream(engine.checked(validation), interrupt.check)
                 logs.update({f"val_{name}": value for name, value in numbers.items()})
             callbacks.on_epoch_end(epoch, logs)
             interrupt.check()
@@ -180,20 +196,20 @@ def _train_on_placed(engine, placed, order, batch_size, callbacks, interrupt) ->
 
 
 def _train_on_stream(engine, batches, steps, callbacks, interrupt) -> tuple:
-    """Train on the batches of an iterable; return the totals and the number of samples seen."""
+    """Train on an iterable of `Samples`; return the totals and the number of samples seen."""
     model, totals, seen, done = engine.model, None, 0, 0
-    for item in batches:
-        if callbacks.each_batch:
-            callbacks.on_train_batch_begin(done)
-        samples = model.check_batch(as_batch(item))
-        totals = added(totals, engine.train_on(samples))
-        seen, done = seen + len(samples), done + 1
-        callbacks.on_progress(done, steps)
-        if callbacks.each_batch:
-            callbacks.on_train_batch_end(done - 1, engine.logs(totals, seen))
-        interrupt.check()
-        if model.stop_training:
-            break
+    with engine.transfer(batches) as placed:
+        for batch in placed:
+            if callbacks.each_batch:
+                callbacks.on_train_batch_begin(done)
+            totals = engine.train_on(batch, totals)
+            seen, done = seen + batch["x"].shape[0], done + 1
+            callbacks.on_progress(done, steps)
+            if callbacks.each_batch:
+                callbacks.on_train_batch_end(done - 1, engine.logs(totals, seen))
+            interrupt.check()
+            if model.stop_training:
+                break
     if totals is None and (not steps or model.step == 0):
         raise ValueError(NO_BATCH)
     if steps and done < steps and not model.stop_training:

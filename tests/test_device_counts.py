@@ -69,8 +69,13 @@ def test_an_activation_is_one_launch_each_way(name):
 
 
 def test_a_training_step_waits_for_nothing(model):
+    def step():
+        model.engine.train_on(model.engine.place(SAMPLES))
+
+    for _ in range(3):  # until it is compiled
+        step()
     with forbidden_sync():
-        counts = device_counts(lambda: model.engine.train_on(SAMPLES))
+        counts = device_counts(step)
     assert counts["products"] == 3 * 2 - 1  # none for the gradient of the data
     assert counts["host_to_device_copies"] == 3  # features, labels, weights
     assert not counts.keys() & {"syncs", "device_to_host_copies", "mallocs"}
@@ -103,6 +108,49 @@ def test_predict_waits_once_however_many_batches(model):
 
 def test_evaluate_waits_once(model):
     assert device_counts(lambda: model.evaluate(X, Y, batch_size=50, verbose=0))["syncs"] == 1
+
+
+# Streaming
+
+
+BATCHES = [(X[i : i + 20], Y[i : i + 20]) for i in range(0, 200, 20)]
+BATCH_BYTES = 20 * (6 * 4 + 4 + 4)  # features, labels, weights
+
+
+def streamed(model, monkeypatch):
+    """Let no data fit on the device."""
+    monkeypatch.setattr(model.backend, "free_memory", lambda: 1)
+    fit(model, 3)  # until the step is compiled
+    return model
+
+
+def test_a_streamed_batch_is_copied_once_from_pinned_memory_and_waits_for_nothing(model, monkeypatch):
+    streamed(model, monkeypatch)
+    for data in ((X, Y), (BATCHES,)):
+        counts = device_counts(lambda data=data: model.fit(*data, batch_size=20, epochs=3, verbose=0))
+        assert counts["host_to_device_copies"] == 3 * 10 * 3
+        assert counts["host_to_device_bytes"] == 3 * 10 * BATCH_BYTES
+        assert not counts.keys() & {"pageable_copies", "mallocs"}
+        assert counts["syncs"] == 3 + 1  # one an epoch, for its numbers, and the last for the weights
+        assert counts["device_to_host_bytes"] == 3 * 12
+
+
+def test_a_streamed_step_launches_no_more_than_another(model, monkeypatch):
+    fit(model, 3)
+    resident = fit(model, 3)
+    counts = fit(streamed(model, monkeypatch), 3)
+    assert counts["launches"] <= resident["launches"]  # it gathers nothing, but makes its ones each time
+    assert counts["products"] == resident["products"]
+    assert counts["device_to_device_copies"] == resident["device_to_device_copies"]
+
+
+def test_streamed_validation_and_evaluation_wait_once(model, monkeypatch):
+    streamed(model, monkeypatch)
+    counts = device_counts(lambda: model.evaluate(X, Y, batch_size=20, verbose=0))
+    assert counts["syncs"] == 1
+    assert counts["host_to_device_bytes"] == 10 * BATCH_BYTES
+    assert "mallocs" not in counts
+    assert fit(model, 3, validation_data=(X, Y))["syncs"] == 2 * 3 + 1
 
 
 # The counting itself

@@ -85,7 +85,7 @@ def test_memory_does_not_grow(gpu):
 def test_steps_are_queued_not_waited_for(gpu):
     """The host runs ahead: to queue steps takes less time than they do."""
     model = build(gpu, units=8192)
-    samples = model._check(X, Y, None)
+    samples = model.engine.place(model._check(X, Y, None))
     model.engine.train_on(samples)
     gpu.synchronize(None)
     start = time.perf_counter()

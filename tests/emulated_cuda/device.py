@@ -26,6 +26,9 @@ class Counters:
     device_to_host_copies: int = 0
     device_to_host_bytes: int = 0
     device_to_device_copies: int = 0
+    pageable_copies: int = (
+        0  # of these, between device and host memory that is not pinned: such a copy may wait
+    )
     syncs: int = 0  # times the host waited for the device
     mallocs: int = 0  # cudaMalloc: what the memory pool had to ask for
 

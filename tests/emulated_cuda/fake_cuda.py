@@ -183,6 +183,8 @@ class FakeRuntime:
 
     def _copy(self, destination, source, size, kind):
         direction, counters = self._direction(destination, source, size), self._device.counters
+        host = {HOST_TO_DEVICE: source, DEVICE_TO_HOST: destination}.get(direction)
+        counters.pageable_copies += host is not None and not self._pinned.contains(host, size)
         if kind not in (direction, DEFAULT):  # an address on the wrong side, or past the end of a block
             raise CUDARuntimeError(ERROR_INVALID_VALUE)
         if direction == HOST_TO_DEVICE:
