@@ -1,6 +1,7 @@
 """CuPy: arrays on a CUDA GPU, elementwise kernels fused into one launch each."""
 
 import functools
+import importlib
 
 import numpy as np
 
@@ -18,6 +19,14 @@ from .tracing import TracingNamespace, untraced
 REMEDY = "pip install 'nnx-engine[cuda12]' (or cuda13, to match the driver that nvidia-smi shows)"
 
 
+def in_one_line(error: Exception) -> str:
+    """Return the line of a message of CuPy that says what is wrong."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip(" =")]
+    if "Original error:" in lines[:-1]:
+        return lines[lines.index("Original error:") + 1]
+    return lines[0] if lines else type(error).__name__
+
+
 class CupyBackend(EagerBackend):
     """Adapter for CuPy, through array-api-compat, which fills its gaps in the standard."""
 
@@ -31,7 +40,7 @@ class CupyBackend(EagerBackend):
             import cupy
         except ImportError as error:
             raise BackendError(
-                f"the cupy backend needs CuPy and array-api-compat, and cannot import them ({error}). "
+                f"the cupy backend needs CuPy and array-api-compat, and cannot import them ({in_one_line(error)}). "
                 f"Install them with: {REMEDY}"
             ) from None
         try:
@@ -43,6 +52,14 @@ class CupyBackend(EagerBackend):
             ) from None
         if count < 1:
             raise BackendError("CuPy is installed, but no CUDA device: run with NNX_BACKEND=numpy")
+        try:  # cuBLAS, and a kernel: CuPy loads their libraries only when they are first needed
+            importlib.import_module("cupy_backends.cuda.libs.cublas")
+            cupy.arange(2).sum()
+        except (ImportError, RuntimeError, OSError) as error:
+            raise BackendError(
+                f"CuPy finds a CUDA device, but not what it needs to run on it ({in_one_line(error)}). "
+                f"Install the CUDA libraries with: {REMEDY}"
+            ) from None
         self.cupy, self.xp = cupy, TracingNamespace(xp)
         self.replays = replay.is_on()
         self.empty, self.concatenate = cupy.empty, cupy.concatenate

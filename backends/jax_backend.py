@@ -3,6 +3,7 @@
 import functools
 import operator
 import os
+import re
 
 import numpy as np
 
@@ -42,6 +43,18 @@ class JaxBackend(Backend):
     def free_memory(self):
         stats = (self.device.memory_stats() or {}) if self.is_accelerated else {}
         return stats["bytes_limit"] - stats["bytes_in_use"] if "bytes_limit" in stats else None
+
+    def out_of_memory(self, error):
+        text = str(error)
+        if isinstance(error, self.jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" in text:
+            return text.splitlines()[0]
+        return super().out_of_memory(error)
+
+    def foreign_array(self, error):
+        if isinstance(error, self.jax.errors.TracerArrayConversionError):
+            return "an array of JAX was given to a function of NumPy"
+        found = re.search(r"Unsupported type <class 'jax\S+'>", str(error))
+        return "arrays of JAX and CuPy in one operation" if found else None
 
     def transfer(self, batches):
         # JAX copies while the host goes on, or not at all where it can use the host's own memory.

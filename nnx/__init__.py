@@ -29,6 +29,7 @@ from nnx.backend import (
     use_backend,
 )
 from nnx.context import Context
+from nnx.failures import OutOfMemoryError
 from nnx.functional import apply
 from nnx.history import History
 from nnx.layers import Input
@@ -57,6 +58,7 @@ __all__ = [
     "Input",
     "Model",
     "NotReadyError",
+    "OutOfMemoryError",
     "Sequential",
     "activations",
     "apply",

@@ -81,6 +81,14 @@ class Backend:
         """Return the bytes free on the device, or None where that is the host or cannot be told."""
         return None
 
+    def out_of_memory(self, error: Exception) -> str | None:
+        """Return what the library says, in one line, if an exception tells that memory ran out."""
+        return str(error) or "no memory is left" if isinstance(error, MemoryError) else None
+
+    def foreign_array(self, error: Exception) -> str | None:
+        """Return what the library says, in one line, if it met an array of another library."""
+        return None
+
     def transfer(self, batches) -> Generator:
         """Yield each of some batches, trees of host arrays, on the device.
 

@@ -5,6 +5,7 @@
 
 import contextlib
 import itertools
+import math
 import time
 import warnings
 
@@ -13,6 +14,7 @@ import numpy as np
 from nnx import tree
 from nnx.callbacks import CallbackList
 from nnx.data import Samples, as_batch, batch_indices
+from nnx.failures import own_exceptions
 from nnx.interrupt import Interrupt
 from nnx.random import SHUFFLE, generator, step_keys
 from nnx.sharing import shared_steps
@@ -47,7 +49,14 @@ class Engine:
     def place_if_it_fits(self, samples: Samples) -> dict | None:
         """Return the samples on the device, or None: then they are to be streamed, batch by batch."""
         free = self.backend.free_memory()
-        return self.place(samples) if free is None or samples.nbytes <= DATA_SHARE * free else None
+        if free is not None and samples.nbytes > DATA_SHARE * free:
+            return None
+        try:
+            return self.place(samples)
+        except Exception as error:  # what is free may be in pieces, or another program's by now
+            if free is None or self.backend.out_of_memory(error) is None:
+                raise
+        return None
 
     def transfer(self, batches) -> contextlib.closing:
         """Return a context that yields each of some batches, `Samples` on the host, on the device."""
@@ -55,7 +64,7 @@ class Engine:
 
     def checked(self, stream):
         """Yield each item of an iterable of batches as `Samples`."""
-        return (self.model.check_batch(as_batch(item)) for item in stream)
+        return (self.model.check_batch(as_batch(item)) for item in own_exceptions(stream))
 
     def logs(self, totals: dict, samples: int) -> dict[str, float]:
         """Return loss and metrics from the totals of an epoch: the one host read."""
@@ -115,6 +124,14 @@ class Engine:
         carry, totals = self.steps.train_one(self.model.carry, totals, numbers, batch)
         self.model.set_carry(carry, steps=1)
         return totals
+
+
+def parts_that_fit(model, starts: range, batch_size: int) -> list[range]:
+    """Return the starts of batches in parts whose outputs fit on the device together."""
+    free, bytes_a_batch = model.backend.free_memory(), np.dtype(model.dtype).itemsize * batch_size
+    bytes_a_batch *= math.prod(model.output_shape)
+    count = len(starts) if free is None else max(1, int(DATA_SHARE * free) // bytes_a_batch)
+    return [starts[i : i + count] for i in range(0, len(starts), count)]
 
 
 NO_BATCH = (
