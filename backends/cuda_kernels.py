@@ -12,7 +12,7 @@ import math
 
 import numpy as np
 
-from .recording import NotRecordableError, Program, Value, cast, where_into
+from .recording import NotRecordableError, Program, Value, cast, resolve, where_into
 
 TEMPLATES = {
     np.add: "{} + {}",
@@ -58,9 +58,9 @@ TEMPLATES = {
 
 # Arithmetic in half precision is done in float and rounded, as NumPy does it.
 _C_TYPES = {
-    "float16": "float", "float32": "float", "float64": "double", "bool": "bool", "int8": "signed char",
-    "uint8": "unsigned char", "int16": "short", "uint16": "unsigned short", "int32": "int", "uint32": "unsigned int",
-    "int64": "long long", "uint64": "unsigned long long",
+    "float16": "float", "bfloat16": "float", "float32": "float", "float64": "double", "bool": "bool",
+    "int8": "signed char", "int16": "short", "int32": "int", "int64": "long long",
+    "uint8": "unsigned char", "uint16": "unsigned short", "uint32": "unsigned int", "uint64": "unsigned long long",
 }  # fmt: skip
 
 
@@ -125,8 +125,8 @@ def _statement(op, dtypes) -> str:
     if op.function is where_into:
         given[0] = _operand(op.arguments[0], dtypes, np.dtype(bool))
     value, type_ = TEMPLATES[op.function].format(*given), _c_type(op.dtype)
-    if op.dtype.name == "float16":
-        value = f"(float)(float16)({value})"
+    if op.dtype.name in ("float16", "bfloat16"):
+        value = f"(float)({op.dtype.name})({value})"
     return f"const {type_} v{op.result} = ({type_})({value});"
 
 
@@ -135,7 +135,7 @@ def _dtype_within(op, dtypes) -> np.dtype:
     if op.function in (cast, where_into):
         return op.dtype if op.function is where_into else dtypes[int(op.arguments[0])]
     kinds = [dtypes[int(v)] if isinstance(v, Value) else type(v) for v in op.arguments]
-    return op.function.resolve_dtypes((*kinds, None))[0]
+    return resolve(op.function, kinds)[0]
 
 
 def _operand(value, dtypes, dtype) -> str:

@@ -32,6 +32,7 @@ class CupyBackend(EagerBackend):
 
     name = "cupy"
     is_accelerated = True
+    dtypes = ("float16", "bfloat16", "float32", "float64")
     writer = CupyWriter
 
     def __init__(self):
@@ -87,6 +88,13 @@ class CupyBackend(EagerBackend):
 
     def zeros(self, shape, dtype):
         return self.cupy.zeros(shape, dtype)
+
+    def dtype(self, name):
+        if name == "bfloat16":
+            import ml_dtypes
+
+            return np.dtype(ml_dtypes.bfloat16)
+        return np.dtype(name)
 
     def arange(self, count, dtype):
         return self.cupy.arange(count, dtype=dtype)

@@ -4,6 +4,7 @@ The arrays of the tree are views of the buffer, so the optimizer's kernel runs o
 model instead of once for each parameter.
 """
 
+import functools
 import math
 
 from nnx import tree
@@ -16,6 +17,17 @@ class Packed(dict):
     def __init__(self, nested, buffer):
         super().__init__(nested)
         self.buffer = buffer
+
+    @functools.cached_property
+    def arrays(self) -> list:
+        """The buffer and the leaves."""
+        return [self.buffer, *tree.leaves(dict(self))]
+
+    @functools.cached_property
+    def kinds(self) -> tuple:
+        """Names, shapes and dtype of the leaves, which never change."""
+        paths = tree.paths(dict(self))
+        return self.buffer.dtype, tuple((path, tree.at(self, path).shape) for path in paths)
 
 
 def view_as(like, buffer) -> Packed:
@@ -37,11 +49,25 @@ class FlatBackend(Backend):
             return values
         return view_as(values, self.xp.concat(leaves))
 
+    def convert(self, values, dtype):
+        if isinstance(values, Packed):
+            return view_as(values, self.xp.astype(values.buffer, dtype))
+        return super().convert(values, dtype)
+
+    def map_kernel(self, function, values, *arguments):
+        if isinstance(values, Packed):
+            return view_as(values, self.kernel(function, values.buffer, *arguments))
+        return super().map_kernel(function, values, *arguments)
+
+    def flat(self, values):
+        return [values.buffer] if isinstance(values, Packed) else super().flat(values)
+
     def update(self, kernel, params, grads, slots, scalars):
         if not isinstance(params, Packed):
             return super().update(kernel, params, grads, slots, scalars)
-        gradient = self.xp.concat([self.xp.reshape(leaf, (-1,)) for leaf in tree.leaves(grads)])
-        buffers = [params.buffer, gradient, *(slot.buffer for slot in slots)]
+        if not isinstance(grads, Packed):
+            grads = self.pack(grads)
+        buffers = [params.buffer, grads.buffer, *(slot.buffer for slot in slots)]
         self.update_in_place(kernel, buffers, scalars)
         return params, slots
 

@@ -12,6 +12,9 @@ from nnx.backend import Backend, BackendError, BackendInfo, host_memory
 
 from .prefetch import prefetch
 
+# Arrays below this many bytes are not placed on the device ahead of the call that reads them.
+SMALL = 1 << 18
+
 
 class JaxBackend(Backend):
     """Adapter for `jax.numpy`, which follows the array-API standard itself."""
@@ -33,6 +36,8 @@ class JaxBackend(Backend):
         self.jax = jax
         self.xp = jax.numpy
         self.is_accelerated = self.device.platform != "cpu"
+
+    dtypes = ("float16", "bfloat16", "float32", "float64")
 
     def asarray(self, value, dtype=None):
         return self.xp.asarray(value, dtype=dtype)
@@ -61,13 +66,12 @@ class JaxBackend(Backend):
         return prefetch(batches, lambda batch: self.jax.device_put(tree.map(np.array, batch)))
 
     def stage(self, rows):
-        return self.jax.device_put(self._in_dtype_of_steps(rows))
-
-    def _in_dtype_of_steps(self, rows):
         # Compiled steps take every number as an array: float64 ones of their own precision.
         real = "float64" if self._x64 else "float32"
         dtypes = {"f": real, "i": "int32", "u": "uint32"}
-        return {name: v.astype(dtypes[v.dtype.kind]) for name, v in rows.items()}
+        rows = {name: v.astype(dtypes[v.dtype.kind]) for name, v in rows.items()}
+        # What is small goes along with the call that reads it, in less time.
+        return self.jax.device_put(rows) if sum(v.nbytes for v in rows.values()) > SMALL else rows
 
     @property
     def _x64(self) -> bool:
@@ -108,7 +112,7 @@ class JaxBackend(Backend):
         compiled = self.jax.jit(step, donate_argnums=0)
 
         def run(carry, totals, numbers, batch):
-            row = {name: v[0] for name, v in self._in_dtype_of_steps(numbers).items()}
+            row = {name: v[0] for name, v in self.stage(numbers).items()}
             # At most one step is under way while the host makes the next batch.
             carry, sums = compiled(self.jax.block_until_ready(carry), row, batch)
             return carry, sums if totals is None else tree.map(operator.add, totals, sums)

@@ -37,6 +37,8 @@ class NumpyBackend(EagerBackend):
 
     name = "numpy"
     xp = numpy_namespace.make()
+    # float16 is done in software, and slowly: there to look at what a GPU does.
+    dtypes = ("float16", "float32", "float64")
     writer = NumpyWriter
     empty, concatenate = staticmethod(np.empty), staticmethod(np.concatenate)
     reshapes = ("reshape", np.reshape)

@@ -4,7 +4,7 @@ The function is called once with symbols in place of arrays; each operation on a
 down. The record can then be run in other ways than one whole array at a time.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -95,6 +95,8 @@ class Recorder:
 
     def __getattr__(self, name):
         function = getattr(np, name, None)
+        if isinstance(function, type) and issubclass(function, np.generic):
+            return function  # a dtype
         if not isinstance(function, np.ufunc):
             raise NotRecordableError(name)
         return lambda *arguments: self.call(function, *arguments)
@@ -113,7 +115,7 @@ class Recorder:
         kinds = tuple(_dtype_of(a) for a in arguments)
         if all(isinstance(kind, type) for kind in kinds):  # numbers alone stay numbers
             return self.add(function, arguments, int if set(kinds) == {int} else float)
-        return self.add(function, arguments, function.resolve_dtypes((*kinds, None))[-1])
+        return self.add(function, arguments, resolve(function, kinds)[-1])
 
     def add(self, function, arguments, dtype) -> Symbol:
         is_cut = any(isinstance(a, Symbol) and a.is_cut for a in arguments)
@@ -122,6 +124,18 @@ class Recorder:
         part = self.program.block if is_cut else self.program.before
         part.append(Operation(function, named, result.index, dtype))
         return result
+
+
+def resolve(function: np.ufunc, kinds) -> Sequence:
+    """Return the dtypes in which a ufunc takes its arguments and gives its result.
+
+    Beside a bfloat16, which NumPy does not know itself, a plain number is as weak as beside a float16.
+    """
+    bfloat16 = next((k for k in kinds if isinstance(k, np.dtype) and k.name == "bfloat16"), None)
+    if bfloat16 is None:
+        return function.resolve_dtypes((*kinds, None))
+    found = function.resolve_dtypes((*(np.dtype(np.float16) if k == bfloat16 else k for k in kinds), None))
+    return [bfloat16 if dtype == np.float16 else dtype for dtype in found]
 
 
 class Value(int):

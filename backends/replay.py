@@ -116,9 +116,10 @@ class Program:
 
 def flatten(value) -> list:
     """Return the leaves of a tree of dicts and lists."""
+    if isinstance(value, Packed):
+        return value.arrays
     if isinstance(value, dict):
-        own = [value.buffer] if isinstance(value, Packed) else []
-        return own + [leaf for name in sorted(value) for leaf in flatten(value[name])]
+        return [leaf for name in sorted(value) for leaf in flatten(value[name])]
     return [leaf for item in value for leaf in flatten(item)] if isinstance(value, list) else [value]
 
 
@@ -150,6 +151,8 @@ def _structure(value):
 
 def _kinds(value) -> Any:
     """Return what a program depends on: names, shapes, dtypes and layouts."""
+    if isinstance(value, Packed):
+        return value.kinds
     if isinstance(value, dict):
         return tuple((name, _kinds(value[name])) for name in sorted(value))
     if isinstance(value, list):

@@ -165,6 +165,35 @@ class Backend:
     def synchronize(self, value) -> None:
         """Wait until `value` has been computed."""
 
+    # Precision
+
+    dtypes: tuple[str, ...] = ("float32", "float64")
+    """The precisions that models may compute in here."""
+
+    def dtype(self, name: str) -> Any:
+        """Return this library's dtype of that name."""
+        return getattr(self.xp, name)
+
+    def convert(self, values, dtype) -> Any:
+        """Return a tree of arrays in another precision."""
+        return tree.map(lambda leaf: self.xp.astype(leaf, dtype), values)
+
+    def map_kernel(self, function, values, *arguments) -> Any:
+        """Return a tree of `function(xp, leaf, *arguments)`, for a pure elementwise function."""
+        return tree.map(lambda leaf: self.kernel(function, leaf, *arguments), values)
+
+    def check_dtype(self, name: str) -> None:
+        """Raise a BackendError if models cannot compute in this precision here."""
+        if name not in self.dtypes:
+            raise BackendError(
+                f"dtype {name!r} is not to be had on {self.name}, which has {', '.join(self.dtypes)}: choose one of "
+                f"these, or another backend, such as nnx.set_backend('jax')"
+            )
+
+    def flat(self, values) -> list:
+        """Return arrays that hold together what the arrays of a tree hold."""
+        return tree.leaves(values)
+
     # Optimizer updates
 
     def pack(self, values) -> Any:

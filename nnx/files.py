@@ -19,7 +19,7 @@ def write(path, arrays: dict[str, np.ndarray], description: dict) -> None:
     from safetensors.numpy import save
 
     metadata = {"nnx": json.dumps({"format": FORMAT, **description})}
-    contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+    contiguous = {name: np.asarray(array, order="C") for name, array in arrays.items()}
     write_whole(path, save(contiguous, metadata=metadata))
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from nnx import losses, metrics, optimizers, saving, training, tree
+from nnx import losses, metrics, optimizers, precision, saving, training, tree
 from nnx.backend import Backend, as_backend
 from nnx.callbacks import Callback, CallbackList, ProgressBar, format_number
 from nnx.context import Context
@@ -31,7 +31,7 @@ from nnx.random import WEIGHTS, generator, next_seed, step_keys
 from nnx.registry import suggest
 from nnx.summary import summary_table
 
-DTYPES = ("float32", "float64")
+DTYPES = (*precision.HALF, "float32", "float64")
 
 
 class NotReadyError(RuntimeError):
@@ -49,8 +49,9 @@ class Model:
     seed : int, optional
         Decides starting weights, shuffles and masks. By default from `nnx.utils.set_random_seed`,
         else different each time.
-    dtype : {"float32", "float64"}
-        Of parameters and computation.
+    dtype : {"float16", "bfloat16", "float32", "float64"}
+        Of parameters and computation. With 16 bits the parameters stay in float32 and the layers
+        compute in half precision, for a GPU that is faster at it: see `nnx.precision`.
     backend : str or Backend, optional
         Where it runs; by default the current backend when it is built.
     """
@@ -81,12 +82,15 @@ class Model:
         self._params: Any = None
         self._state: Any = None
         self._slots: list | None = None
+        self.loss_scale: dict | None = None
+        """In float16, by what the loss is multiplied, and the good steps since that changed."""
         self._engine: training.Engine | None = None
         self._forward: Callable | None = None
 
     def __getstate__(self):
         """Return what `pickle` and `copy.deepcopy` keep: arrays on the host, nothing compiled."""
         kept = {**vars(self), "_engine": None, "_forward": None}
+        kept["loss_scale"] = self._to_host(self.loss_scale or {})
         if self.built:
             kept["_params"], kept["_state"] = self._to_host(self._params), self._to_host(self._state)
             kept["_slots"] = None if self._slots is None else [self._to_host(slot) for slot in self._slots]
@@ -101,6 +105,7 @@ class Model:
             )
             if self._slots is not None:
                 self.set_slots(self._slots)
+            self.set_loss_scale(self.loss_scale)
 
     # Building
 
@@ -110,6 +115,11 @@ class Model:
         if self._backend is None:
             self._backend = as_backend(None)
         return self._backend
+
+    @property
+    def weight_dtype(self) -> str:
+        """The precision of weights, inputs and predictions: float32 where layers compute in half."""
+        return precision.weight_dtype(self.dtype)
 
     @property
     def built(self) -> bool:
@@ -123,8 +133,9 @@ class Model:
         return self._to_device(params), self._to_device(self.network.init_state(shape), packed=False)
 
     def _to_device(self, host, packed=True):
+        self.backend.check_dtype(self.dtype)
         with self.backend.scope(self.dtype):
-            arrays = tree.map(lambda a: self.backend.asarray(np.asarray(a, dtype=self.dtype)), host)
+            arrays = tree.map(lambda a: self.backend.asarray(np.asarray(a, dtype=self.weight_dtype)), host)
             return self.backend.pack(arrays) if packed else arrays
 
     @explained
@@ -137,7 +148,7 @@ class Model:
         self._paths = list(_ordered_paths(self.network, params, state))
         self.input_shape = shape
         self._params, self._state = self._to_device(params), self._to_device(state, packed=False)
-        self._slots, self.step = None, 0
+        self._slots, self.loss_scale, self.step = None, None, 0
 
     def _built_shape(self) -> Shape:
         """Return the shape of one sample, after making the weights if there are none yet."""
@@ -176,7 +187,9 @@ class Model:
         if shapes[0] != shapes[1]:
             raise ValueError(f"expected arrays of shapes {shapes[1]}, got {shapes[0]}")
         with self.backend.scope(self.dtype):
-            copied = tree.map(lambda a: self.backend.copy(self.backend.asarray(a, dtype=self.dtype)), given)
+            copied = tree.map(
+                lambda a: self.backend.copy(self.backend.asarray(a, dtype=self.weight_dtype)), given
+            )
             return self.backend.pack(copied) if packed else copied
 
     @property
@@ -199,10 +212,12 @@ class Model:
         if self.built:
             host = [self._to_host(t) for t in (self._params, self._state)]
             slots = [self._to_host(slot) for slot in self._slots or []]
+            scale = self._to_host(self.loss_scale or {})
             self._backend = found
             self._params, self._state = self._to_device(host[0]), self._to_device(host[1], packed=False)
             if self._slots is not None:
                 self.set_slots(slots)
+            self.set_loss_scale(scale)
         self._backend = found
         self._engine = self._forward = None
         return self
@@ -226,7 +241,7 @@ class Model:
         """
         ctx = ctx or self.context()
         with self.backend.scope(self.dtype):
-            output, pullback = run(self.network, ctx, params, x)
+            output, pullback = self._run(ctx, params, x)
 
         def pullback_in_scope(dy):
             with self.backend.scope(self.dtype):
@@ -247,7 +262,7 @@ class Model:
             raise ValueError(f"two metrics have the same name: {names}; give one of them name=...")
         self.optimizer, self.loss = found
         self.metrics_used = used
-        self._slots, self._engine, self.step = None, None, 0
+        self._slots, self.loss_scale, self._engine, self.step = None, None, None, 0
 
     @property
     def metrics_names(self) -> list[str]:
@@ -277,7 +292,10 @@ class Model:
             optimizer = self._require_compiled()
             with self.backend.scope(self.dtype):
                 self._slots = optimizer.init(self.params, self.backend)
-        return {"params": self.params, "state": self.state, "slots": self._slots}
+        if self.dtype == "float16" and self.loss_scale is None:
+            self.loss_scale = precision.first_scale(self.backend)
+        scale = {} if self.loss_scale is None else {"scale": self.loss_scale}
+        return {"params": self.params, "state": self.state, "slots": self._slots, **scale}
 
     @property
     def slots(self) -> dict[str, Any]:
@@ -288,9 +306,14 @@ class Model:
         """Set the optimizer's slots, from trees of host arrays."""
         self._slots = [self._to_device(slot) for slot in slots]
 
+    def set_loss_scale(self, scale: dict | None) -> None:
+        """Set what float16 multiplies the loss by, from host arrays."""
+        self.loss_scale = self._to_device(scale, packed=False) if scale else None
+
     def set_carry(self, carry: dict, steps: int) -> None:
         """Take over what came out of `steps` training steps."""
         self._params, self._state, self._slots = carry["params"], carry["state"], carry["slots"]
+        self.loss_scale = carry.get("scale")
         self.step += steps
 
     def _on_host(self, value, what: str):
@@ -312,9 +335,11 @@ class Model:
         sample_weight = self._on_host(sample_weight, "sample_weight")
         declared, was_built = self.input_shape, self.built
         if not was_built:
-            self.build(as_features(x, declared, self.dtype).shape[1:])
+            self.build(as_features(x, declared, self.weight_dtype).shape[1:])
         try:
-            return as_samples(x, y, sample_weight, self.loss, self.input_shape, self.output_shape, self.dtype)
+            return as_samples(
+                x, y, sample_weight, self.loss, self.input_shape, self.output_shape, self.weight_dtype
+            )
         except ValueError:
             if not was_built:  # what does not fit must not decide about the shape either
                 self._forget()
@@ -456,8 +481,8 @@ class Model:
         batch_size = check_count("batch_size", 1024 if batch_size is None else batch_size)
         shape = self._built_shape()
         if np.ndim(x) and len(x) == 0 and np.shape(x)[1:] == shape:
-            return np.zeros((0, *self.output_shape), self.dtype)
-        x = as_features(self._on_host(x, "X"), shape, self.dtype)
+            return np.zeros((0, *self.output_shape), self.weight_dtype)
+        x = as_features(self._on_host(x, "X"), shape, self.weight_dtype)
         weights = {"params": self.params, "state": self.state}
         with self.backend.scope(self.dtype):
             if self._forward is None:
@@ -469,12 +494,17 @@ class Model:
             return np.concatenate(results)
 
     def _predict_batch(self, weights, x):
-        return run(self.network, Context(self.backend, state=weights["state"]), weights["params"], x)[0]
+        return self._run(Context(self.backend, state=weights["state"]), weights["params"], x)[0]
+
+    def _run(self, ctx, params, x):
+        if self.dtype in precision.HALF:
+            return precision.run_half(self.dtype, self.network, ctx, params, x)
+        return run(self.network, ctx, params, x)
 
     @explained
     def __call__(self, x) -> Any:
         """Return the outputs for `x` as an array of the backend."""
-        x = as_features(self._on_host(x, "X"), self.input_shape, self.dtype)
+        x = as_features(self._on_host(x, "X"), self.input_shape, self.weight_dtype)
         with self.backend.scope(self.dtype):
             return self._predict_batch({"params": self.params, "state": self.state}, self.backend.asarray(x))
 

@@ -99,12 +99,17 @@ class Optimizer(Configurable):
             grads = self._clip_norms(backend.xp, grads)
         return backend.update(self._whole_rule, params, grads, slots, scalars)
 
-    def _whole_rule(self, xp, param, grad, *slots, **scalars):
+    def _whole_rule(self, xp, param, grad, *slots, finite=None, **scalars):
+        """Run `rule`, and what is the same for all; where gradients are not `finite`, change nothing."""
+        before = (param, *slots)
         if self.clipvalue is not None:
             grad = xp.minimum(xp.maximum(grad, -self.clipvalue), self.clipvalue)
         if self.weight_decay:
             param = param - param * (scalars["learning_rate"] * self.weight_decay)
-        return self.rule(xp, param, grad, *slots, **scalars)
+        after = self.rule(xp, param, grad, *slots, **scalars)
+        if finite is None:
+            return after
+        return tuple(xp.where(finite, new, old) for new, old in zip(after, before, strict=True))
 
     def _clip_norms(self, xp, grads):
         squares = tree.map(lambda g: xp.sum(g * g), grads)

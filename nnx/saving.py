@@ -31,6 +31,8 @@ def save(model, path, include_optimizer: bool) -> None:
         }
         description["step"] = model.step
         slots = {f"slots/{name}": slot for name, slot in model.slots.items()}
+        if model.loss_scale is not None:
+            slots["loss_scale"] = model.loss_scale
     files.write(path, _arrays(model, slots), description)
 
 
@@ -66,6 +68,8 @@ def restore(model, path, arrays: dict[str, np.ndarray], description: dict) -> No
     if saved and all(key in arrays for keys in saved for key in keys):
         slots = [tree.from_paths(paths, [arrays[key] for key in keys]) for keys in saved]
         model.set_slots(slots)
+    if (factor := arrays.get("loss_scale/factor")) is not None:
+        model.set_loss_scale({"factor": factor, "good_steps": arrays["loss_scale/good_steps"]})
 
 
 def _key(kind: str, path) -> str:

@@ -16,7 +16,7 @@ def shared_steps(model) -> Steps:
 
     The settings are those of now: changing a layer later has no effect until the next `compile`.
     """
-    parts = (model.network, model.loss, model.metrics_used, model.optimizer)
+    parts = (model.network, model.loss, model.metrics_used, model.optimizer, model.dtype)
     try:
         key = _settings(parts)
     except TypeError:  # something that cannot be compared, such as a layer of one's own

@@ -7,7 +7,7 @@ loss and the metrics: batches add to them on the device, and the host reads them
 `numbers` are computed on the host for each step: the optimizer's scalars and the random key.
 """
 
-from nnx import activations, layers, tree
+from nnx import activations, layers, precision, tree
 from nnx.backend import Backend
 from nnx.context import Context
 from nnx.layers.base import Layer, run
@@ -22,8 +22,8 @@ class Steps:
     there for the next.
     """
 
-    def __init__(self, backend: Backend, network: Layer, loss: Loss, metrics, optimizer):
-        self.backend, self.metrics, self.optimizer = backend, metrics, optimizer
+    def __init__(self, backend: Backend, network: Layer, loss: Loss, metrics, optimizer, dtype="float32"):
+        self.backend, self.metrics, self.optimizer, self.dtype = backend, metrics, optimizer, dtype
         self.network, self.loss, self.head = fuse(network, loss)
         self.penalties = list(weight_penalties(network))
         self.train = backend.repeat(self._train_row)
@@ -36,11 +36,17 @@ class Steps:
 
     def _train_step(self, carry, batch, numbers):
         scalars = {name[5:]: value for name, value in numbers.items() if name.startswith("rate_")}
-        grads, state, sums = self.gradients(carry["params"], carry["state"], batch, numbers)
+        xp, scale, kept = self.backend.xp, carry.get("scale"), {}
+        factor = None if scale is None else scale["factor"]
+        grads, state, sums = self.gradients(carry["params"], carry["state"], batch, numbers, factor)
+        if scale is not None:  # of float16, whose gradients may overflow
+            scalars["finite"] = finite = precision.all_finite(xp, self.backend.flat(grads))
+            state = precision.keep_if(xp, finite, state, carry["state"])
+            kept = {"scale": precision.next_scale(xp, scale, finite)}
         params, slots = self.optimizer.update(grads, carry["slots"], carry["params"], scalars, self.backend)
-        return {"params": params, "state": state, "slots": slots}, sums
+        return {"params": params, "state": state, "slots": slots, **kept}, sums
 
-    def gradients(self, params, state, batch, numbers) -> tuple:
+    def gradients(self, params, state, batch, numbers, loss_scale=None) -> tuple:
         """Return the gradients of the weights, the new state, and the sums of loss and metrics."""
         ctx = Context(
             self.backend,
@@ -49,18 +55,27 @@ class Steps:
             key=(numbers["key_0"], numbers["key_1"]),
             needs_input_gradient=False,
         )
-        output, pullback = run(self.network, ctx, params, batch["x"])
+        output, pullback = self._run(ctx, params, batch["x"])
         values, pull_loss = self.loss.forward(ctx, batch["y"], output)
         sums = self._sums(ctx, params, batch, output, values)
-        _, grads = pullback(pull_loss(_spread(batch["weight"], values) / values_count(values)))
+        dy = pull_loss(_spread(batch["weight"], values) / values_count(values))
+        _, grads = pullback(dy if loss_scale is None else dy * loss_scale)
+        if self.dtype in precision.HALF:
+            factor = 1.0 if loss_scale is None else 1.0 / loss_scale
+            grads = self.backend.map_kernel(precision.unscale, self.backend.pack(grads), factor)
         return self._add_penalty_gradients(params, grads), ctx.state, sums
+
+    def _run(self, ctx, params, x):
+        if self.dtype in precision.HALF:
+            return precision.run_half(self.dtype, self.network, ctx, params, x)
+        return run(self.network, ctx, params, x)
 
     def _evaluate_row(self, carry, row, data):
         return carry, self._evaluate_step(data["weights"], self._take(row, data["samples"]))
 
     def _evaluate_step(self, weights, batch):
         ctx = Context(self.backend, state=weights["state"])
-        output, _ = run(self.network, ctx, weights["params"], batch["x"])
+        output, _ = self._run(ctx, weights["params"], batch["x"])
         values, _ = self.loss.forward(ctx, batch["y"], output)
         return self._sums(ctx, weights["params"], batch, output, values)
 

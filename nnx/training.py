@@ -128,7 +128,7 @@ class Engine:
 
 def parts_that_fit(model, starts: range, batch_size: int) -> list[range]:
     """Return the starts of batches in parts whose outputs fit on the device together."""
-    free, bytes_a_batch = model.backend.free_memory(), np.dtype(model.dtype).itemsize * batch_size
+    free, bytes_a_batch = model.backend.free_memory(), np.dtype(model.weight_dtype).itemsize * batch_size
     bytes_a_batch *= math.prod(model.output_shape)
     count = len(starts) if free is None else max(1, int(DATA_SHARE * free) // bytes_a_batch)
     return [starts[i : i + count] for i in range(0, len(starts), count)]

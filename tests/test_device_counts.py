@@ -197,15 +197,19 @@ def test_memory_that_is_not_given_back_is_counted():
 # Fast by construction
 
 
-def step_counts(hidden: int, optimizer="adam", **compiled) -> dict[str, float]:
+def step_counts(hidden: int, optimizer="adam", dtype="float32", **compiled) -> dict[str, float]:
     """Return what one more step of `fit` asks for, in a perceptron of so many hidden layers."""
     model = nnx.Sequential(
-        [*(layers.Dense(16, "relu") for _ in range(hidden)), layers.Dense(3, "softmax")], seed=0
+        [*(layers.Dense(16, "relu") for _ in range(hidden)), layers.Dense(3, "softmax")], seed=0, dtype=dtype
     )
     model.compile(optimizer, "sparse_categorical_crossentropy", **compiled)
-    short, long = (
-        device_counts(lambda n=n: model.fit(X[:n], Y[:n], batch_size=20, verbose=0)) for n in (120, 200)
-    )
+
+    def fit(samples):
+        model.engine.steps_a_run = 1000  # however slow the machine: what a run of steps prepares counts once
+        model.fit(X[:samples], Y[:samples], batch_size=20, verbose=0)
+
+    model.build((6,))
+    short, long = (device_counts(lambda n=n: fit(n)) for n in (120, 200))
     names = {*short, *long}
     assert (long["syncs"], long["host_to_device_copies"]) == (short["syncs"], short["host_to_device_copies"])
     return {
@@ -236,3 +240,10 @@ def test_every_optimizer_is_one_launch(name):
 
 def test_a_metric_costs_a_few_launches():
     assert step_counts(1, metrics=["accuracy"])["launches"] - step_counts(1)["launches"] <= 6
+
+
+@pytest.mark.parametrize("dtype", nnx.precision.HALF)
+def test_half_precision_costs_a_few_launches_however_many_layers(dtype):
+    half, full = ({n: step_counts(n, dtype=d)["launches"] for n in (1, 3)} for d in (dtype, "float32"))
+    assert half[3] - half[1] == full[3] - full[1]
+    assert half[1] - full[1] <= 12

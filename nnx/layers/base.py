@@ -13,7 +13,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from nnx import activations, regularizers
+from nnx import activations, regularizers, tree
 from nnx.context import Context
 from nnx.random import generator
 from nnx.registry import REGISTRIES, Configurable, init_arguments, suggest
@@ -25,6 +25,9 @@ Shape = tuple[int, ...]
 """The shape of one sample: the batch axis is left out."""
 
 Pullback = Callable[[Any], tuple[Any, Tree]]
+
+HALF = ("float16", "bfloat16")
+"""The half precisions: see `nnx.precision`."""
 
 
 class Layer(Configurable):
@@ -39,6 +42,9 @@ class Layer(Configurable):
     """
 
     kind = "layer"
+
+    full_precision = False
+    """Whether it computes in float32 where the model computes in half precision."""
 
     def __init__(self, name: str | None = None, input_shape=None, **unknown):
         if "input_dim" in unknown:  # Keras's older spelling
@@ -105,6 +111,8 @@ class Layer(Configurable):
 
 def run(layer: Layer, ctx: Context, params: Tree, x) -> tuple[Any, Pullback]:
     """Return output and pullback of `layer`, deriving the pullback if the layer defines none."""
+    if layer.full_precision and str(x.dtype) in HALF:
+        return _run_in_full_precision(layer, ctx, params, x)
     result = layer.forward(ctx, params, x)
     if isinstance(result, tuple) and len(result) == 2 and callable(result[1]):
         return result
@@ -123,6 +131,22 @@ def run(layer: Layer, ctx: Context, params: Tree, x) -> tuple[Any, Pullback]:
         return dx, grads
 
     return result, pullback
+
+
+def _run_in_full_precision(layer, ctx, params, x):
+    """Run a layer in float32 where those around it compute in half precision."""
+    xp, half = ctx.xp, x.dtype
+
+    def convert(values, dtype):
+        return tree.map(lambda array: xp.astype(array, dtype), values)
+
+    y, pullback = run(layer, ctx, convert(params, xp.float32), xp.astype(x, xp.float32))
+
+    def pullback_from_half(dy):
+        dx, grads = pullback(xp.astype(dy, xp.float32))
+        return None if dx is None else xp.astype(dx, half), convert(grads, half)
+
+    return xp.astype(y, half), pullback_from_half
 
 
 def expect_features(layer: Layer, in_shape: Shape) -> None:

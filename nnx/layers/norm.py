@@ -38,6 +38,8 @@ class BatchNormalization(Layer):
            [ 1.,  1.]], dtype=float32)
     """
 
+    full_precision = True  # sums over a batch soon leave the range of float16
+
     def __init__(
         self,
         axis: int = -1,

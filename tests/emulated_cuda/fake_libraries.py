@@ -1,5 +1,6 @@
 """cuBLAS, cuRAND and Thrust on NumPy; the other CUDA libraries refuse."""
 
+import contextlib
 import ctypes
 import functools
 import types
@@ -15,6 +16,10 @@ CUDA_DTYPES = {
     4: numpy.dtype("c8"),
     5: numpy.dtype("c16"),
 }
+with contextlib.suppress(ImportError):  # without it CuPy has no bfloat16 either
+    import ml_dtypes
+
+    CUDA_DTYPES[14] = numpy.dtype(ml_dtypes.bfloat16)
 HALF_OR_INTEGER_COMPUTE_TYPES = {64, 65, 72, 73}
 
 

@@ -636,6 +636,13 @@ def test_processes_that_compile_at_once_do_not_disturb_each_other(tmp_path):
     assert not [path for path in tmp_path.rglob("*") if path.name.startswith("tmp")]
 
 
+def test_pytest_refuses_in_one_line_too():
+    result = run_python("-m", "pytest", "--cupy", f"{TESTS}/test_cupy.py", PATH="/nowhere")
+    assert result.returncode == 4
+    [line] = result.stderr.split("\n\n")[0].splitlines()
+    assert line.startswith("ERROR: --cupy: emulated_cuda compiles kernels with g++, which was not found")
+
+
 # Each is accepted by g++ alone: it includes <utility> before every kernel, and knows no architecture.
 PLANTED_ERRORS = {
     "no header": ("p[0] = std::pair<int, int>(1, 2).first;", 'has no member "pair"'),

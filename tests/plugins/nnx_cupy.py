@@ -10,9 +10,11 @@ import importlib.metadata
 import emulated_cuda
 import pytest
 
+import nnx
+
 # Files that touch no device, or one of their own choice.
 HOST_ONLY = {
-    "test_architecture", "test_datasets", "test_defaults", "test_info", "test_initializers",
+    "test_architecture", "test_compare", "test_datasets", "test_defaults", "test_info", "test_initializers",
     "test_numpy_fusion", "test_schedules", "test_train",
 }  # fmt: skip
 LAUNCHES = "launches on the emulated device"
@@ -43,8 +45,6 @@ def pytest_configure(config):
 def pytest_report_header(config):
     if not config.getoption("--cupy"):
         return None
-    import nnx
-
     info = nnx.as_backend("cupy").describe()
     header = f"CuPy {info.version} on: {info.device}"
     if emulated_cuda.installed():

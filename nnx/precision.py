@@ -1,0 +1,71 @@
+"""Half precision: layers compute in 16 bits, weights stay in 32.
+
+`Sequential(..., dtype="float16")` or `"bfloat16"`: in each step the weights and the input are
+converted, the layers run on what results, and the loss is computed in float32 again. Gradients
+too small for float16 would be lost, so the loss is scaled up before the backward pass and the
+gradients scaled down after it. When they overflow, the step is left out and the scale halved; after
+2000 good steps in a row it is doubled. Nothing of this is read by the host. bfloat16 has the range
+of float32 and needs no scale.
+
+Source: Micikevicius et al., "Mixed precision training" (2018).
+"""
+
+from nnx import tree
+from nnx.layers.base import HALF, run
+
+FIRST_SCALE = 2.0**15
+GROW_AFTER = 2000
+
+
+def weight_dtype(dtype: str) -> str:
+    """Return the dtype in which weights are kept.
+
+    >>> weight_dtype("bfloat16"), weight_dtype("float64")
+    ('float32', 'float64')
+    """
+    return "float32" if dtype in HALF else dtype
+
+
+def unscale(xp, grad, factor):
+    """A gradient of a scaled loss in float32, without the scale."""
+    return xp.astype(grad, xp.float32) * factor
+
+
+def run_half(dtype: str, network, ctx, params, x):
+    """Return output and pullback of a network that computes in half precision.
+
+    `x`, the output and its gradient are float32; the gradients of the weights are of `dtype`.
+    """
+    xp, half = ctx.xp, ctx.backend.dtype(dtype)
+    params = ctx.backend.convert(params, half)
+    output, pullback = run(network, ctx, params, xp.astype(x, half))
+
+    def pullback_in_half(dy):
+        return pullback(xp.astype(dy, half))
+
+    return xp.astype(output, xp.float32), pullback_in_half
+
+
+def first_scale(backend) -> dict:
+    """Return the scale of the loss that training starts with, and the good steps since it changed."""
+    one = backend.zeros((), "float32") + 1.0  # a scalar as it comes out of a step
+    return {"factor": one * FIRST_SCALE, "good_steps": one * 0.0}
+
+
+def next_scale(xp, scale: dict, finite) -> dict:
+    """Return the scale after a step whose gradients were finite or not."""
+    steps = (scale["good_steps"] + 1.0) * xp.astype(finite, xp.float32)
+    grown = xp.where(steps >= GROW_AFTER, scale["factor"] * 2.0, scale["factor"])
+    factor = xp.where(finite, grown, xp.maximum(scale["factor"] * 0.5, xp.ones_like(grown)))
+    return {"factor": factor, "good_steps": xp.where(steps >= GROW_AFTER, steps * 0.0, steps)}
+
+
+def all_finite(xp, arrays):
+    """Return whether no element of some arrays is infinite or not a number, as an array on the device."""
+    # Zero times either is not a number, and stays so in a sum.
+    return sum(xp.sum(array * 0.0) for array in arrays) == 0.0
+
+
+def keep_if(xp, finite, new, old):
+    """Return the tree `new` where `finite` holds, else `old`."""
+    return tree.map(lambda a, b: xp.where(finite, a, b), new, old)
