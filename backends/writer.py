@@ -143,14 +143,14 @@ class Writer:
 
     def _last_use(self) -> dict[int, list[int]]:
         """Return the large values that are not needed after a call, for each call."""
-        last = {}
+        last, made = {}, {result for call in self.calls for result in call.results}
         for number, call in enumerate(self.calls):
             for value in refs([call.arguments, call.settings]):
                 last[value] = number
         found: dict[int, list[int]] = {}
         for value, number in last.items():
             kind = self.values[value]
-            if value in self.maker and value not in self.escaping and kind.nbytes >= SMALL:
+            if value in made and value not in self.escaping and kind.nbytes >= SMALL:
                 found.setdefault(number, []).append(value)
         return found
 

@@ -110,6 +110,19 @@ def test_evaluate_waits_once(model):
     assert device_counts(lambda: model.evaluate(X, Y, batch_size=50, verbose=0))["syncs"] == 1
 
 
+def test_a_step_with_a_large_kernel():
+    """Its gradient is written into its part of the flat one, and large arrays are freed along the way."""
+    model = nnx.Sequential([layers.Dense(3000, "relu"), layers.Dense(3, "softmax")], seed=0)
+    model.compile("adam", "sparse_categorical_crossentropy")
+    losses = [
+        fit_loss for _ in range(3) for fit_loss in model.fit(X, Y, batch_size=20, verbose=0).history["loss"]
+    ]
+    assert losses[2] < losses[0]
+    counts = fit(model, 1)
+    assert counts["products"] == 10 * (3 * 2 - 1)
+    assert not counts.keys() & {"device_to_device_copies", "mallocs"}
+
+
 # Streaming
 
 
