@@ -58,7 +58,7 @@ def _explanation(method, model, arguments, settings, error) -> BackendError | No
         room = "" if free is None else f"; {free / 2**20:,.0f} MiB are free on the device"
         advice = _advice(method.__name__, given.arguments)
         return OutOfMemoryError(
-            f"{method.__name__} on the {backend.name} backend ran out of memory: {said}{room}. {advice}"
+            f"{method.__name__} on the {backend.name} backend ran out of memory: {said.rstrip('.')}{room}. {advice}"
         )
     if (said := backend.foreign_array(error)) is not None:
         return BackendError(

@@ -489,8 +489,9 @@ class Model:
                 self._forward = self.backend.compile(self._predict_batch)
             starts, results = range(0, len(x), batch_size), []
             for part in training.parts_that_fit(self, starts, batch_size):
-                outputs = [self._forward(weights, self.backend.asarray(x[i : i + batch_size])) for i in part]
-                results += self.backend.read(outputs)
+                results += self.backend.read(
+                    [self._forward(weights, self.backend.asarray(x[i : i + batch_size])) for i in part]
+                )
             return np.concatenate(results)
 
     def _predict_batch(self, weights, x):
