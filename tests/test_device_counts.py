@@ -3,7 +3,7 @@
 import emulated_cuda
 import numpy as np
 import pytest
-from device_counts import assert_counts, device_counts, forbidden_sync, layer_counts
+from device_counts import assert_counts, device_counts, forbidden_sync, layer_counts, stream_order
 
 import nnx
 from nnx import layers
@@ -155,6 +155,21 @@ def test_a_streamed_step_launches_no_more_than_another(model, monkeypatch):
     assert counts["launches"] <= resident["launches"]  # it gathers nothing, but makes its ones each time
     assert counts["products"] == resident["products"]
     assert counts["device_to_device_copies"] == resident["device_to_device_copies"]
+
+
+@pytest.mark.parametrize("data", [(X, Y), (BATCHES,)], ids=["arrays", "batches"])
+def test_steps_wait_for_their_batch_and_copies_for_earlier_steps(model, monkeypatch, data):
+    """On the device, by events: on the emulated one all is done at once, so that only this shows it."""
+    streamed(model, monkeypatch)
+    order = stream_order(lambda: model.fit(*data, batch_size=20, verbose=0))
+    compute, copies = 0, model.backend.copies.ptr
+    steps = [(seen.get(copies, 0), begun[copies]) for stream, seen, begun in order if stream == compute]
+    assert sorted({*steps}) == [(3 * (n + 1), min(3 * (n + 3), 30)) for n in range(10)]  # two ahead
+    waited = [
+        (seen.get(compute, 0), begun.get(compute, 0)) for stream, seen, begun in order if stream == copies
+    ]
+    assert len(waited) == 30
+    assert all(seen == launched for seen, launched in waited)
 
 
 def test_streamed_validation_and_evaluation_wait_once(model, monkeypatch):
