@@ -60,8 +60,10 @@ class JaxBackend(Backend):
         return None
 
     def transfer(self, batches):
-        # JAX copies while the host goes on, or not at all where it can use the host's own memory.
-        return prefetch(batches, lambda batch: self.jax.device_put(tree.map(np.array, batch)))
+        # JAX reads the host's arrays while the host goes on: they must not change, so they are copied.
+        copied = (tree.map(np.array, batch) for batch in batches)
+        # On the CPU a step takes them as they are, in half the time.
+        return prefetch(copied, self.jax.device_put) if self.is_accelerated else copied
 
     def stage(self, rows):
         # Compiled steps take every number as an array: float64 ones of their own precision.
@@ -111,8 +113,7 @@ class JaxBackend(Backend):
 
         def run(carry, totals, numbers, batch):
             row = {name: v[0] for name, v in self.stage(numbers).items()}
-            # At most one step is under way while the host makes the next batch.
-            carry, sums = compiled(self.jax.block_until_ready(carry), row, batch)
+            carry, sums = compiled(carry, row, batch)
             return carry, sums if totals is None else tree.map(operator.add, totals, sums)
 
         return run

@@ -156,6 +156,19 @@ def test_a_generator_may_reuse_its_buffer(any_backend):
     assert found == fit(build(any_backend), BATCHES[:-1])  # also on JAX: the same program
 
 
+def test_jax_puts_batches_on_an_accelerator_two_ahead(monkeypatch):
+    backend, begun = nnx.as_backend("jax"), []
+    expected = fit(build(backend), BATCHES)
+    put = backend.jax.device_put
+    monkeypatch.setattr(backend, "is_accelerated", True)
+    monkeypatch.setattr(
+        backend.jax, "device_put", lambda batch: (begun.append(len(batch["x"])), put(batch))[1]
+    )
+    arrays = [{"x": x, "y": y} for x, y in BATCHES]
+    assert [len(begun) for _ in backend.transfer(arrays)] == [3, 4, 5, 6, 6, 6]
+    assert fit(build(backend), BATCHES) == expected
+
+
 def test_no_batch_of_an_endless_generator_is_skipped_between_epochs(any_backend):
     def endless():
         while True:
