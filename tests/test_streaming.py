@@ -169,6 +169,12 @@ def test_jax_puts_batches_on_an_accelerator_two_ahead(monkeypatch):
     assert fit(build(backend), BATCHES) == expected
 
 
+def test_jax_batches_are_copies():
+    """JAX reads the memory it is given when it comes to it: what a generator writes later must not show."""
+    [batch] = nnx.as_backend("jax").transfer([{"x": X}])
+    assert not np.shares_memory(np.asarray(batch["x"]), X)
+
+
 def test_no_batch_of_an_endless_generator_is_skipped_between_epochs(any_backend):
     def endless():
         while True:
