@@ -77,6 +77,10 @@ class Backend:
         """Return 0, 1, ..., count - 1 on the device."""
         return self.xp.arange(count, dtype=getattr(self.xp, dtype))
 
+    def gather(self, array, index) -> Any:
+        """Return the rows of `array` that `index` numbers, all of which exist."""
+        return self.xp.take(array, index, axis=0)
+
     def free_memory(self) -> int | None:
         """Return the bytes free on the device, or None where that is the host or cannot be told."""
         return None

@@ -83,7 +83,7 @@ class Steps:
         """Return the batch that a row asks for; without an index the data is the batch."""
         if "index" not in row:
             return data
-        return {name: self.backend.xp.take(array, row["index"], axis=0) for name, array in data.items()}
+        return {name: self.backend.gather(array, row["index"]) for name, array in data.items()}
 
     def _sums(self, ctx, params, batch, output, values) -> dict:
         """Return the sums of loss and metrics of a batch. The loss counts by samples."""

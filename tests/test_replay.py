@@ -3,6 +3,8 @@
 On NumPy, and on CuPy with `pytest --cupy`.
 """
 
+import functools
+import itertools
 import re
 import threading
 
@@ -35,7 +37,8 @@ def train(build, backend, y=CLASSES, **settings):
     """Return the trained model and all numbers it gave."""
     with nnx.use_backend(backend):
         model = build()
-    history = model.fit(X, y, **{"epochs": 3, "batch_size": 16, "verbose": 0} | settings)
+        history = model.fit(X, y, **{"epochs": 3, "batch_size": 16, "verbose": 0} | settings)
+    assert model.backend is backend
     return model, history.history
 
 
@@ -173,6 +176,14 @@ def test_numpy_gradients_are_written_into_the_flat_buffer():
     assert not re.search(r"v\d+\[\d+:\d+\] = ", text)  # no copy
 
 
+def test_numpy_a_large_gradient_with_a_penalty_is_freed_only_if_it_was_made():
+    penalised = network(layers.Dense(256), layers.Dense(128, kernel_regularizer="l2"))
+    text = texts(penalised, batch_size=35)[0]
+    freed = {name for line in re.findall(r"del (.+)", text) for name in line.split(", ")}
+    assert freed
+    assert freed <= set(re.findall(r"^ +(v\d+) = ", text, re.M))
+
+
 def test_numpy_the_optimizer_writes_all_weights_at_once():
     text = texts(network(layers.Dense(5, "relu"), layers.Dense(4, "relu")), batch_size=35)[0]
     parameters = r"out=v0\)"  # the first input is the flat buffer of all parameters
@@ -300,7 +311,7 @@ def test_what_leaves_a_step_is_not_overwritten_by_the_next():
 
             return y, and_keep
 
-    expect_same(network(Keeps(4)), epochs=5)
+    expect_same(network(Keeps(4)), epochs=5, batch_size=7)
 
 
 def test_numpy_two_threads_train_two_models_of_equal_settings():
@@ -331,6 +342,76 @@ def test_numpy_arrays_of_another_layout_get_a_program_of_their_own():
         np.testing.assert_array_equal(found[0]["a"], expected[0]["a"])
         np.testing.assert_array_equal(found[1]["sum"], expected[1]["sum"])
     assert len(programs(run)) == 4
+
+
+def repeated(step, carry, steps=6):
+    """Return what a step of one's own gives, compiled and not, after some steps."""
+    found = []
+    for replays in (True, False):
+        backend = fresh(replays)
+        run = backend.repeat(functools.partial(step, backend))
+        arrays = {name: backend.pack({name: backend.asarray(a)}) for name, a in carry.items()}
+        carry_out, totals = run(arrays, None, {"rate": [0.1] * steps}, {"x": backend.asarray(X)}, 0, steps)
+        if replays:
+            assert isinstance(programs(run)[0], Program), programs(run)
+        found.append([backend.to_numpy(leaf) for leaf in [*replay.flatten(carry_out), *tree.leaves(totals)]])
+    for a, b in zip(*found, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-6)
+    return found[0]
+
+
+def test_what_is_read_again_after_it_was_written_is_computed_again():
+    def step(backend, carry, row, data):
+        weight = carry["w"]["w"]
+        before = backend.xp.sum(weight)
+        backend.update_in_place(
+            lambda xp, w, g, rate: (w + g * rate,), [carry["w"].buffer, data["x"][0]], row
+        )
+        return carry, {"before": before, "after": backend.xp.sum(weight)}
+
+    _, _, after, before = repeated(step, {"w": np.zeros(6, np.float32)})
+    assert abs(after - before) > 0.1
+
+
+def test_a_gradient_that_counts_twice_is_copied():
+    def step(backend, carry, row, data):
+        gradient = backend.xp.sum(data["x"] * row["rate"], axis=0)
+        both = backend.xp.concat([gradient, gradient])
+        backend.update_in_place(lambda xp, w, g, rate: (w + g * rate,), [carry["w"].buffer, both], row)
+        return carry, {"sum": backend.xp.sum(both)}
+
+    (weights, *_) = repeated(step, {"w": np.zeros(12, np.float32)})
+    np.testing.assert_array_equal(weights[:6], weights[6:])
+
+
+def test_numbers_keep_their_kind_beside_integers():
+    def step(backend, carry, row, data):
+        half = backend.kernel(lambda xp, n: n * 0.5 + 1, carry["n"]["n"])
+        return carry, {
+            "half": half,
+            "where": backend.kernel(lambda xp, n: xp.where(n > 1, 0.25, n), carry["n"]["n"]),
+        }
+
+    *_, half, where = repeated(step, {"n": np.arange(3, dtype=np.int32)})
+    np.testing.assert_allclose(half, [6, 9, 12])
+    np.testing.assert_allclose(where, [0, 6, 1.5])
+
+
+def test_a_function_made_anew_is_the_same_if_what_it_refers_to_is():
+    def scaled(factor):
+        return lambda xp, x: x * factor
+
+    class Scales(layers.Layer):
+        def __init__(self, next_factor):
+            super().__init__()
+            self.next_factor = next_factor
+
+        def forward(self, ctx, params, x):
+            factor = self.next_factor()
+            return ctx.kernel(scaled(factor), x), lambda dy: (ctx.kernel(scaled(factor), dy), {})
+
+    expect_same(network(Scales(lambda: 2.0)))
+    expect_same(lambda: network(Scales(itertools.count(1).__next__))(), compiled=False)
 
 
 def test_not_all_programs_are_remembered(monkeypatch):
