@@ -1,6 +1,7 @@
 """CuPy: arrays on a CUDA GPU, elementwise kernels fused into one launch each."""
 
 import functools
+import importlib
 
 import numpy as np
 
@@ -11,10 +12,19 @@ from . import replay
 from .cuda_kernels import TEMPLATES, CudaKernel
 from .cupy_writer import CupyWriter
 from .eager import EagerBackend
+from .prefetch import prefetch
 from .recording import NotRecordableError, record
 from .tracing import TracingNamespace, untraced
 
 REMEDY = "pip install 'nnx-engine[cuda12]' (or cuda13, to match the driver that nvidia-smi shows)"
+
+
+def in_one_line(error: Exception) -> str:
+    """Return the line of a message of CuPy that says what is wrong."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip(" =")]
+    if "Original error:" in lines[:-1]:
+        return lines[lines.index("Original error:") + 1]
+    return lines[0] if lines else type(error).__name__
 
 
 class CupyBackend(EagerBackend):
@@ -31,7 +41,7 @@ class CupyBackend(EagerBackend):
             import cupy
         except ImportError as error:
             raise BackendError(
-                f"the cupy backend needs CuPy and array-api-compat, and cannot import them ({error}). "
+                f"the cupy backend needs CuPy and array-api-compat, and cannot import them ({in_one_line(error)}). "
                 f"Install them with: {REMEDY}"
             ) from None
         try:
@@ -51,6 +61,14 @@ class CupyBackend(EagerBackend):
             )
         if local_rank > 0:
             cupy.cuda.Device(local_rank).use()
+        try:  # cuBLAS, and a kernel: CuPy loads their libraries only when they are first needed
+            importlib.import_module("cupy_backends.cuda.libs.cublas")
+            cupy.arange(2).sum()
+        except (ImportError, RuntimeError, OSError) as error:
+            raise BackendError(
+                f"CuPy finds a CUDA device, but not what it needs to run on it ({in_one_line(error)}). "
+                f"Install the CUDA libraries with: {REMEDY}"
+            ) from None
         self.cupy, self.xp = cupy, TracingNamespace(xp)
         self.replays = replay.is_on()
         self.empty, self.concatenate = cupy.empty, cupy.concatenate
@@ -88,6 +106,34 @@ class CupyBackend(EagerBackend):
 
     def arange(self, count, dtype):
         return self.cupy.arange(count, dtype=dtype)
+
+    def free_memory(self):
+        pool = self.cupy.get_default_memory_pool()
+        free = self.cupy.cuda.runtime.memGetInfo()[0] + pool.free_bytes()
+        limit = pool.get_limit()
+        return min(free, limit - pool.used_bytes()) if limit else free
+
+    @functools.cached_property
+    def copies(self):
+        """The stream of copies that run beside the computation; its memory is its own."""
+        return self.cupy.cuda.Stream(non_blocking=True)
+
+    def transfer(self, batches):
+        compute, copies = self.cupy.cuda.get_current_stream(), self.copies
+
+        def begin(batch):
+            # A new batch may take the memory of an old one, which steps that are queued still read.
+            copies.wait_event(compute.record())
+            with copies:
+                # CuPy copies through page-locked memory, which it keeps until the copy is done.
+                placed = tree.map(self.asarray, batch)
+            return placed, copies.record()
+
+        for placed, copied in prefetch(batches, begin):
+            compute.wait_event(copied)
+            yield placed
+            if not copied.done:  # or the host could fill its memory with batches to be copied
+                copied.synchronize()
 
     def is_array(self, value):
         return isinstance(value, self.cupy.ndarray)

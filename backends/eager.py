@@ -6,6 +6,7 @@ plan of what it does; see `replay`.
 
 import functools
 import math
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -32,6 +33,16 @@ class EagerBackend(FlatBackend):
     def repeat(self, step):
         plain = super().repeat(step)
         return replay.Replay(self, step, plain) if self.replays else plain
+
+    def foreign_array(self, error):
+        # CuPy says so, on NumPy too: it takes over where one of its arrays is met.
+        text = str(error)
+        found = re.search(r"Unsupported type <class '(.+?)'>|expected cupy\S+, got ([\w.]+)\)", text)
+        if isinstance(error, TypeError) and found:
+            return f"{found[1] or found[2]} and an array of CuPy in one operation"
+        if isinstance(error, TypeError) and text.startswith("Implicit conversion to a NumPy array"):
+            return "an array of CuPy was given to a function of NumPy"
+        return None
 
     # What a trace asks
 

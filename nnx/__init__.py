@@ -30,6 +30,7 @@ from nnx.backend import (
     use_backend,
 )
 from nnx.context import Context
+from nnx.failures import OutOfMemoryError
 from nnx.functional import apply
 from nnx.history import History
 from nnx.layers import Input
@@ -58,6 +59,7 @@ __all__ = [
     "Input",
     "Model",
     "NotReadyError",
+    "OutOfMemoryError",
     "Sequential",
     "activations",
     "apply",

@@ -11,7 +11,7 @@ import functools
 import operator
 import os
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
@@ -82,6 +82,27 @@ class Backend:
         """Return the rows of `array` that `index` numbers, all of which exist."""
         return self.xp.take(array, index, axis=0)
 
+    def free_memory(self) -> int | None:
+        """Return the bytes free on the device, or None where that is the host or cannot be told."""
+        return None
+
+    def out_of_memory(self, error: Exception) -> str | None:
+        """Return what the library says, in one line, if an exception tells that memory ran out."""
+        return str(error) or "no memory is left" if isinstance(error, MemoryError) else None
+
+    def foreign_array(self, error: Exception) -> str | None:
+        """Return what the library says, in one line, if it met an array of another library."""
+        return None
+
+    def transfer(self, batches) -> Generator:
+        """Yield each of some batches, trees of host arrays, on the device.
+
+        Copies may run some batches ahead, beside the computation. The host arrays of a batch may be
+        written to once the next batch is asked for.
+        """
+        for batch in batches:
+            yield tree.map(self.asarray, batch)
+
     # Running things
 
     def kernel(self, function, *arrays, overwrite: int | None = None) -> Any:
@@ -124,6 +145,15 @@ class Backend:
             return carry, totals
 
         return run
+
+    def one_step(self, step) -> Callable:
+        """Return `run(carry, totals, numbers, batch) -> (carry, totals)`, as `repeat` but for one step.
+
+        The batch is by itself on the device, and `numbers` are vectors of one element on the host,
+        which does not wait for the step.
+        """
+        run = self.repeat(step)
+        return lambda carry, totals, numbers, batch: run(carry, totals, self.stage(numbers), batch, 0, 1)
 
     def vjp(self, function, *arguments) -> tuple[Any, Callable] | None:
         """Return `function(*arguments)` and its derived pullback, or None if it cannot be derived."""

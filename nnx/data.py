@@ -3,7 +3,7 @@
 What is wrong with the data is said here, in one line, before anything is computed.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +26,20 @@ class Samples:
     def part(self, start, stop) -> "Samples":
         """Return samples start, ..., stop - 1."""
         return Samples(self.x[start:stop], self.y[start:stop], self.weight[start:stop])
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Return what a training step calls a batch."""
+        return {"x": self.x, "y": self.y, "weight": self.weight}
+
+    @property
+    def nbytes(self) -> int:
+        return sum(array.nbytes for array in self.arrays().values())
+
+    def batches(self, order: np.ndarray, batch_size: int) -> "Iterator[Samples]":
+        """Yield the samples in this order, gathered into batches."""
+        for part in batch_indices(order, batch_size):
+            for index in part:
+                yield Samples(*(np.take(array, index, axis=0) for array in self.arrays().values()))
 
 
 def as_features(x, in_shape: Shape | None, dtype: str, what: str = "X") -> np.ndarray:

@@ -23,6 +23,7 @@ from nnx.data import (
     split_last,
     with_class_weights,
 )
+from nnx.failures import explained
 from nnx.history import History
 from nnx.layers.base import Layer, Shape, run
 from nnx.layers.combine import Chain, as_layer
@@ -137,6 +138,7 @@ class Model:
             arrays = tree.map(lambda a: self.backend.asarray(np.asarray(a, dtype=self.weight_dtype)), host)
             return self.backend.pack(arrays) if packed else arrays
 
+    @explained
     def build(self, input_shape) -> None:
         """Make the starting weights for samples of this shape (the batch axis left out)."""
         shape = (input_shape,) if isinstance(input_shape, int) else tuple(input_shape)
@@ -200,6 +202,7 @@ class Model:
         """The layers of a Sequential, else the network alone."""
         return self.network.layers if isinstance(self.network, Chain) else [self.network]
 
+    @explained
     def to(self, backend) -> "Model":
         """Move weights, state and optimizer to another backend, and return the model.
 
@@ -313,7 +316,23 @@ class Model:
         self.loss_scale = carry.get("scale")
         self.step += steps
 
+    def _on_host(self, value, what: str):
+        """Return `value`, or raise a TypeError if it is an array that stays on a device."""
+        if isinstance(value, np.ndarray) or not hasattr(value, "__dlpack__"):
+            return value
+        try:
+            return np.asarray(value)
+        except Exception:  # each library has its own
+            kind = f"{type(value).__module__}.{type(value).__name__}"
+            copy = ".get()" if hasattr(value, "get") else ".detach().cpu().numpy()"
+        raise TypeError(
+            f"{what} is a {kind} on a device, but data is checked on the host and copied from there to the model's "
+            f"backend, here {self.backend.name}: give {what}{copy}"
+        )
+
     def _check(self, x, y, sample_weight=None) -> Samples:
+        x, y = self._on_host(x, "X"), self._on_host(y, "y")
+        sample_weight = self._on_host(sample_weight, "sample_weight")
         declared, was_built = self.input_shape, self.built
         if not was_built:
             self.build(as_features(x, declared, self.weight_dtype).shape[1:])
@@ -331,6 +350,7 @@ class Model:
         """Return one checked batch, `(x, y, sample_weight)`."""
         return self._check(*batch)
 
+    @explained
     def fit(self, x, y=None, batch_size: int | None = 32, epochs: int = 1, verbose="auto", callbacks=None,
             validation_split: float = 0.0, validation_data=None, shuffle: bool = True, class_weight=None,
             sample_weight=None, initial_epoch: int = 0, steps_per_epoch: int | None = None,
@@ -419,18 +439,20 @@ class Model:
             )
         return self.history
 
+    @explained
     def train_on_batch(self, x, y, sample_weight=None, class_weight=None, return_dict: bool = False):
         """Take one step on these samples; return its loss and metrics."""
         engine = self.engine
         samples = with_class_weights(self._check(x, y, sample_weight), class_weight, self.output_shape)
         with self.backend.scope(self.dtype):
-            logs = engine.logs(engine.train_on(samples), len(samples))
+            logs = engine.logs(engine.train_on_samples(samples), len(samples))
         return _as_result(logs, return_dict)
 
     def test_on_batch(self, x, y, sample_weight=None, return_dict: bool = False):
         """Return loss and metrics on these samples, as one batch."""
         return self.evaluate(x, y, len(x), verbose=0, sample_weight=sample_weight, return_dict=return_dict)
 
+    @explained
     def evaluate(
         self,
         x,
@@ -444,29 +466,33 @@ class Model:
         engine = self.engine
         with self.backend.scope(self.dtype):
             if y is None and is_stream(x):
-                logs = engine.evaluate_stream(x)
+                logs = engine.evaluate_stream(engine.checked(x))
             else:
                 samples = self._check(x, y, sample_weight)
                 size = check_count("batch_size", 256 if batch_size is None else batch_size)
-                logs = engine.evaluate(samples, engine.place(samples), size)
+                logs = engine.evaluate(samples, engine.place_if_it_fits(samples), size)
         if verbose:
             print("  ".join(f"{name} {format_number(value)}" for name, value in logs.items()))
         return _as_result(logs, return_dict)
 
+    @explained
     def predict(self, x, batch_size: int | None = 1024, verbose=0) -> np.ndarray:
         """Return the outputs for `x` as a NumPy array, (samples, ...)."""
         batch_size = check_count("batch_size", 1024 if batch_size is None else batch_size)
         shape = self._built_shape()
         if np.ndim(x) and len(x) == 0 and np.shape(x)[1:] == shape:
             return np.zeros((0, *self.output_shape), self.weight_dtype)
-        x = as_features(x, shape, self.weight_dtype)
+        x = as_features(self._on_host(x, "X"), shape, self.weight_dtype)
         weights = {"params": self.params, "state": self.state}
         with self.backend.scope(self.dtype):
             if self._forward is None:
                 self._forward = self.backend.compile(self._predict_batch)
-            starts = range(0, len(x), batch_size)
-            outputs = [self._forward(weights, self.backend.asarray(x[i : i + batch_size])) for i in starts]
-            return np.concatenate(self.backend.read(outputs))
+            starts, results = range(0, len(x), batch_size), []
+            for part in training.parts_that_fit(self, starts, batch_size):
+                results += self.backend.read(
+                    [self._forward(weights, self.backend.asarray(x[i : i + batch_size])) for i in part]
+                )
+            return np.concatenate(results)
 
     def _predict_batch(self, weights, x):
         return self._run(Context(self.backend, state=weights["state"]), weights["params"], x)[0]
@@ -476,9 +502,10 @@ class Model:
             return precision.run_half(self.dtype, self.network, ctx, params, x)
         return run(self.network, ctx, params, x)
 
+    @explained
     def __call__(self, x) -> Any:
         """Return the outputs for `x` as an array of the backend."""
-        x = as_features(x, self.input_shape, self.weight_dtype)
+        x = as_features(self._on_host(x, "X"), self.input_shape, self.weight_dtype)
         with self.backend.scope(self.dtype):
             return self._predict_batch({"params": self.params, "state": self.state}, self.backend.asarray(x))
 

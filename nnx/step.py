@@ -37,9 +37,9 @@ class Steps:
         self.network, self.loss, self.head = fuse(network, loss)
         self.penalties = list(weight_penalties(network))
         self.train = backend.repeat(self._train_row)
-        self.train_batch = backend.compile(self._train_step, consume=True)
+        self.train_one = backend.one_step(self._train_row)
         self.evaluate = backend.repeat(self._evaluate_row)
-        self.evaluate_batch = backend.compile(self._evaluate_step)
+        self.evaluate_one = backend.one_step(self._evaluate_row)
 
     def _train_row(self, carry, row, data):
         return self._train_step(carry, self._take(row, data), row)
@@ -95,6 +95,9 @@ class Steps:
         return self._sums(ctx, weights["params"], batch, output, values)
 
     def _take(self, row, data):
+        """Return the batch that a row asks for; without an index the data is the batch."""
+        if "index" not in row:
+            return data
         return {name: self.backend.gather(array, row["index"]) for name, array in data.items()}
 
     def _sums(self, ctx, params, batch, output, values) -> dict:

@@ -3,8 +3,10 @@
 `Backend.repeat` runs many steps at a time; the loss stays on the device until the epoch ends.
 """
 
+import collections
 import contextlib
 import itertools
+import math
 import operator
 import time
 import warnings
@@ -14,10 +16,14 @@ import numpy as np
 from nnx import distributed, tree
 from nnx.callbacks import CallbackList
 from nnx.data import Samples, as_batch, batch_indices
+from nnx.failures import own_exceptions
 from nnx.interrupt import Interrupt
 from nnx.random import SHUFFLE, generator, step_keys
 from nnx.sharing import shared_steps
 
+# Samples stay on the device if they take at most this share of the memory that is free there: the
+# rest is for weights, gradients and activations.
+DATA_SHARE = 0.5
 # A run of steps lasts about this many seconds: bars move, and Ctrl-C is heard.
 SECONDS_A_RUN = 0.1
 
@@ -56,8 +62,37 @@ class Engine:
 
     def place(self, samples: Samples) -> dict:
         """Return the samples on the device."""
-        arrays = {"x": samples.x, "y": samples.y, "weight": samples.weight}
-        return {name: self.backend.asarray(array) for name, array in arrays.items()}
+        return tree.map(self.backend.asarray, samples.arrays())
+
+    def place_if_it_fits(self, samples: Samples) -> dict | None:
+        """Return the samples on the device, or None: then they are to be streamed, batch by batch."""
+        free = self.backend.free_memory()
+        if free is not None and samples.nbytes > DATA_SHARE * free:
+            return None
+        try:
+            return self.place(samples)
+        except Exception as error:  # what is free may be in pieces, or another program's by now
+            if free is None or self.backend.out_of_memory(error) is None:
+                raise
+        return None
+
+    def transfer(self, batches, shared: bool = True):
+        """Yield this process's part of each of some `Samples` on the device, which it is, and of how many."""
+        waiting = collections.deque()
+
+        def parts():
+            for samples in batches:
+                part = self.part(len(samples)) if shared else distributed.part_of(len(samples), None)
+                waiting.append((part, len(samples)))
+                yield samples.part(part.start, part.stop).arrays()
+
+        with contextlib.closing(self.backend.transfer(parts())) as placed:
+            for batch in placed:
+                yield batch, *waiting.popleft()
+
+    def checked(self, stream):
+        """Yield each item of an iterable of batches as `Samples`."""
+        return (self.model.check_batch(as_batch(item)) for item in own_exceptions(stream))
 
     def logs(self, totals: dict, samples: int, shared: bool = True) -> dict[str, float]:
         """Return loss and metrics from the totals of an epoch, of all ranks if shared: the one host read."""
@@ -84,12 +119,14 @@ class Engine:
             start = stop
 
     def evaluate(
-        self, samples: Samples, placed: dict, batch_size: int, check=lambda: None, shared: bool = False
+        self, samples: Samples, placed: dict | None, batch_size: int, check=lambda: None, shared: bool = False
     ) -> dict[str, float]:
-        """Return loss and metrics on samples that are on the device; call `check` between runs.
+        """Return loss and metrics; call `check` between runs. `placed` as of `place_if_it_fits`.
 
-        If shared, each rank computes its part of them.
+        If shared, each rank computes its part of the samples.
         """
+        if placed is None:
+            return self.evaluate_stream(samples.batches(np.arange(len(samples)), batch_size), check, shared)
         data, totals = {"weights": self._weights(), "samples": placed}, None
         part = self.part(len(samples)) if shared else distributed.part_of(len(samples), None)
         for index in batch_indices(np.arange(part.start, part.stop), batch_size):
@@ -100,15 +137,15 @@ class Engine:
         return self.logs(counted(totals or {}, part), len(samples), shared)
 
     def evaluate_stream(self, batches, check=lambda: None, shared: bool = False) -> dict[str, float]:
-        """Return loss and metrics over an iterable of batches; if shared, see `evaluate`."""
-        weights, totals, seen = self._weights(), None, 0
-        for item in batches:
-            samples = self.model.check_batch(as_batch(item))
-            part = self.part(len(samples)) if shared else distributed.part_of(len(samples), None)
-            sums = self.steps.evaluate_batch(weights, self.place(samples.part(part.start, part.stop)))
-            totals = added(totals, counted(sums, part))
-            seen += len(samples)
-            check()
+        """Return loss and metrics over an iterable of `Samples`; if shared, see `evaluate`."""
+        totals, seen = None, 0
+        with contextlib.closing(self.transfer(batches, shared)) as placed:
+            for batch, part, count in placed:
+                data = {"weights": self._weights(), "samples": batch}
+                _, sums = self.steps.evaluate_one({}, totals if part.share else None, {}, data)
+                totals = sums if part.share else added(totals, counted(sums, part))
+                seen += count
+                check()
         if totals is None:
             raise ValueError(f"validation: {NO_BATCH}")
         return self.logs(totals, seen, shared)
@@ -116,17 +153,28 @@ class Engine:
     def _weights(self) -> dict:
         return {"params": self.model.params, "state": self.model.state}
 
-    def train_on(self, samples: Samples) -> dict:
-        """Take one step on these samples and return its sums."""
+    def train_on(self, batch: dict, part: distributed.Part, count: int, totals=None) -> dict:
+        """Take one step on this part of `count` samples; return the totals with its sums added."""
         if not self.has_begun:
-            self.begin({"number of samples": len(samples)})
-        part = self.part(len(samples))
-        row = self.backend.stage(self.numbers(self.model.step, self.model.step + 1, part))
-        numbers = {name: values[0] for name, values in row.items()}
-        placed = self.place(samples.part(part.start, part.stop))
-        carry, sums = self.steps.train_batch(self.model.carry, placed, numbers)
+            self.begin({"number of samples": count})
+        numbers = self.numbers(self.model.step, self.model.step + 1, part)
+        before = totals if part.share else None
+        carry, sums = self.steps.train_one(self.model.carry, before, numbers, batch)
         self.model.set_carry(carry, steps=1)
-        return counted(sums, part)
+        return sums if part.share else added(totals, counted(sums, part))
+
+    def train_on_samples(self, samples: Samples) -> dict:
+        """Take one step on samples of the host and return its sums."""
+        part = self.part(len(samples))
+        return self.train_on(self.place(samples.part(part.start, part.stop)), part, len(samples))
+
+
+def parts_that_fit(model, starts: range, batch_size: int) -> list[range]:
+    """Return the starts of batches in parts whose outputs fit on the device together."""
+    free, bytes_a_batch = model.backend.free_memory(), np.dtype(model.weight_dtype).itemsize * batch_size
+    bytes_a_batch *= math.prod(model.output_shape)
+    count = len(starts) if free is None else max(1, int(DATA_SHARE * free) // bytes_a_batch)
+    return [starts[i : i + count] for i in range(0, len(starts), count)]
 
 
 NO_BATCH = (
@@ -149,8 +197,8 @@ def train(model, samples, stream, validation, callbacks: CallbackList, *, epochs
           validation_batch_size, validation_freq, shuffle, steps_per_epoch):  # fmt: skip
     """Run the epochs of a fit. `samples` are on the host; or `stream` is an iterable of batches."""
     engine = model.engine
-    placed = engine.place(samples) if samples is not None else None
-    placed_validation = engine.place(validation) if isinstance(validation, Samples) else None
+    placed = engine.place_if_it_fits(samples) if samples is not None else None
+    placed_validation = engine.place_if_it_fits(validation) if isinstance(validation, Samples) else None
     source = iter(stream) if steps_per_epoch else None
     if engine.communicator is not None and model.built:  # else at the first batch, see `train_on`
         data = {} if samples is None else {"batch_size": batch_size, **distributed.describe(samples)}
@@ -166,20 +214,25 @@ def train(model, samples, stream, validation, callbacks: CallbackList, *, epochs
                 order = np.arange(len(samples))
                 if shuffle:
                     generator(model.seed, SHUFFLE, model.step).shuffle(order)
-                totals, seen = _train_on_placed(engine, placed, order, batch_size, callbacks, interrupt)
+                if placed is not None:
+                    totals, seen = _train_on_placed(engine, placed, order, batch_size, callbacks, interrupt)
+                else:
+                    batches, steps = samples.batches(order, batch_size), -(-len(samples) // batch_size)
+                    totals, seen = _train_on_stream(engine, batches, steps, callbacks, interrupt)
             else:
-                batches = stream if source is None else itertools.islice(source, steps_per_epoch)
+                items = stream if source is None else itertools.islice(source, steps_per_epoch)
+                batches = engine.checked(items)
                 totals, seen = _train_on_stream(engine, batches, steps_per_epoch, callbacks, interrupt)
                 if totals is None:  # used up exactly at the end of the epoch before
                     break
             logs = engine.logs(totals, seen)
             if validation is not None and (epoch + 1) % validation_freq == 0:
-                if placed_validation is not None:
+                if isinstance(validation, Samples):
                     numbers = engine.evaluate(
                         validation, placed_validation, validation_batch_size, interrupt.check, shared=True
                     )
                 else:
-                    numbers = engine.evaluate_stream(validation, interrupt.check, shared=True)
+                    numbers = engine.evaluate_stream(engine.checked(validation), interrupt.check, shared=True)
                 logs.update({f"val_{name}": value for name, value in numbers.items()})
             callbacks.on_epoch_end(epoch, logs)
             interrupt.check()
@@ -219,20 +272,20 @@ def _train_on_placed(engine, placed, order, batch_size, callbacks, interrupt) ->
 
 
 def _train_on_stream(engine, batches, steps, callbacks, interrupt) -> tuple:
-    """Train on the batches of an iterable; return the totals and the number of samples seen."""
+    """Train on an iterable of `Samples`; return the totals and the number of samples seen."""
     model, totals, seen, done = engine.model, None, 0, 0
-    for item in batches:
-        if callbacks.each_batch:
-            callbacks.on_train_batch_begin(done)
-        samples = model.check_batch(as_batch(item))
-        totals = added(totals, engine.train_on(samples))
-        seen, done = seen + len(samples), done + 1
-        callbacks.on_progress(done, steps)
-        if callbacks.each_batch:
-            callbacks.on_train_batch_end(done - 1, engine.logs(totals, seen))
-        interrupt.check()
-        if model.stop_training:
-            break
+    with contextlib.closing(engine.transfer(batches)) as placed:
+        for batch, part, count in placed:
+            if callbacks.each_batch:
+                callbacks.on_train_batch_begin(done)
+            totals = engine.train_on(batch, part, count, totals)
+            seen, done = seen + count, done + 1
+            callbacks.on_progress(done, steps)
+            if callbacks.each_batch:
+                callbacks.on_train_batch_end(done - 1, engine.logs(totals, seen))
+            interrupt.check()
+            if model.stop_training:
+                break
     if totals is None and (not steps or model.step == 0):
         raise ValueError(NO_BATCH)
     if steps and done < steps and not model.stop_training:

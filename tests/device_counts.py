@@ -5,6 +5,7 @@ A new layer states its counts in one line:
     assert_counts(layers.Dense(4), (3,), launches=3, products=3)
 """
 
+import collections
 import contextlib
 
 import emulated_cuda
@@ -36,6 +37,33 @@ def device_counts(function) -> dict[str, int]:
     with counted.count() as counts:
         function()
     return {name: count for name, count in vars(counts).items() if count}
+
+
+def stream_order(function) -> list[tuple[int, dict[int, int], dict[int, int]]]:
+    """Return (stream, seen, begun) of each launch and asynchronous copy in a call of `function`.
+
+    `begun` tells how many launches and copies had been put on each stream before it, and `seen` how
+    many of these are sure to be done when it runs: those that waits for events put before it.
+    """
+    traced = device()
+    traced.stream_trace, traced.trace_streams = [], True
+    try:
+        function()
+    finally:
+        traced.trace_streams = False
+    begun: dict[int, int] = collections.Counter()
+    seen: dict[int, dict[int, int]] = collections.defaultdict(collections.Counter)
+    events: dict[int, dict[int, int]] = {}
+    order = []
+    for kind, stream, event in traced.stream_trace:
+        if kind == "record":
+            events[event] = {**seen[stream], stream: begun[stream]}
+        elif kind == "wait":
+            seen[stream] |= collections.Counter(events[event])
+        else:
+            order.append((stream, dict(seen[stream]), dict(begun)))
+            begun[stream] += 1
+    return order
 
 
 def layer_counts(layer, in_shape, batch: int = 8) -> dict[str, int]:

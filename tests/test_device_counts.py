@@ -3,7 +3,7 @@
 import emulated_cuda
 import numpy as np
 import pytest
-from device_counts import assert_counts, device_counts, forbidden_sync, layer_counts
+from device_counts import assert_counts, device_counts, forbidden_sync, layer_counts, stream_order
 
 import nnx
 from nnx import layers
@@ -69,8 +69,15 @@ def test_an_activation_is_one_launch_each_way(name):
 
 
 def test_a_training_step_waits_for_nothing(model):
+    def step():
+        model.engine.train_on(model.engine.place(SAMPLES))
+
+    # In the pieces that other tests leave in the pool, a step takes long to settle.
+    model.backend.cupy.get_default_memory_pool().free_all_blocks()
+    for _ in range(12):  # until it is compiled and has its memory
+        step()
     with forbidden_sync():
-        counts = device_counts(lambda: model.engine.train_on(SAMPLES))
+        counts = device_counts(step)
     assert counts["products"] == 3 * 2 - 1  # none for the gradient of the data
     assert counts["host_to_device_copies"] == 3  # features, labels, weights
     assert not counts.keys() & {"syncs", "device_to_host_copies", "mallocs"}
@@ -103,6 +110,77 @@ def test_predict_waits_once_however_many_batches(model):
 
 def test_evaluate_waits_once(model):
     assert device_counts(lambda: model.evaluate(X, Y, batch_size=50, verbose=0))["syncs"] == 1
+
+
+def test_a_step_with_a_large_kernel():
+    """Its gradient is written into its part of the flat one, and large arrays are freed along the way."""
+    model = nnx.Sequential([layers.Dense(3000, "relu"), layers.Dense(3, "softmax")], seed=0)
+    model.compile("adam", "sparse_categorical_crossentropy")
+    losses = [
+        fit_loss for _ in range(3) for fit_loss in model.fit(X, Y, batch_size=20, verbose=0).history["loss"]
+    ]
+    assert losses[2] < losses[0]
+    counts = fit(model, 1)
+    assert counts["products"] == 10 * (3 * 2 - 1)
+    assert not counts.keys() & {"device_to_device_copies", "mallocs"}
+
+
+# Streaming
+
+
+BATCHES = [(X[i : i + 20], Y[i : i + 20]) for i in range(0, 200, 20)]
+BATCH_BYTES = 20 * (6 * 4 + 4 + 4)  # features, labels, weights
+
+
+def streamed(model, monkeypatch):
+    """Let no data fit on the device."""
+    monkeypatch.setattr(model.backend, "free_memory", lambda: 1)
+    fit(model, 3)  # until the step is compiled
+    return model
+
+
+def test_a_streamed_batch_is_copied_once_from_pinned_memory_and_waits_for_nothing(model, monkeypatch):
+    streamed(model, monkeypatch)
+    for data in ((X, Y), (BATCHES,)):
+        counts = device_counts(lambda data=data: model.fit(*data, batch_size=20, epochs=3, verbose=0))
+        assert counts["host_to_device_copies"] == 3 * 10 * 3
+        assert counts["host_to_device_bytes"] == 3 * 10 * BATCH_BYTES
+        assert not counts.keys() & {"pageable_copies", "mallocs"}
+        assert counts["syncs"] == 3 + 1  # one an epoch, for its numbers, and the last for the weights
+        assert counts["device_to_host_bytes"] == 3 * 12
+
+
+def test_a_streamed_step_launches_no_more_than_another(model, monkeypatch):
+    fit(model, 3)
+    resident = fit(model, 3)
+    counts = fit(streamed(model, monkeypatch), 3)
+    assert counts["launches"] <= resident["launches"]  # it gathers nothing, but makes its ones each time
+    assert counts["products"] == resident["products"]
+    assert counts["device_to_device_copies"] == resident["device_to_device_copies"]
+
+
+@pytest.mark.parametrize("data", [(X, Y), (BATCHES,)], ids=["arrays", "batches"])
+def test_steps_wait_for_their_batch_and_copies_for_earlier_steps(model, monkeypatch, data):
+    """On the device, by events: on the emulated one all is done at once, so that only this shows it."""
+    streamed(model, monkeypatch)
+    order = stream_order(lambda: model.fit(*data, batch_size=20, verbose=0))
+    compute, copies = 0, model.backend.copies.ptr
+    steps = [(seen.get(copies, 0), begun[copies]) for stream, seen, begun in order if stream == compute]
+    assert sorted({*steps}) == [(3 * (n + 1), min(3 * (n + 3), 30)) for n in range(10)]  # two ahead
+    waited = [
+        (seen.get(compute, 0), begun.get(compute, 0)) for stream, seen, begun in order if stream == copies
+    ]
+    assert len(waited) == 30
+    assert all(seen == launched for seen, launched in waited)
+
+
+def test_streamed_validation_and_evaluation_wait_once(model, monkeypatch):
+    streamed(model, monkeypatch)
+    counts = device_counts(lambda: model.evaluate(X, Y, batch_size=20, verbose=0))
+    assert counts["syncs"] == 1
+    assert counts["host_to_device_bytes"] == 10 * BATCH_BYTES
+    assert "mallocs" not in counts
+    assert fit(model, 3, validation_data=(X, Y))["syncs"] == 2 * 3 + 1
 
 
 # The counting itself

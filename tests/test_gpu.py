@@ -85,7 +85,7 @@ def test_memory_does_not_grow(gpu):
 def test_steps_are_queued_not_waited_for(gpu):
     """The host runs ahead: to queue steps takes less time than they do."""
     model = build(gpu, units=8192)
-    samples = model._check(X, Y, None)
+    samples = model.engine.place(model._check(X, Y, None))
     model.engine.train_on(samples)
     gpu.synchronize(None)
     start = time.perf_counter()
@@ -130,6 +130,47 @@ def test_copies_from_pinned_memory_run_beside_computation(gpu):
     assert copy_queued < copy / 2
     assert both < 0.9 * (copy + compute)
     assert (target == 7).all()
+
+
+def test_streamed_training_is_that_on_resident_data(gpu, monkeypatch):
+    """A step that does not wait for its batch, or a batch copied over one still in use, shows here.
+
+    Copies take about as long as steps in one case, much longer or shorter in the others, and each
+    batch has numbers of its own size.
+    """
+    x = (
+        RNG.standard_normal((65536, 512)).astype(np.float32)
+        * np.linspace(0.1, 4, 65536, dtype=np.float32)[:, None]
+    )
+    y = RNG.integers(0, 10, len(x))
+    for units, batch_size in ((16, 16384), (1024, 4096), (4096, 512)):
+        losses = {}
+        for free in (None, 1):
+            monkeypatch.setattr(gpu, "free_memory", lambda free=free: free)
+            model, seen = build(gpu, units=units), []
+            start = time.perf_counter()
+            for _ in range(3):
+                seen += model.fit(x, y, epochs=1, batch_size=batch_size, verbose=0).history["loss"]
+            seen += list(map(float, model.get_weights()[0].ravel()[:1000]))
+            print(f"\n512-{units}-10, batch {batch_size}, free {free}: {time.perf_counter() - start:.2f} s")
+            losses[free] = seen
+        np.testing.assert_array_equal(losses[1], losses[None])
+
+
+def test_streaming_does_not_fill_the_memory(gpu, monkeypatch):
+    """However far the host could run ahead, there are a few batches at a time on device and host."""
+    monkeypatch.setattr(gpu, "free_memory", lambda: 1)
+    pinned, pool, model = (
+        gpu.cupy.get_default_pinned_memory_pool(),
+        gpu.cupy.get_default_memory_pool(),
+        build(gpu, units=4096),
+    )
+    fit(model, 2)
+    blocks, reserved = pinned.n_free_blocks(), pool.total_bytes()
+    fit(model, 5)
+    gpu.synchronize(None)
+    assert pool.total_bytes() == reserved
+    assert pinned.n_free_blocks() <= blocks + 3
 
 
 # CuPy reads CUPY_TF32 when it is imported: a process of its own for each setting.

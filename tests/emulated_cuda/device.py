@@ -26,6 +26,9 @@ class Counters:
     device_to_host_copies: int = 0
     device_to_host_bytes: int = 0
     device_to_device_copies: int = 0
+    pageable_copies: int = (
+        0  # of these, between device and host memory that is not pinned: such a copy may wait
+    )
     syncs: int = 0  # times the host waited for the device
     mallocs: int = 0  # cudaMalloc: what the memory pool had to ask for
 
@@ -43,12 +46,18 @@ class Device:
     trace_launches : bool
         While true, every launch is appended to `launches`.
     launches : list of (kernel name, grid, block)
+    trace_streams : bool
+        While true, what is put on a stream is appended to `stream_trace`.
+    stream_trace : list of (kind, stream, event)
+        Of kind "launch", "copy", "record" or "wait"; the event is None for the first two.
     """
 
     def __init__(self):
         self.counters = Counters()
         self.trace_launches = False
         self.launches = []
+        self.trace_streams = False
+        self.stream_trace = []
         self._sync_forbidden = False
 
     @contextlib.contextmanager
@@ -78,7 +87,12 @@ class Device:
         self.check_sync_allowed(reason)
         self.counters.syncs += 1
 
-    def note_launch(self, kernel, grid, block):
+    def note_on_stream(self, kind, stream, event=None):
+        if self.trace_streams:
+            self.stream_trace.append((kind, stream, event))
+
+    def note_launch(self, kernel, grid, block, stream):
         self.counters.launches += 1
+        self.note_on_stream("launch", stream)
         if self.trace_launches:
             self.launches.append((kernel, grid, block))

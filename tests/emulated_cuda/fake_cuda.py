@@ -69,7 +69,6 @@ class FakeRuntime:
         "deviceGetPCIBusId": "0000:00:00.0",
         "streamDestroy": None,
         "streamQuery": 0,
-        "streamWaitEvent": None,
         "streamIsCapturing": 0,
         "eventQuery": 0,
         "profilerStart": None,
@@ -170,6 +169,7 @@ class FakeRuntime:
             self._device.check_sync_allowed(
                 "copy to host memory that is not pinned (get, item, float, print, ...)"
             )
+        self._device.note_on_stream("copy", stream)
         self._copy(destination, source, size, kind)
 
     def _direction(self, destination, source, size):
@@ -183,6 +183,8 @@ class FakeRuntime:
 
     def _copy(self, destination, source, size, kind):
         direction, counters = self._direction(destination, source, size), self._device.counters
+        host = {HOST_TO_DEVICE: source, DEVICE_TO_HOST: destination}.get(direction)
+        counters.pageable_copies += host is not None and not self._pinned.contains(host, size)
         if kind not in (direction, DEFAULT):  # an address on the wrong side, or past the end of a block
             raise CUDARuntimeError(ERROR_INVALID_VALUE)
         if direction == HOST_TO_DEVICE:
@@ -212,7 +214,11 @@ class FakeRuntime:
     def eventSynchronize(self, event):
         self._device.note_sync("event synchronization")
 
+    def streamWaitEvent(self, stream, event, flags=0):
+        self._device.note_on_stream("wait", stream, event)
+
     def eventRecord(self, event, stream):
+        self._device.note_on_stream("record", stream, event)
         self._event_times[event] = time.perf_counter()
 
     def eventElapsedTime(self, start, end):
@@ -295,7 +301,7 @@ class FakeDriver:
                 f"CUDA_ERROR_INVALID_VALUE: kernel {kernel['name']}, grid {grid}, block {block}, "
                 f"{shared_bytes} bytes of dynamic shared memory (at most {kernel['max_shared']})"
             )
-        self._device.note_launch(kernel["name"], grid, block)
+        self._device.note_launch(kernel["name"], grid, block, stream)
         error = kernel["entry"]((ctypes.c_uint * 6)(*grid, *block), arguments, shared_bytes)
         if error:
             raise RuntimeError(f"kernel {kernel['name']}: {error.decode()}")

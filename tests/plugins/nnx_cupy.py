@@ -32,6 +32,8 @@ def pytest_addoption(parser):
 def pytest_configure(config):
     if not config.getoption("--cupy"):
         return
+    import nnx  # imports no cupy
+
     try:
         if not emulated_cuda.has_gpu():
             emulated_cuda.install(check_with_nvrtc=True)  # before anything imports cupy

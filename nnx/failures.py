@@ -1,0 +1,93 @@
+"""What goes wrong on a device, told in one line: memory that runs out, arrays of the wrong library.
+
+The backend knows how its library says so; here is what a user can do about it.
+"""
+
+import functools
+import inspect
+import traceback
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from nnx.backend import Backend, BackendError
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+class OutOfMemoryError(BackendError, MemoryError):
+    """Memory ran out, on the device or on the host; says what to try. The model stays usable."""
+
+
+def explained(method: Function) -> Function:
+    """Let a method of a model tell in one line what went wrong on its device."""
+
+    @functools.wraps(method)
+    def call(model, *arguments, **settings):
+        try:
+            return method(model, *arguments, **settings)
+        except Exception as error:
+            told = _explanation(method, model, arguments, settings, error)
+            if told is None:
+                if error.__traceback__ is not None:  # this function tells nothing to whoever reads it
+                    error.__traceback__ = error.__traceback__.tb_next
+                raise
+        # Outside of the handler, so that it does not keep the arrays of the failed step alive.
+        raise told
+
+    return call  # pyright: ignore[reportReturnType]
+
+
+def own_exceptions(iterable):
+    """Yield from an iterable of the user; what it raises passes as it is."""
+    yield from iterable
+
+
+def _explanation(method, model, arguments, settings, error) -> BackendError | None:
+    backend: Backend | None = model._backend
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    if (
+        backend is None
+        or isinstance(error, OutOfMemoryError)
+        or any(frame.f_code is own_exceptions.__code__ for frame in frames)
+    ):
+        return None
+    if (said := backend.out_of_memory(error)) is not None:
+        given = inspect.signature(method).bind(model, *arguments, **settings)
+        given.apply_defaults()
+        free = backend.free_memory()
+        room = "" if free is None else f"; {free / 2**20:,.0f} MiB are free on the device"
+        advice = _advice(method.__name__, given.arguments)
+        return OutOfMemoryError(
+            f"{method.__name__} on the {backend.name} backend ran out of memory: {said.rstrip('.')}{room}. {advice}"
+        )
+    if (said := backend.foreign_array(error)) is not None:
+        return BackendError(
+            f"{_place(error, backend)}a layer, loss or metric on the {backend.name} backend mixes in an array that is "
+            f"none of its own: {said}. Make constants with ctx.xp.asarray(...), and compute with functions of ctx.xp"
+        )
+    return None
+
+
+def _advice(name: str, given: dict) -> str:
+    x, batch_size = given.get("x"), given.get("batch_size")
+    if name in ("fit", "evaluate") and given.get("y") is None:
+        return "Give smaller batches"
+    if batch_size is not None and hasattr(x, "__len__"):
+        batch_size = min(batch_size, len(x))  # type: ignore[arg-type]
+    elif name in ("train_on_batch", "test_on_batch", "__call__") and hasattr(x, "__len__"):
+        batch_size = len(x)  # type: ignore[arg-type]
+    if batch_size is None or batch_size < 2:
+        return "The model takes more than there is: make it smaller, or run it elsewhere with model.to(...)"
+    if name in ("fit", "evaluate", "predict"):
+        return f"Try batch_size={batch_size // 2}, half of the present {batch_size}"
+    return f"Try {batch_size // 2} samples at a time, half of the present {batch_size}"
+
+
+def _place(error: Exception, backend: Backend) -> str:
+    """Return `file, line 3: ` of what was running outside of nnx and the array library."""
+    libraries = {"nnx", "numpy", backend.xp.__name__.split(".")[0], backend.name}
+    for frame, line in reversed(list(traceback.walk_tb(error.__traceback__))):
+        module, file = frame.f_globals.get("__name__", ""), frame.f_code.co_filename
+        if module.split(".")[0] not in libraries and file.endswith((".py", ">")):
+            return f"{file}, line {line}: "
+    return ""
