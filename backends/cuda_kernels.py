@@ -9,6 +9,7 @@ The record that NumPy runs in blocks (`recording`) is written out as the body of
 """
 
 import math
+import re
 
 import numpy as np
 
@@ -76,9 +77,11 @@ class CudaKernel:
         Those of the arguments; numbers have their type.
     into : tuple of int or None
         For each result, the argument whose memory it takes.
+    name : str
+        What a profiler shows.
     """
 
-    def __init__(self, cupy, program: Program, kinds, into: tuple):
+    def __init__(self, cupy, program: Program, kinds, into: tuple, name: str = "kernel"):
         dtypes = dict(enumerate(kinds)) | {op.result: op.dtype for op in (*program.before, *program.block)}
         self.program, self.into = program, into
         self.result_dtypes = [dtypes[value] for value in program.results]
@@ -92,7 +95,8 @@ class CudaKernel:
         body = [f"const {_c_type(dtypes[v])} v{v} = a{v};" for v in self.read] + body
         body += [f"r{k} = v{v};" for k, v in enumerate(program.results)]
         self.text = "\n".join(body)
-        self._kernel = cupy.ElementwiseKernel(", ".join(inputs), ", ".join(outputs), self.text, "nnx_kernel")
+        name = "nnx_" + re.sub(r"\W+", "_", name).strip("_").lower()
+        self._kernel = cupy.ElementwiseKernel(", ".join(inputs), ", ".join(outputs), self.text, name)
 
     def __call__(self, *arguments):
         """Return the result, or the tuple of results."""

@@ -119,7 +119,7 @@ class CupyBackend(EagerBackend):
         """Return a pure function of arrays as one launch, or None if it cannot be recorded."""
         try:
             program = record(function, kinds, [isinstance(kind, np.dtype) for kind in kinds])
-            return CudaKernel(self.cupy, program, kinds, into)
+            return CudaKernel(self.cupy, program, kinds, into, getattr(function, "__name__", "kernel"))
         except (
             NotRecordableError,
             TypeError,

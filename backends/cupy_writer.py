@@ -102,7 +102,7 @@ class CupyWriter(Writer):
         read = sorted(set().union(*(refs(call.arguments) for call in calls)) - made)
         constants = [a for call in calls for a in call.arguments if self.library.is_array(a)]
 
-        def kernel(xp, *arguments):
+        def fused(xp, *arguments):
             values = dict(zip(read, arguments, strict=False))
             rest = iter(arguments[len(read) :])
             for call in calls:
@@ -114,7 +114,7 @@ class CupyWriter(Writer):
             return tuple(values[result] for result in results)
 
         kinds = [self.values[value].dtype for value in read] + [array.dtype for array in constants]
-        plan = self.library.cuda_kernel(kernel, tuple(kinds), (None,) * len(results))
+        plan = self.library.cuda_kernel(fused, tuple(kinds), (None,) * len(results))
         return plan, [*(Ref(value) for value in read), *constants]
 
     def _apply(self, call, xp, given):

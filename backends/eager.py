@@ -128,4 +128,5 @@ def positional(kernel, names):
         split = len(arguments) - len(names)
         return kernel(xp, *arguments[:split], **dict(zip(names, arguments[split:], strict=True)))
 
+    call.__name__ = type(getattr(kernel, "__self__", kernel)).__name__  # of the optimizer
     return call

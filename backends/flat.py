@@ -4,6 +4,7 @@ The arrays of the tree are views of the buffer, so the optimizer's kernel runs o
 model instead of once for each parameter.
 """
 
+import functools
 import math
 
 from nnx import tree
@@ -16,6 +17,17 @@ class Packed(dict):
     def __init__(self, nested, buffer):
         super().__init__(nested)
         self.buffer = buffer
+
+    @functools.cached_property
+    def arrays(self) -> list:
+        """The buffer and the leaves."""
+        return [self.buffer, *tree.leaves(dict(self))]
+
+    @functools.cached_property
+    def kinds(self) -> tuple:
+        """Names, shapes and dtype of the leaves, which never change."""
+        paths = tree.paths(dict(self))
+        return self.buffer.dtype, tuple((path, tree.at(self, path).shape) for path in paths)
 
 
 def view_as(like, buffer) -> Packed:

@@ -9,6 +9,9 @@ import numpy as np
 from nnx import tree
 from nnx.backend import Backend, BackendError, BackendInfo, host_memory
 
+# Arrays below this many bytes are not placed on the device ahead of the call that reads them.
+SMALL = 1 << 18
+
 
 class JaxBackend(Backend):
     """Adapter for `jax.numpy`, which follows the array-API standard itself."""
@@ -39,11 +42,17 @@ class JaxBackend(Backend):
     def to_numpy(self, array):
         return np.array(array)
 
+    def gather(self, array, index):
+        # take() would look at each index, and fill in rows for those that do not exist.
+        return array.at[index].get(mode="promise_in_bounds")
+
     def stage(self, rows):
         # Compiled steps take every number as an array: float64 ones of their own precision.
         real = "float64" if self._x64 else "float32"
         dtypes = {"f": real, "i": "int32", "u": "uint32"}
-        return self.jax.device_put({name: v.astype(dtypes[v.dtype.kind]) for name, v in rows.items()})
+        rows = {name: v.astype(dtypes[v.dtype.kind]) for name, v in rows.items()}
+        # What is small goes along with the call that reads it, in less time.
+        return self.jax.device_put(rows) if sum(v.nbytes for v in rows.values()) > SMALL else rows
 
     @property
     def _x64(self) -> bool:

@@ -16,7 +16,7 @@ from typing import Any
 from nnx import tree
 
 from .flat import Packed
-from .tracing import NotTraceableError, Trace
+from .tracing import Trace
 
 # Programs remembered for one step function, one for each set of shapes.
 MOST_PROGRAMS = 32
@@ -70,10 +70,10 @@ class Replay:
             carry_out, sums = self.step(inputs[0][0], *inputs[1:])
             outputs = [carry_out, tree.map(operator.add, inputs[0][1], sums)]
             found: Program | Trace | Plain = trace
-            if earlier is not None:
-                if not trace.same_as(earlier):
-                    raise NotTraceableError("it makes other calls each time")
+            if earlier is not None and trace.same_as(earlier):
                 found = Program(trace, [carry, totals], rows, data, outputs)
+            elif earlier is not None:
+                found = Plain("it makes other calls each time")
             carry, totals = _restore([carry, totals], (leaf.value for leaf in flatten(outputs)))
         except Exception as error:  # the plain step knows best what is wrong, if anything
             found = Plain(f"{type(error).__name__}: {error}")
@@ -116,9 +116,10 @@ class Program:
 
 def flatten(value) -> list:
     """Return the leaves of a tree of dicts and lists."""
+    if isinstance(value, Packed):
+        return value.arrays
     if isinstance(value, dict):
-        own = [value.buffer] if isinstance(value, Packed) else []
-        return own + [leaf for name in sorted(value) for leaf in flatten(value[name])]
+        return [leaf for name in sorted(value) for leaf in flatten(value[name])]
     return [leaf for item in value for leaf in flatten(item)] if isinstance(value, list) else [value]
 
 
@@ -158,6 +159,8 @@ def _structure(value):
 
 def _kinds(value) -> Any:
     """Return what a program depends on: names, shapes, dtypes and layouts."""
+    if isinstance(value, Packed):
+        return value.kinds
     if isinstance(value, dict):
         return tuple((name, _kinds(value[name])) for name in sorted(value))
     if isinstance(value, list):

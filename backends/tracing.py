@@ -8,6 +8,7 @@ Operators, and NumPy's own functions, come here by NumPy's protocols `__array_uf
 `__array_function__`; the functions of another library through a `TracingNamespace`.
 """
 
+import types
 from dataclasses import dataclass
 from typing import Any
 
@@ -174,8 +175,19 @@ class Trace:
             return a.keys() == b.keys() and all(self._same(a[name], b[name]) for name in a)
         if isinstance(a, np.generic) or self.backend.is_array(a):
             return a.dtype == b.dtype and a.shape == b.shape and bool((a == b).all())
+        if isinstance(a, types.FunctionType) and a is not b:  # such as a lambda, made anew in each step
+            return a.__code__ is b.__code__ and self._same(*(_surroundings(f) for f in (a, b)))
         # Methods of ufuncs, such as np.add.reduce, are made anew each time they are looked up.
         return a is b or (a == b and (type(a) is not float or str(a) == str(b)))
+
+
+def _surroundings(function) -> list:
+    """Return what a function refers to beside its arguments and globals."""
+    return [
+        function.__defaults__,
+        function.__kwdefaults__,
+        [c.cell_contents for c in function.__closure__ or ()],
+    ]
 
 
 def trace_of(values) -> Trace | None:

@@ -41,6 +41,9 @@ class Writer:
         self.names: dict[object, str] = {}  # the name of each thing in it
         self.unique = itertools.count()
         self.escaping = {*carry_out}
+        for call in reversed(self.calls):  # with what they are views of
+            if self.escaping & {*call.results} and self.values[call.results[0]].is_view:
+                self.escaping |= refs([call.arguments, call.settings])
         self.overwritten = {value for call in self.calls for value in call.writes}
         self.maker = {result: call for call in self.calls for result in call.results}
         # What is the same array in every step.
@@ -120,9 +123,8 @@ class Writer:
         """Whether a call gives the same array in every step: a view of a weight, or ones."""
         if len(call.results) != 1 or call.writes or call.results[0] in self.escaping | self.overwritten:
             return False
-        is_made = (
-            call.function in self.library.made_from_shape
-        )  # which look at their first argument's shape alone
+        # Of the first argument of `ones_like` only the shape counts.
+        is_made = call.function in self.library.made_from_shape
         read = refs([call.arguments[is_made:], call.settings])
         if read <= self.constant:
             self.constant.add(call.results[0])

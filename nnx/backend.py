@@ -78,6 +78,10 @@ class Backend:
         """Return 0, 1, ..., count - 1 on the device."""
         return self.xp.arange(count, dtype=getattr(self.xp, dtype))
 
+    def gather(self, array, index) -> Any:
+        """Return the rows of `array` that `index` numbers, all of which exist."""
+        return self.xp.take(array, index, axis=0)
+
     # Running things
 
     def kernel(self, function, *arrays, overwrite: int | None = None) -> Any:

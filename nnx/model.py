@@ -64,7 +64,7 @@ class Model:
         self.network: Layer = as_layer(network)
         self.input_shape: Shape | None = input_shape
         self.seed = next_seed() if seed is None else int(seed)
-        self.dtype, self.weight_dtype = dtype, precision.weight_dtype(dtype)
+        self.dtype = dtype
         self.stop_training = False
         self.history = History()
         self.step = 0
@@ -114,6 +114,11 @@ class Model:
         if self._backend is None:
             self._backend = as_backend(None)
         return self._backend
+
+    @property
+    def weight_dtype(self) -> str:
+        """The precision of weights, inputs and predictions: float32 where layers compute in half."""
+        return precision.weight_dtype(self.dtype)
 
     @property
     def built(self) -> bool:

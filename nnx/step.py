@@ -95,7 +95,7 @@ class Steps:
         return self._sums(ctx, weights["params"], batch, output, values)
 
     def _take(self, row, data):
-        return {name: self.backend.xp.take(array, row["index"], axis=0) for name, array in data.items()}
+        return {name: self.backend.gather(array, row["index"]) for name, array in data.items()}
 
     def _sums(self, ctx, params, batch, output, values) -> dict:
         """Return the sums of loss and metrics of a batch. The loss counts by samples."""

@@ -508,8 +508,8 @@ def test_mistakes_are_named():
         compare(small_model, ["numpy", "numpy"])
     with pytest.raises(TypeError, match="expected a compiled model or a function that returns one, got 3"):
         compare(3, ["numpy", "array_api_strict"])
-    with pytest.raises(ValueError, match="dtype must be one of float32, float64, got 'float16'"):
-        compare(small_model, ["numpy", "array_api_strict"], dtype="float16")
+    with pytest.raises(ValueError, match=r"dtype must be one of .*float64, got 'int8'"):
+        compare(small_model, ["numpy", "array_api_strict"], dtype="int8")
     with pytest.raises(ValueError, match="the model expects X of shape"):
         compare(small_model, ["numpy", "array_api_strict"], [(np.ones((2, 9)), [0, 1])])
     unbuilt = nnx.Sequential([layers.Dense(1)], seed=0)

@@ -85,7 +85,7 @@ def test_one_host_read_an_epoch(any_backend, monkeypatch):
 
 def test_numpy_updates_all_weights_in_one_pass(monkeypatch):
     backend = type(nnx.as_backend("numpy"))()
-    backend.replays = False  # what compiled steps do is seen in test_numpy_replay
+    backend.replays = False  # what compiled steps do is seen in test_replay
     model = build(backend)
     passes = []
     update = type(model.backend).update_in_place

@@ -15,6 +15,7 @@ import pytest
 import nnx
 from nnx import layers
 from nnx.__main__ import main
+from nnx.compare.trial import trial_model
 
 ROOT = Path(__file__).parents[1]
 X = np.random.default_rng(0).standard_normal((120, 6)).astype(np.float32)
@@ -97,3 +98,9 @@ def test_train_py_on_digits(tmp_path):
     assert losses["cupy"] == pytest.approx(losses["numpy"], rel=1e-4)
     assert len(losses["cupy"]) == 3
     assert (tmp_path / "cupy/confusion_matrix.png").stat().st_size > 1000
+
+
+def test_compare_finds_no_difference_from_numpy():
+    """Layer by layer, and as fit runs it, on a network that has every layer."""
+    found = nnx.compare.compare(trial_model, ["numpy", "cupy"], steps=2)
+    assert found.agree, str(found)

@@ -108,7 +108,7 @@ CASES = {
     "no layer": (lambda: sequential("dense"), TypeError, "expected a layer, a list of layers or a model, got 'dense'"),
     "same name": (lambda: sequential(layers.Dense(1, name="a"), layers.Dense(1, name="a")), ValueError, "two layers are called 'a'"),
     "slash": (lambda: layers.Dense(1, name="a/b"), ValueError, "must not contain '/'"),
-    "dtype": (lambda: nnx.Sequential([layers.Dense(1)], dtype="float16"), ValueError, "must be one of float32, float64, got 'float16'"),
+    "dtype": (lambda: nnx.Sequential([layers.Dense(1)], dtype="int8"), ValueError, "must be one of float16, bfloat16, float32, float64, got 'int8'"),
     "learning rate": (lambda: nnx.optimizers.Adam(-1), ValueError, "learning_rate must be 0 or more"),
     "two clips": (lambda: nnx.optimizers.SGD(clipnorm=1, clipvalue=1), ValueError, "only one of clipnorm, clipvalue"),
     "metric names": (lambda: model(metrics=["mse", "mse"]), ValueError, "two metrics have the same name"),

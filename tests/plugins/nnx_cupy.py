@@ -14,7 +14,7 @@ import nnx
 
 # Files that touch no device, or one of their own choice.
 HOST_ONLY = {
-    "test_architecture", "test_datasets", "test_defaults", "test_info", "test_initializers",
+    "test_architecture", "test_compare", "test_datasets", "test_defaults", "test_info", "test_initializers",
     "test_numpy_fusion", "test_schedules", "test_train",
 }  # fmt: skip
 LAUNCHES = "launches on the emulated device"
