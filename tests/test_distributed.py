@@ -354,7 +354,7 @@ def test_a_batch_too_small_to_share():
         ({"RANK": "0", "WORLD_SIZE": "2", "MASTER_PORT": "1"}, "NNX_KEY is not set"),
     ],
 )
-def test_an_environment_that_no_launcher_made(variables, message, monkeypatch):
+def test_numpy_in_an_environment_that_no_launcher_made(variables, message, monkeypatch):
     for name in ("RANK", "WORLD_SIZE", "MASTER_PORT", "NNX_KEY"):
         monkeypatch.delenv(name, raising=False)
     for name, value in variables.items():
