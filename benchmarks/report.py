@@ -150,13 +150,16 @@ def fit_tables(run: dict) -> str:
 def peer_step_table(run: dict) -> str:
     """Return the table of train steps over the floor, a row for each batch size."""
     infos = sorted(of_kind(run, "peer step"), key=lambda i: i["batch"])
-    names = [n for n in unique(n for i in infos for n in i["times"]) if not n.startswith("floor")]
+    everybody = unique(n for i in infos for n in i["times"])
+    floors = [n for n in everybody if n.startswith("floor")]
+    names = [n for n in everybody if n not in floors]
     rows = [
-        [str(i["batch"]), duration(i["times"][i["base"]]["time"]["median"])]
+        [str(i["batch"])]
+        + [duration(i["times"][n]["time"]["median"]) if n in i["times"] else "" for n in floors]
         + [spread(i["times"][n]["ratio"], "{:.2f}".format) if n in i["times"] else "" for n in names]
         for i in infos
     ]
-    return table(["batch", "floor", *names], rows)
+    return table(["batch", *floors, *names], rows)
 
 
 def small_tables(run: dict) -> str:
@@ -231,7 +234,7 @@ def page(run: dict) -> str:
         parts.append(f"## Against peers\n\n{picture}\n\n{fit_tables(run)}\n")
     if of_kind(run, "peer step"):
         network = of_kind(run, "peer step")[0]["network"]
-        title = f"### Train step of {network}, time over the floor of the first backend"
+        title = f"### Train step of {network}, time over the floor of JAX for what runs on it, else of NumPy"
         parts.append(f"{title}\n\n{peer_step_table(run)}\n")
     if of_kind(run, "small") or of_kind(run, "memory"):
         parts.append(f"## Small things\n\n{small_tables(run)}\n")

@@ -64,27 +64,29 @@ def test_fit(benchmark, name, backends):
 def test_train_step_of_peers(benchmark, batch, backends):
     network, steps = networks.WIDE, networks.steps_a_run(batch)
     benchmark.group = f"train step against peers, {network.name}, batch {batch} ({steps} steps a round)"
-    runs = {f"nnx, {b.name}": networks.train(network, b, batch, steps) for b in backends}
     others = peers.step_runs(network, batch, steps)
     for peer, run in others.items():
         losses = [run() for _ in range(3)]
         assert losses[-1] < losses[0], f"{peer} does not learn: losses {losses}"
-    floor = f"floor, {backends[0].name}"
-    floors = {floor: networks.floor(network, backends[0], batch, steps, looped=True)}
-    # What runs on XLA takes turns by itself: threads of other libraries slow down one long call of it
-    # more than many short ones.
+    # What runs on XLA takes turns by itself, without rests: after one, and beside the idle threads of
+    # other libraries, a long call of it is slower than many short ones.
     times = {}
-    for on_xla in (False, True):
-        chosen = {name: run for name, run in (runs | others).items() if ("jax" in name.lower()) is on_xla}
-        if chosen:
-            measured = interleave(
-                chosen | floors, budget=1.5, settle=True, benchmark=None if times else benchmark
-            )
-            times |= measured.table(floor, divided_by=steps)
+    for backend in backends:
+        on_xla, floor = backend.name == "jax", f"floor, {backend.name}"
+        rivals = {
+            name: run for name, run in others.items() if ("JAX" in name) is on_xla and name not in times
+        }
+        runs = {
+            f"nnx, {backend.name}": networks.train(network, backend, batch, steps),
+            **rivals,
+            floor: networks.floor(network, backend, batch, steps, looped=True),
+        }
+        measured = interleave(runs, budget=1.5, settle=not on_xla, benchmark=None if times else benchmark)
+        times |= measured.table(floor, divided_by=steps)
     benchmark.extra_info |= {
         "kind": "peer step",
         "network": network.name,
         "batch": batch,
-        "base": floor,
+        "base": "the floor",
         "times": times,
     }

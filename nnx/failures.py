@@ -11,6 +11,9 @@ from typing import Any, TypeVar
 
 from nnx.backend import Backend, BackendError
 
+# Modules that look at what was given to nnx.
+CHECKS = ("nnx.data", "nnx.targets")
+
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
@@ -28,13 +31,19 @@ def explained(method: Function) -> Function:
         except Exception as error:
             told = _explanation(method, model, arguments, settings, error)
             if told is None:
-                if error.__traceback__ is not None:  # this function tells nothing to whoever reads it
-                    error.__traceback__ = error.__traceback__.tb_next
-                raise
+                raise _short(error)  # noqa: B904 - it is the error itself
         # Outside of the handler, so that it does not keep the arrays of the failed step alive.
         raise told
 
     return call  # pyright: ignore[reportReturnType]
+
+
+def _short(error: Exception) -> Exception:
+    """Return an error without the part of its traceback that tells nothing to whoever reads it."""
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    if frames and frames[-1].f_globals.get("__name__") in CHECKS:  # a mistake of whoever called
+        return error.with_traceback(None)
+    return error.with_traceback(error.__traceback__ and error.__traceback__.tb_next)
 
 
 def own_exceptions(iterable):
@@ -85,7 +94,7 @@ def _advice(name: str, given: dict) -> str:
 
 def _place(error: Exception, backend: Backend) -> str:
     """Return `file, line 3: ` of what was running outside of nnx and the array library."""
-    libraries = {"nnx", "numpy", backend.xp.__name__.split(".")[0], backend.name}
+    libraries = {"nnx", "numpy", getattr(backend.xp, "__name__", "").split(".")[0], backend.name}
     for frame, line in reversed(list(traceback.walk_tb(error.__traceback__))):
         module, file = frame.f_globals.get("__name__", ""), frame.f_code.co_filename
         if module.split(".")[0] not in libraries and file.endswith((".py", ">")):

@@ -70,7 +70,7 @@ def test_an_activation_is_one_launch_each_way(name):
 
 def test_a_training_step_waits_for_nothing(model):
     def step():
-        model.engine.train_on(model.engine.place(SAMPLES))
+        model.engine.train_on_samples(SAMPLES)
 
     # In the pieces that other tests leave in the pool, a step takes long to settle.
     model.backend.cupy.get_default_memory_pool().free_all_blocks()

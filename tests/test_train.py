@@ -269,7 +269,7 @@ def test_help_names_every_option_and_default(train, capsys):
         ("--batch-size 2.5", "argument --batch-size: expected a whole number"),
         ("--patience x", "argument --patience: expected a whole number"),
         ("--seed -1", "argument --seed: expected a whole number not below 0"),
-        ("--dtype float16", "invalid choice: 'float16'"),
+        ("--dtype int8", "invalid choice: 'int8'"),
         ("--task ranking", "invalid choice: 'ranking'"),
         ("--out a-file/run", "cannot write to a-file/run (Not a directory): give another folder as --out"),
         ("--epoch-count 3", "unrecognized arguments: --epoch-count"),
