@@ -65,6 +65,12 @@ def test_an_activation_is_one_launch_each_way(name):
         assert layer_counts(layers.Activation(name), (3,)).keys() == {"launches"}
 
 
+def test_normalization_of_samples():
+    assert_counts(layers.LayerNormalization(), (3, 2), launches=21)
+    assert_counts(layers.GroupNormalization(2), (3, 2), launches=21)
+    assert_counts(layers.RMSNormalization(), (3, 2), launches=15)
+
+
 # Training and inference
 
 

@@ -1,5 +1,7 @@
 """Every layer and activation is proved by `check_layer` over drawn shapes, on every backend."""
 
+import functools
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -106,6 +108,62 @@ def test_batch_normalization_of_a_constant_feature_is_beta():
     ctx = nnx.Context(training=True, state=model.state)
     y, _ = model.apply(model.params, x, ctx)
     np.testing.assert_allclose(model.backend.to_numpy(y), 0.7, atol=1e-6)
+
+
+SAMPLE_NORMALIZATIONS = [layers.LayerNormalization, layers.RMSNormalization]
+
+
+@pytest.mark.parametrize("kind", SAMPLE_NORMALIZATIONS)
+@given(shape=shapes, batch=batches)
+def test_sample_normalization(kind, shape, batch):
+    check_layer(kind(), shape, batch=batch)
+
+
+@pytest.mark.parametrize("axis", [1, 2, 3, -2, [3], [1, 2], [-1, 1], [2, 3, 1]])
+@pytest.mark.parametrize("kind", SAMPLE_NORMALIZATIONS)
+def test_sample_normalization_on_any_axes(kind, axis):
+    check_layer(kind(axis=axis), (2, 3, 4))
+
+
+@given(
+    places=st.lists(st.integers(1, 3), max_size=2).map(tuple),
+    groups=st.sampled_from([-1, 1, 2, 3]),
+    batch=batches,
+)
+def test_group_normalization(places, groups, batch):
+    check_layer(layers.GroupNormalization(groups), (*places, 6), batch=batch)
+    check_layer(layers.GroupNormalization(groups, axis=1), (6, *places), batch=batch)
+
+
+@pytest.mark.parametrize("kind", [layers.LayerNormalization, functools.partial(layers.GroupNormalization, 2)])
+@pytest.mark.parametrize(("center", "scale"), [(True, False), (False, True), (False, False)])
+def test_normalization_without_scale_or_offset(kind, center, scale):
+    check_layer(kind(center=center, scale=scale), (3, 4))
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape", "message"),
+    [
+        (
+            layers.LayerNormalization(axis=0),
+            (3,),
+            r"axis=0 does not fit .* \(batch, 3\).*axis 0 is the batch",
+        ),
+        (layers.LayerNormalization(axis=[1, -1]), (3,), r"axis=\[1, -1\] .* each axis once"),
+        (layers.RMSNormalization(axis=3), (3, 2), "RMSNormalization: axis=3 .* from 1 to 2"),
+        (layers.GroupNormalization(4), (6,), "6 channels, .* cannot be divided into 4 groups"),
+        (layers.GroupNormalization(), (6,), "choose groups that divides 6"),
+    ],
+)
+def test_normalization_refuses(layer, shape, message):
+    with pytest.raises(ValueError, match=message):
+        nnx.Sequential([layer], seed=0).build(shape)
+
+
+@pytest.mark.parametrize("kind", [layers.LayerNormalization, functools.partial(layers.GroupNormalization, 1)])
+def test_normalization_of_a_constant_sample_is_beta(kind, any_backend):
+    layer = kind(beta_initializer=nnx.initializers.Constant(0.7))
+    np.testing.assert_allclose(nnx.apply(layer, np.full((2, 5), 3.0), backend=any_backend), 0.7, atol=1e-6)
 
 
 @given(shape=shapes, batch=batches)

@@ -96,6 +96,9 @@ EACH_LAYER = {
     "chain": layers.Chain(
         [layers.Dense(4, "relu"), layers.Dropout(0.5), layers.Reshape((2, 2)), layers.Flatten()]
     ),
+    "layer normalization": layers.LayerNormalization(),
+    "group normalization": layers.GroupNormalization(2),
+    "rms normalization": layers.RMSNormalization(),
     "wide": layers.Dense(900, "relu"),  # beyond the block of a kernel
     **{name: layers.Dense(5, name) for name in sorted(activations._registry.names())},
 }

@@ -24,6 +24,7 @@ from nnx.layers.dense import Dense
 from nnx.layers.dropout import Dropout
 from nnx.layers.norm import BatchNormalization
 from nnx.layers.reshape import Flatten, Input, Reshape
+from nnx.layers.sample_norm import GroupNormalization, LayerNormalization, RMSNormalization
 
 __all__ = [
     "ELU",
@@ -35,14 +36,17 @@ __all__ = [
     "Dense",
     "Dropout",
     "Flatten",
+    "GroupNormalization",
     "HardSigmoid",
     "Input",
     "Layer",
+    "LayerNormalization",
     "LeakyReLU",
     "Linear",
     "LogSoftmax",
     "Mish",
     "Parallel",
+    "RMSNormalization",
     "ReLU",
     "Reshape",
     "Residual",
