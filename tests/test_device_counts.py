@@ -50,7 +50,9 @@ def test_dense():
 
 
 @pytest.mark.parametrize(
-    "layer", [layers.Flatten(), layers.Reshape((6,))], ids=lambda layer: type(layer).__name__
+    "layer",
+    [layers.Flatten(), layers.Reshape((6,)), layers.Permute((2, 1))],
+    ids=lambda layer: type(layer).__name__,
 )
 def test_a_change_of_shape_costs_nothing(layer):
     assert_counts(layer, (3, 2))
@@ -69,6 +71,21 @@ def test_normalization_of_samples():
     assert_counts(layers.LayerNormalization(), (3, 2), launches=21)
     assert_counts(layers.GroupNormalization(2), (3, 2), launches=21)
     assert_counts(layers.RMSNormalization(), (3, 2), launches=15)
+
+
+def test_noise():
+    assert_counts(layers.Dropout(0.2), (3,), launches=5)
+    assert_counts(layers.SpatialDropout1D(0.2), (3, 2), launches=5)
+    assert_counts(layers.SpatialDropout2D(0.2), (3, 2, 2), launches=5)
+    assert_counts(layers.GaussianNoise(0.2), (3,), launches=3)
+    assert_counts(layers.GaussianDropout(0.2), (3,), launches=4)
+    assert_counts(layers.AlphaDropout(0.2), (3,), launches=5)
+
+
+def test_slopes_repetition_and_functions():
+    assert_counts(layers.PReLU(), (3,), launches=4)
+    assert_counts(layers.RepeatVector(2), (3,), launches=1)
+    assert_counts(layers.Lambda(lambda x: (x * 2, lambda dy: dy * 2)), (3,), launches=2)
 
 
 # Training and inference

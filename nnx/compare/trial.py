@@ -26,18 +26,33 @@ def trial_model(seed: int = 0) -> Sequential:
             layers.LayerNormalization(),
             layers.GroupNormalization(2),
             layers.RMSNormalization(),
+            layers.SpatialDropout1D(0.1),
+            layers.GaussianNoise(0.1),
+            layers.GaussianDropout(0.1),
+            layers.AlphaDropout(0.1),
             layers.Parallel(layers.Dense(4, "relu"), [layers.Dense(4), layers.BatchNormalization()], merge="add"),
             layers.Parallel(*every),
+            layers.Permute((2, 1)),
+            layers.Reshape((8, 1, -1)),
+            layers.SpatialDropout2D(0.1),
             layers.Flatten(),
             layers.Dropout(0.3),
             layers.Dense(16, activations.LeakyReLU(0.1), use_bias=False),
             layers.BatchNormalization(),
+            layers.RepeatVector(2),
+            layers.PReLU("uniform"),
+            layers.Lambda(_halved),
+            layers.Flatten(),
             layers.Dense(3, "softmax"),
         ],
         seed=seed,
     )  # fmt: skip
     model.compile("adam", "sparse_categorical_crossentropy", metrics=["accuracy"])
     return model
+
+
+def _halved(x):
+    return x * 0.5, lambda dy: dy * 0.5
 
 
 def draw_batches(model, count: int, batch_size: int, seed: int = 0) -> list[tuple]:

@@ -499,6 +499,10 @@ SAMPLE_LAYERS = [
     ("GroupNormalization", {"groups": -1}, (2, 3, 4)),
     ("RMSNormalization", {}, (4, 5)),
     ("RMSNormalization", {"axis": [1, 2], "epsilon": 0.1}, (3, 2, 4)),
+    ("PReLU", {"alpha_regularizer": PENALTIES}, (4, 3)),
+    ("PReLU", {"shared_axes": [1, 2]}, (3, 2, 2, 3)),
+    ("Permute", {"dims": [3, 1, 2]}, (2, 2, 3, 4)),
+    ("RepeatVector", {"n": 3}, (2, 4)),
 ]
 
 
