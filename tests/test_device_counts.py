@@ -88,6 +88,11 @@ def test_slopes_repetition_and_functions():
     assert_counts(layers.Lambda(lambda x: (x * 2, lambda dy: dy * 2)), (3,), launches=2)
 
 
+def test_embedding():
+    """On real numbers: most launches make ids of them."""
+    assert_counts(layers.Embedding(5, 2), (3,), launches=10)
+
+
 # Training and inference
 
 

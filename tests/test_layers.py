@@ -341,6 +341,100 @@ def test_lambda_of_what_is_no_function():
         layers.Lambda(3)
 
 
+@given(shape=shapes, batch=batches, seed=st.integers(0, 99))
+def test_embedding(shape, batch, seed):
+    """Of real numbers, so that a derivative by them, 0, can be looked at."""
+    ids = np.random.default_rng(seed).integers(0, 3, (batch, *shape))  # few, so that they come again
+    check_layer(layers.Embedding(4, 2), shape, batch=batch, x=ids + 0.5)
+
+
+@given(rows=st.integers(1, 40), length=st.integers(1, 9), width=st.integers(1, 4))
+def test_scatter_add_counts_what_comes_again(rows, length, width):
+    rng = np.random.default_rng(0)
+    indices = rng.integers(0, length, rows).astype(np.int32)
+    values = rng.standard_normal((rows, width)).astype(np.float32)
+    expected = np.stack([values[indices == i].sum(axis=0) for i in range(length)])
+    for name, info in nnx.testing.available_backends().items():
+        if info.usable:
+            backend = nnx.as_backend(name)
+            found = backend.scatter_add(backend.asarray(indices), backend.asarray(values), length)
+            np.testing.assert_allclose(backend.to_numpy(found), expected, rtol=1e-5, atol=1e-5, err_msg=name)
+
+
+IDS = np.random.default_rng(0).integers(0, 5, (60, 3))
+
+
+def embedding_model(*first, backend=None, dtype="float32", seed=0):
+    model = nnx.Sequential(
+        [*first, layers.Embedding(5, 4), layers.Flatten(), layers.Dense(2, "softmax")],
+        seed=seed,
+        dtype=dtype,
+        backend=backend,
+    )
+    model.compile(nnx.optimizers.Adam(0.05), "sparse_categorical_crossentropy", metrics=["accuracy"])
+    return model
+
+
+@pytest.mark.parametrize("first", [(), (layers.Input((3,)), layers.Permute((1,)))])
+def test_a_model_of_categories_learns(first, any_backend):
+    model = embedding_model(*first, backend=any_backend)
+    history = model.fit(IDS, IDS[:, 0] > IDS[:, 1], epochs=40, verbose=0).history
+    assert history["accuracy"][-1] > 0.95
+    np.testing.assert_allclose(model.predict(IDS.astype(float)), model.predict(IDS))
+
+
+def test_integers_reach_the_embedding_in_half_precision():
+    model = nnx.Sequential([layers.Embedding(5000, 2, input_shape=(2,))], seed=0, dtype="float16")
+    table = nnx.Sequential([layers.Embedding(5000, 2, input_shape=(2,))], seed=0)
+    ids = np.array([[2049, 4999]])
+    np.testing.assert_allclose(model.predict(ids), table.predict(ids), atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("x", "message"),
+    [
+        ([[0, 5, 1]], "the value 5 at row 0, column 1: .* from 0 to 4. Number .* or enlarge input_dim"),
+        ([[0, 1, 2], [3, -1, 0]], "the value -1 at row 1, column 1"),
+        ([[0.5, 1, 1]], "the value 0.5 at row 0, column 0"),
+        ([[np.nan, 1, 1]], "the value nan"),
+        ([["a", "b", "c"]], "X must be numbers|array of numbers"),
+        ([[0, 1]], "the model expects X of shape"),
+    ],
+)
+def test_categories_are_checked_on_the_host(x, message):
+    model = embedding_model()
+    model.build((3,))
+    for use in (model.predict, lambda x: model.fit(x, np.zeros(len(x)), verbose=0)):
+        with pytest.raises(ValueError, match=message):
+            use(np.asarray(x))
+
+
+def test_categories_of_branches():
+    both = layers.Parallel(layers.Embedding(5, 2), [layers.Flatten(), layers.Embedding(3, 2)], merge="add")
+    assert both.categories == 3
+    assert layers.Parallel(layers.Embedding(5, 2), layers.Dense(3)).categories is None
+    assert layers.Chain([layers.Dense(3), layers.Embedding(5, 2)]).categories is None
+
+
+def test_a_computed_category_out_of_range_gives_nan(any_backend):
+    layer = layers.Chain([layers.Linear(), layers.Embedding(2, 1, "ones")])
+    found = nnx.apply(layer, [[0.0, 1.9, 2.0, -1.0]], backend=any_backend)
+    np.testing.assert_array_equal(found[0, :, 0], [1, 1, np.nan, np.nan])
+
+
+def test_embedding_refuses():
+    with pytest.raises(ValueError, match="mask_zero=True is not supported: give padding"):
+        layers.Embedding(3, 2, mask_zero=True)
+    with pytest.raises(ValueError, match="output_dim must be a positive whole number, got 0"):
+        layers.Embedding(3, 0)
+    with pytest.raises(
+        ValueError, match="3000 categories cannot be told apart as float16: make it the first"
+    ):
+        nnx.Sequential(
+            [layers.Linear(input_shape=(1,)), layers.Embedding(3000, 2)], seed=0, dtype="float16"
+        ).predict([[1.0]])
+
+
 def test_input_changes_nothing():
     check_layer(layers.Input((4,)), (4,))
 

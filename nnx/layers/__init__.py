@@ -22,6 +22,7 @@ from nnx.layers.base import Layer
 from nnx.layers.combine import Chain, Parallel, Residual
 from nnx.layers.dense import Dense
 from nnx.layers.dropout import Dropout, SpatialDropout1D, SpatialDropout2D
+from nnx.layers.embedding import Embedding
 from nnx.layers.function import Lambda
 from nnx.layers.noise import AlphaDropout, GaussianDropout, GaussianNoise
 from nnx.layers.norm import BatchNormalization
@@ -39,6 +40,7 @@ __all__ = [
     "Chain",
     "Dense",
     "Dropout",
+    "Embedding",
     "Flatten",
     "GaussianDropout",
     "GaussianNoise",

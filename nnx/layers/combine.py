@@ -51,6 +51,11 @@ class Chain(_Container):
         self.layers = [as_layer(layer) for layer in layers]
         self._keyed = list(self.sublayers().items())
 
+    @property
+    def categories(self):
+        """That of the first layer that looks at the values."""
+        return next((layer.categories for layer in self.layers if not layer.rearranges), None)
+
     def init(self, rng, in_shape):
         params = {}
         for key, layer in self._keyed:
@@ -188,6 +193,13 @@ class Parallel(_Container):
         self.merge = merge
         self.layers = list(self.branches)
         self._keyed = list(self.sublayers().items())
+
+    @property
+    def categories(self):
+        """The fewest of any branch, if all take numbers of categories."""
+        found = [branch.categories for branch in self.branches]
+        known = [count for count in found if count is not None]
+        return min(known) if len(known) == len(found) else None
 
     def init(self, rng, in_shape):
         params, shapes = {}, []

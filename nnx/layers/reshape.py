@@ -14,6 +14,8 @@ class Input(Layer):
     (3,)
     """
 
+    rearranges = True
+
     def __init__(self, shape, name: str | None = None):
         super().__init__(name=name, input_shape=shape)
         self.shape = self.input_shape
@@ -34,6 +36,8 @@ class Reshape(Layer):
     >>> nnx.apply(nnx.layers.Reshape((2, -1)), [[1.0, 2.0, 3.0, 4.0]]).shape
     (1, 2, 2)
     """
+
+    rearranges = True
 
     def __init__(self, target_shape, **settings):
         super().__init__(**settings)
@@ -91,6 +95,8 @@ class Permute(Layer):
     (1, 3, 1)
     """
 
+    rearranges = True
+
     def __init__(self, dims, **settings):
         super().__init__(**settings)
         self.dims = tuple(dims)
@@ -133,6 +139,8 @@ class RepeatVector(Layer):
     array([[[1., 2.],
             [1., 2.]]], dtype=float32)
     """
+
+    rearranges = True
 
     def __init__(self, n: int, **settings):
         super().__init__(**settings)

@@ -503,6 +503,7 @@ SAMPLE_LAYERS = [
     ("PReLU", {"shared_axes": [1, 2]}, (3, 2, 2, 3)),
     ("Permute", {"dims": [3, 1, 2]}, (2, 2, 3, 4)),
     ("RepeatVector", {"n": 3}, (2, 4)),
+    ("Embedding", {"input_dim": 4, "output_dim": 3, "embeddings_regularizer": PENALTIES}, (5, 2)),
 ]
 
 
@@ -521,6 +522,8 @@ def _layer_case(name, settings, shape, training):
     model = keras.Sequential([layer])  # a layer by itself leaves out its activity penalty
     model.build(shape)
     x = (1.5 * rng.normal(size=shape) + 0.5).round(3)
+    if name == "Embedding":
+        x = rng.integers(0, settings["input_dim"], shape).astype(float)
     dy = rng.normal(size=layer.compute_output_shape(shape)).round(3)
     params = {v.name: rng.normal(size=v.shape).round(3) for v in layer.trainable_variables}
     state = {v.name: rng.uniform(0.5, 1.5, v.shape).round(3) for v in layer.non_trainable_variables}
