@@ -177,6 +177,12 @@ class CupyBackend(EagerBackend):
         kernel = self.plan(function, arrays, (None,))
         return function(self.xp, *arrays) if kernel is None else kernel(*arrays)
 
+    def run_scatter_add(self, indices, values, length):
+        half = values.dtype.itemsize == 2  # which CUDA cannot add atomically everywhere
+        total = self.cupy.zeros((length, values.shape[1]), "float32" if half else values.dtype)
+        self.cupy.add.at(total, indices, values.astype(total.dtype, copy=False))
+        return total.astype(values.dtype, copy=False)
+
     def run_update(self, rule, into, *arguments):
         kernel = self.plan(rule, arguments, into)
         if kernel is not None:

@@ -94,7 +94,8 @@ class CupyWriter(Writer):
             recorded = self._record([call], [call.results[0]])[0]
         except (NotRecordableError, TypeError, AttributeError):
             return None
-        return kind.shape if recorded.result_dtypes == [kind.dtype] else None
+        is_one_launch = recorded is not None and recorded.result_dtypes == [kind.dtype]
+        return kind.shape if is_one_launch else None
 
     def _record(self, calls, results):
         """Return (plan, what it reads) of elementwise calls as one kernel."""

@@ -89,6 +89,17 @@ class EagerBackend(FlatBackend):
         """Run a kernel on arrays of this library; see `kernel`."""
         raise NotImplementedError
 
+    def scatter_add(self, indices, values, length):
+        arguments = indices, values, length
+        trace = trace_of(arguments)
+        return (
+            self.run_scatter_add(*arguments) if trace is None else trace.call(self.run_scatter_add, arguments)
+        )
+
+    def run_scatter_add(self, indices, values, length):
+        """Add up rows on arrays of this library; see `scatter_add`."""
+        raise NotImplementedError
+
     def update_in_place(self, kernel, buffers, scalars):
         rule, arguments = positional(kernel, tuple(scalars)), (*buffers, *scalars.values())
         into = (0, *range(2, len(buffers)))

@@ -77,6 +77,9 @@ class JaxBackend(Backend):
         # What is small goes along with the call that reads it, in less time.
         return self.jax.device_put(rows) if sum(v.nbytes for v in rows.values()) > SMALL else rows
 
+    def scatter_add(self, indices, values, length):
+        return self.xp.zeros((length, values.shape[1]), values.dtype).at[indices].add(values)
+
     @property
     def _x64(self) -> bool:
         return self.jax.config.read("jax_enable_x64")

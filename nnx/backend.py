@@ -103,6 +103,20 @@ class Backend:
         for batch in batches:
             yield tree.map(self.asarray, batch)
 
+    def scatter_add(self, indices, values, length: int) -> Any:
+        """Return (length, width): row i is the sum of those rows of `values` whose index is i.
+
+        `indices` (rows,) are integers from 0 to length - 1, each as often as it comes; `values` is
+        (rows, width).
+        """
+        xp, parts = self.xp, []
+        step = max(1, 2**20 // max(1, indices.shape[0]))  # one-hot matrices of a few megabytes
+        for start in range(0, length, step):
+            numbers = self.arange(min(step, length - start), "int32") + start
+            one_hot = xp.reshape(numbers, (-1, 1)) == xp.reshape(indices, (1, -1))
+            parts.append(xp.matmul(xp.astype(one_hot, values.dtype), values))
+        return xp.concat(parts, axis=0)
+
     # Running things
 
     def kernel(self, function, *arrays, overwrite: int | None = None) -> Any:

@@ -42,8 +42,13 @@ class Samples:
                 yield Samples(*(np.take(array, index, axis=0) for array in self.arrays().values()))
 
 
-def as_features(x, in_shape: Shape | None, dtype: str, what: str = "X") -> np.ndarray:
-    """Return `x` as a host array of `dtype` and shape (batch, *in_shape), or raise a ValueError."""
+def as_features(
+    x, in_shape: Shape | None, dtype: str, what: str = "X", categories: int | None = None
+) -> np.ndarray:
+    """Return `x` as a host array of `dtype` and shape (batch, *in_shape), or raise a ValueError.
+
+    With `categories` it is numbers of categories, from 0 on, and becomes int32.
+    """
     try:
         x = np.asarray(x)
         x = x.astype(np.float64) if x.dtype == object else x
@@ -66,6 +71,8 @@ def as_features(x, in_shape: Shape | None, dtype: str, what: str = "X") -> np.nd
             f"{what} must have one row a sample, shape {expected}, got shape {x.shape}: use {what}.reshape(-1, 1) "
             f"for one feature, {what}.reshape(1, -1) for one sample"
         )
+    if categories is not None:
+        return _as_categories(x, categories, what)
     # The sum is finite only if everything is; it takes no memory. Look closer only if it is not.
     with np.errstate(over="ignore", invalid="ignore"):
         x = np.ascontiguousarray(x, dtype=dtype)
@@ -77,6 +84,18 @@ def as_features(x, in_shape: Shape | None, dtype: str, what: str = "X") -> np.nd
             f"drop such samples first (scikit-learn's SimpleImputer, or {what}[np.isfinite({what}).all(axis=1)])"
         )
     return x
+
+
+def _as_categories(x, categories, what):
+    fits = (x >= 0) & (x < categories) & (x == np.floor(x))
+    if not fits.all():
+        place = tuple(int(i) for i in np.argwhere(~fits)[0])
+        raise ValueError(
+            f"{what} has the value {x[place]} at row {place[0]}, column {', '.join(map(str, place[1:]))}: the model's "
+            f"Embedding takes whole numbers from 0 to {categories - 1}. Number the categories from 0 "
+            f"(scikit-learn's OrdinalEncoder, or numpy.unique with return_inverse=True) or enlarge input_dim"
+        )
+    return np.ascontiguousarray(x, dtype=np.int32)
 
 
 def _wrong_shape(shape, in_shape, what):
@@ -93,9 +112,9 @@ def describe_features(in_shape: Shape) -> str:
     return f"{in_shape[0]} features" if len(in_shape) == 1 else f"samples of shape {in_shape}"
 
 
-def as_samples(x, y, sample_weight, loss, in_shape, out_shape, dtype) -> Samples:
+def as_samples(x, y, sample_weight, loss, in_shape, out_shape, dtype, categories=None) -> Samples:
     """Return checked samples; see `as_features`, and the loss for what targets it takes."""
-    x = as_features(x, in_shape, dtype)
+    x = as_features(x, in_shape, dtype, categories=categories)
     if y is None:
         raise ValueError("y is missing: fit and evaluate need targets, or an iterable of (x, y) batches")
     if np.shape(y)[:1] != (len(x),):

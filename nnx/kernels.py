@@ -7,7 +7,19 @@ A kernel combines elements of the same place (after broadcasting), never of diff
 
 from nnx.random import hash_bits
 
-__all__ = ["add", "centre_and_scale", "dropout", "dropout_gradient", "erf", "hash_bits", "multiply"]
+__all__ = [
+    "add",
+    "alpha_dropout",
+    "centre_and_scale",
+    "dropout",
+    "dropout_gradient",
+    "erf",
+    "gaussian_dropout",
+    "gaussian_noise",
+    "hash_bits",
+    "multiply",
+    "normal",
+]
 
 
 def add(xp, x, y):
@@ -32,6 +44,46 @@ def dropout(xp, x, bits, threshold, scale):
 
 # dL/dx of dropout is dropout of dL/dy with the same bits.
 dropout_gradient = dropout
+
+
+def alpha_dropout(xp, x, bits, threshold, saturation, scale, offset):
+    """x where bits >= threshold, else `saturation`; times scale, plus offset."""
+    kept = xp.astype(bits >= threshold, x.dtype)
+    return (x * kept + saturation * (1.0 - kept)) * scale + offset
+
+
+def gaussian_noise(xp, x, bits, stddev):
+    """x plus a normal deviate."""
+    return x + normal(xp, bits, x.dtype) * stddev
+
+
+def gaussian_dropout(xp, x, bits, stddev):
+    """x times a normal deviate of mean 1. Its gradient is the same of dL/dy."""
+    return x * (1.0 + normal(xp, bits, x.dtype) * stddev)
+
+
+# Coefficients of M. J. Wichura, "Algorithm AS 241: the percentage points of the normal distribution",
+# Applied Statistics 37 (1988), PPND7, highest power first: near the middle, and in the tails.
+_MIDDLE_TOP = (5.9109374720e1, 1.5929113202e2, 5.0434271938e1, 3.3871327179e0)
+_MIDDLE_BOTTOM = (6.7187563600e1, 7.8757757664e1, 1.7895169469e1, 1.0)
+_TAIL_TOP = (1.7023821103e-1, 1.3067284816e0, 2.7568153900e0, 1.4234372777e0)
+_TAIL_BOTTOM = (1.2021132975e-1, 7.3700164250e-1, 1.0)
+
+
+def normal(xp, bits, dtype):
+    """Standard normal deviates from 32 random bits each, by the inverse of the distribution function.
+
+    One bit is the sign, the others the probability p of lying further out, (k + 1/2) / 2**32 for
+    k = 0 .. 2**31 - 1. Error of the inverse below 1e-6; no deviate is larger than 6.4.
+    """
+    p = (xp.astype(bits & 0x7FFFFFFF, dtype) + 0.5) * 2.0**-32
+    sign = 1.0 - 2.0 * xp.astype(bits >> 31, dtype)
+    from_middle = 0.5 - p
+    r = 0.180625 - from_middle * from_middle
+    near = from_middle * _polynomial(_MIDDLE_TOP, r) / _polynomial(_MIDDLE_BOTTOM, r)
+    r = xp.sqrt(-xp.log(p)) - 1.6
+    far = _polynomial(_TAIL_TOP, r) / _polynomial(_TAIL_BOTTOM, r)
+    return sign * xp.where(from_middle <= 0.425, near, far)
 
 
 # Coefficients of W. J. Cody, "Rational Chebyshev approximations for the error function",

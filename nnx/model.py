@@ -335,16 +335,27 @@ class Model:
         sample_weight = self._on_host(sample_weight, "sample_weight")
         declared, was_built = self.input_shape, self.built
         if not was_built:
-            self.build(as_features(x, declared, self.weight_dtype).shape[1:])
+            self.build(self.as_input(x, declared).shape[1:])
         try:
             return as_samples(
-                x, y, sample_weight, self.loss, self.input_shape, self.output_shape, self.weight_dtype
+                x,
+                y,
+                sample_weight,
+                self.loss,
+                self.input_shape,
+                self.output_shape,
+                self.weight_dtype,
+                self.network.categories,
             )
         except ValueError:
             if not was_built:  # what does not fit must not decide about the shape either
                 self._forget()
                 self.input_shape = declared
             raise
+
+    def as_input(self, x, in_shape: Shape | None) -> np.ndarray:
+        """Return samples as a host array such as the network takes, or raise a ValueError."""
+        return as_features(x, in_shape, self.weight_dtype, categories=self.network.categories)
 
     def check_batch(self, batch) -> Samples:
         """Return one checked batch, `(x, y, sample_weight)`."""
@@ -482,7 +493,7 @@ class Model:
         shape = self._built_shape()
         if np.ndim(x) and len(x) == 0 and np.shape(x)[1:] == shape:
             return np.zeros((0, *self.output_shape), self.weight_dtype)
-        x = as_features(self._on_host(x, "X"), shape, self.weight_dtype)
+        x = self.as_input(self._on_host(x, "X"), shape)
         weights = {"params": self.params, "state": self.state}
         with self.backend.scope(self.dtype):
             if self._forward is None:
@@ -505,7 +516,7 @@ class Model:
     @explained
     def __call__(self, x) -> Any:
         """Return the outputs for `x` as an array of the backend."""
-        x = as_features(self._on_host(x, "X"), self.input_shape, self.weight_dtype)
+        x = self.as_input(self._on_host(x, "X"), self.input_shape)
         with self.backend.scope(self.dtype):
             return self._predict_batch({"params": self.params, "state": self.state}, self.backend.asarray(x))
 

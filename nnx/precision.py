@@ -38,7 +38,8 @@ def run_half(dtype: str, network, ctx, params, x):
     """
     xp, half = ctx.xp, ctx.backend.dtype(dtype)
     params = ctx.backend.convert(params, half)
-    output, pullback = run(network, ctx, params, xp.astype(x, half))
+    x = xp.astype(x, half) if "float" in str(x.dtype) else x  # numbers of categories stay integers
+    output, pullback = run(network, ctx, params, x)
 
     def pullback_in_half(dy):
         return pullback(xp.astype(dy, half))

@@ -50,7 +50,9 @@ def test_dense():
 
 
 @pytest.mark.parametrize(
-    "layer", [layers.Flatten(), layers.Reshape((6,))], ids=lambda layer: type(layer).__name__
+    "layer",
+    [layers.Flatten(), layers.Reshape((6,)), layers.Permute((2, 1))],
+    ids=lambda layer: type(layer).__name__,
 )
 def test_a_change_of_shape_costs_nothing(layer):
     assert_counts(layer, (3, 2))
@@ -63,6 +65,32 @@ def test_an_activation_is_one_launch_each_way(name):
         assert_counts(layers.Activation(name), (3,), launches=0 if name == "linear" else 2)
     else:
         assert layer_counts(layers.Activation(name), (3,)).keys() == {"launches"}
+
+
+def test_normalization_of_samples():
+    assert_counts(layers.LayerNormalization(), (3, 2), launches=21)
+    assert_counts(layers.GroupNormalization(2), (3, 2), launches=21)
+    assert_counts(layers.RMSNormalization(), (3, 2), launches=15)
+
+
+def test_noise():
+    assert_counts(layers.Dropout(0.2), (3,), launches=5)
+    assert_counts(layers.SpatialDropout1D(0.2), (3, 2), launches=5)
+    assert_counts(layers.SpatialDropout2D(0.2), (3, 2, 2), launches=5)
+    assert_counts(layers.GaussianNoise(0.2), (3,), launches=3)
+    assert_counts(layers.GaussianDropout(0.2), (3,), launches=4)
+    assert_counts(layers.AlphaDropout(0.2), (3,), launches=5)
+
+
+def test_slopes_repetition_and_functions():
+    assert_counts(layers.PReLU(), (3,), launches=4)
+    assert_counts(layers.RepeatVector(2), (3,), launches=1)
+    assert_counts(layers.Lambda(lambda x: (x * 2, lambda dy: dy * 2)), (3,), launches=2)
+
+
+def test_embedding():
+    """On real numbers: most launches make ids of them."""
+    assert_counts(layers.Embedding(5, 2), (3,), launches=10)
 
 
 # Training and inference

@@ -1,5 +1,8 @@
 """Every layer and activation is proved by `check_layer` over drawn shapes, on every backend."""
 
+import functools
+import statistics
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -87,6 +90,93 @@ def test_dropout_layers_of_one_model_and_steps_have_masks_of_their_own():
     assert not np.array_equal(first, second)
 
 
+@pytest.mark.parametrize("kind", [layers.GaussianNoise, layers.GaussianDropout, layers.AlphaDropout])
+@given(shape=shapes, batch=batches, strength=st.floats(0, 0.9))
+def test_noise(kind, shape, batch, strength):
+    check_layer(kind(strength), shape, batch=batch)
+
+
+@pytest.mark.parametrize(
+    ("layer", "axes"),
+    [
+        (layers.SpatialDropout1D, 2),
+        (layers.SpatialDropout2D, 3),
+        (functools.partial(layers.SpatialDropout2D, data_format="channels_first"), 3),
+    ],
+)
+@given(data=st.data(), batch=batches, rate=st.floats(0, 0.9))
+def test_spatial_dropout(layer, axes, data, batch, rate):
+    shape = data.draw(st.tuples(*(axes * [st.integers(1, 4)])))
+    check_layer(layer(rate), shape, batch=batch)
+
+
+def draw(layer, x, backend):
+    """Return what a layer makes of `x` in training."""
+    ctx = nnx.Context(backend, training=True, key=(1, 2))
+    return backend.to_numpy(layer.forward(ctx, {}, backend.asarray(x.astype(np.float32)))[0])
+
+
+def test_gaussian_noise_is_normal(any_backend):
+    z = draw(layers.GaussianNoise(1.0), np.zeros((500, 400)), any_backend).astype(np.float64).ravel()
+    for power, moment, variance in ((1, 0, 1), (2, 1, 2), (3, 0, 15), (4, 3, 96)):
+        assert abs(np.mean(z**power) - moment) < 4 * (variance / z.size) ** 0.5  # standard errors
+    normal = statistics.NormalDist()
+    for quantile in (1e-3, 0.05, 0.075, 0.1, 0.5, 0.8, 0.95, 0.999):  # both formulas and where they meet
+        assert np.mean(z < normal.inv_cdf(quantile)) == pytest.approx(quantile, abs=0.003)
+
+
+def test_normal_deviates_are_those_of_the_inverse_distribution():
+    tails = np.concatenate([np.arange(50), np.geomspace(50, 2**31 - 1, 500)]).astype(np.uint32)
+    bits, normal = np.concatenate([tails, tails | np.uint32(2**31)]), statistics.NormalDist()
+    deviates = nnx.kernels.normal(np, bits, np.float64)
+    expected = [-normal.inv_cdf((float(k) + 0.5) / 2**32) for k in tails]
+    np.testing.assert_allclose(deviates, [*expected, *(-z for z in expected)], atol=1e-6)
+    np.testing.assert_allclose(nnx.kernels.normal(np, bits, np.float32), deviates, rtol=1e-5, atol=1e-6)
+
+
+def test_gaussian_dropout_has_the_moments_of_dropout(any_backend):
+    y = draw(layers.GaussianDropout(0.2), np.full((500, 200), 2.0), any_backend)
+    assert np.mean(y) == pytest.approx(2, abs=0.02)
+    assert np.std(y) == pytest.approx(2 * (0.2 / 0.8) ** 0.5, abs=0.02)
+
+
+def test_alpha_dropout_keeps_mean_and_variance(any_backend):
+    x = np.random.default_rng(0).standard_normal((500, 400))
+    y = draw(layers.AlphaDropout(0.3), x, any_backend)
+    assert np.mean(y) == pytest.approx(0, abs=0.02)
+    assert np.var(y) == pytest.approx(1, abs=0.03)
+    assert np.unique(y, return_counts=True)[1].max() / y.size == pytest.approx(0.3, abs=0.01)  # at the limit
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape", "places"),
+    [
+        (layers.SpatialDropout1D(0.4), (50, 7, 40), (1,)),
+        (layers.SpatialDropout2D(0.4), (50, 3, 2, 40), (1, 2)),
+        (layers.SpatialDropout2D(0.4, data_format="channels_first"), (50, 40, 3, 2), (2, 3)),
+    ],
+)
+def test_spatial_dropout_drops_whole_channels(layer, shape, places, any_backend):
+    y = draw(layer, np.ones(shape), any_backend)
+    assert np.all(y == y.max(axis=places, keepdims=True))
+    assert np.mean(y == 0) == pytest.approx(0.4, abs=0.03)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: layers.GaussianNoise(-1), "stddev must not be negative, got -1"),
+        (lambda: layers.GaussianDropout(1), "GaussianDropout: rate must be at least 0 and below 1"),
+        (lambda: layers.SpatialDropout2D(0.1, "last"), "data_format must be 'channels_last' or"),
+        (lambda: layers.SpatialDropout1D(0.1).out_shape((4,)), r"expects .* \(batch, steps, channels\), got"),
+        (lambda: layers.SpatialDropout2D(0.1).out_shape((4, 3)), r"\(batch, rows, columns, channels\), got"),
+    ],
+)
+def test_noise_refuses(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
 @given(shape=shapes, batch=st.integers(2, 5), center=st.booleans(), scale=st.booleans())
 def test_batch_normalization(shape, batch, center, scale):
     check_layer(layers.BatchNormalization(center=center, scale=scale), shape, batch=batch)
@@ -108,6 +198,62 @@ def test_batch_normalization_of_a_constant_feature_is_beta():
     np.testing.assert_allclose(model.backend.to_numpy(y), 0.7, atol=1e-6)
 
 
+SAMPLE_NORMALIZATIONS = [layers.LayerNormalization, layers.RMSNormalization]
+
+
+@pytest.mark.parametrize("kind", SAMPLE_NORMALIZATIONS)
+@given(shape=shapes, batch=batches)
+def test_sample_normalization(kind, shape, batch):
+    check_layer(kind(), shape, batch=batch)
+
+
+@pytest.mark.parametrize("axis", [1, 2, 3, -2, [3], [1, 2], [-1, 1], [2, 3, 1]])
+@pytest.mark.parametrize("kind", SAMPLE_NORMALIZATIONS)
+def test_sample_normalization_on_any_axes(kind, axis):
+    check_layer(kind(axis=axis), (2, 3, 4))
+
+
+@given(
+    places=st.lists(st.integers(1, 3), max_size=2).map(tuple),
+    groups=st.sampled_from([-1, 1, 2, 3]),
+    batch=batches,
+)
+def test_group_normalization(places, groups, batch):
+    check_layer(layers.GroupNormalization(groups), (*places, 6), batch=batch)
+    check_layer(layers.GroupNormalization(groups, axis=1), (6, *places), batch=batch)
+
+
+@pytest.mark.parametrize("kind", [layers.LayerNormalization, functools.partial(layers.GroupNormalization, 2)])
+@pytest.mark.parametrize(("center", "scale"), [(True, False), (False, True), (False, False)])
+def test_normalization_without_scale_or_offset(kind, center, scale):
+    check_layer(kind(center=center, scale=scale), (3, 4))
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape", "message"),
+    [
+        (
+            layers.LayerNormalization(axis=0),
+            (3,),
+            r"axis=0 does not fit .* \(batch, 3\).*axis 0 is the batch",
+        ),
+        (layers.LayerNormalization(axis=[1, -1]), (3,), r"axis=\[1, -1\] .* each axis once"),
+        (layers.RMSNormalization(axis=3), (3, 2), "RMSNormalization: axis=3 .* from 1 to 2"),
+        (layers.GroupNormalization(4), (6,), "6 channels, .* cannot be divided into 4 groups"),
+        (layers.GroupNormalization(), (6,), "choose groups that divides 6"),
+    ],
+)
+def test_normalization_refuses(layer, shape, message):
+    with pytest.raises(ValueError, match=message):
+        nnx.Sequential([layer], seed=0).build(shape)
+
+
+@pytest.mark.parametrize("kind", [layers.LayerNormalization, functools.partial(layers.GroupNormalization, 1)])
+def test_normalization_of_a_constant_sample_is_beta(kind, any_backend):
+    layer = kind(beta_initializer=nnx.initializers.Constant(0.7))
+    np.testing.assert_allclose(nnx.apply(layer, np.full((2, 5), 3.0), backend=any_backend), 0.7, atol=1e-6)
+
+
 @given(shape=shapes, batch=batches)
 def test_flatten(shape, batch):
     check_layer(layers.Flatten(), shape, batch=batch)
@@ -120,6 +266,173 @@ def test_reshape(shape, target, out):
     layer = layers.Reshape(target)
     assert layer.out_shape(shape) == out
     check_layer(layer, shape)
+
+
+@pytest.mark.parametrize("dims", [(1,), (2, 1), (3, 1, 2), (1, 3, 2), (2, 4, 1, 3)])
+def test_permute(dims):
+    shape = (2, 3, 4, 5)[: len(dims)]
+    layer = layers.Permute(dims)
+    check_layer(layer, shape)
+    x = np.random.default_rng(0).standard_normal((2, *shape)).astype(np.float32)
+    np.testing.assert_array_equal(nnx.apply(layer, x), x.transpose(0, *dims))
+
+
+@given(features=st.integers(1, 5), n=st.integers(1, 4), batch=batches)
+def test_repeat_vector(features, n, batch):
+    check_layer(layers.RepeatVector(n), (features,), batch=batch)
+
+
+@given(shape=shapes, batch=batches, data=st.data())
+def test_prelu(shape, batch, data):
+    axes = st.lists(st.integers(1, len(shape)), unique=True)
+    check_layer(layers.PReLU("uniform", shared_axes=data.draw(st.none() | axes)), shape, batch=batch)
+
+
+def test_lambda():
+    scaled = layers.Lambda(lambda x, by: (x * by, lambda dy: dy * by), arguments={"by": 3.0})
+    check_layer(scaled, (2, 3))
+    sines = layers.Lambda(lambda xp, x: (xp.sin(x), lambda dy: dy * xp.cos(x)))
+    check_layer(sines, (4,))
+    first = layers.Lambda(lambda x: x[:, 0])
+    assert first.out_shape((5, 2)) == (2,)
+    assert layers.Lambda(lambda x: x[:, 0], output_shape=(7,)).out_shape((5, 2)) == (7,)
+
+
+def test_lambda_without_pullback_is_derived_where_the_backend_can():
+    model = nnx.Sequential([layers.Dense(3), layers.Lambda(lambda xp, x: xp.sin(x))], seed=0, backend="jax")
+    model.compile("sgd", "mse")
+    x = np.ones((4, 2), np.float32)
+    model.fit(x, x[:, [0, 0, 0]], epochs=1, verbose=0)
+    with pytest.raises(TypeError, match=r"Lambda.forward returns no pullback, and the numpy backend"):
+        model.to("numpy").fit(x, x[:, [0, 0, 0]], epochs=1, verbose=0)
+
+
+def test_lambda_is_not_saved(tmp_path):
+    model = nnx.Sequential([layers.Lambda(lambda x: x, name="mine"), layers.Dense(1)], seed=0)
+    model.build((2,))
+    with pytest.raises(TypeError, match=r"cannot save a Lambda, .* save the weights alone .*@nnx.register"):
+        model.save(tmp_path / "net.nnx")
+    model.save_weights(tmp_path / "net.weights")
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: layers.Permute((0, 1)), r"counted from 1, such as \(2, 1\), got \(0, 1\)"),
+        (lambda: layers.Permute((2, 1)).out_shape((3,)), r"of 2 axes, got input of shape \(batch, 3\)"),
+        (lambda: layers.RepeatVector(0), "n must be a positive whole number, got 0"),
+        (
+            lambda: layers.RepeatVector(2).out_shape((3, 4)),
+            r"\(batch, features\), got \(batch, 3, 4\): put a F",
+        ),
+        (lambda: layers.PReLU(shared_axes=2).init(None, (3,)), r"shared_axes=\[2\] names an axis that"),
+        (lambda: layers.Lambda(lambda x: x @ x).out_shape((3,)), "fails on zeros of .* give output_shape="),
+        (lambda: layers.Lambda(lambda xp, x: xp.sum(x)).out_shape((3,)), "first axis must stay the batch"),
+        (lambda: layers.Parallel(layers.Dense(1), merge="sum"), "merge must be one of concat, add, .*'sum'"),
+    ],
+)
+def test_shape_layers_refuse(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def test_lambda_of_what_is_no_function():
+    with pytest.raises(TypeError, match=r"function must be callable, .* got 3"):
+        layers.Lambda(3)
+
+
+@given(shape=shapes, batch=batches, seed=st.integers(0, 99))
+def test_embedding(shape, batch, seed):
+    """Of real numbers, so that a derivative by them, 0, can be looked at."""
+    ids = np.random.default_rng(seed).integers(0, 3, (batch, *shape))  # few, so that they come again
+    check_layer(layers.Embedding(4, 2), shape, batch=batch, x=ids + 0.5)
+
+
+@given(rows=st.integers(1, 40), length=st.integers(1, 9), width=st.integers(1, 4))
+def test_scatter_add_counts_what_comes_again(rows, length, width):
+    rng = np.random.default_rng(0)
+    indices = rng.integers(0, length, rows).astype(np.int32)
+    values = rng.standard_normal((rows, width)).astype(np.float32)
+    expected = np.stack([values[indices == i].sum(axis=0) for i in range(length)])
+    for name, info in nnx.testing.available_backends().items():
+        if info.usable:
+            backend = nnx.as_backend(name)
+            found = backend.scatter_add(backend.asarray(indices), backend.asarray(values), length)
+            np.testing.assert_allclose(backend.to_numpy(found), expected, rtol=1e-5, atol=1e-5, err_msg=name)
+
+
+IDS = np.random.default_rng(0).integers(0, 5, (60, 3))
+
+
+def embedding_model(*first, backend=None, dtype="float32", seed=0):
+    model = nnx.Sequential(
+        [*first, layers.Embedding(5, 4), layers.Flatten(), layers.Dense(2, "softmax")],
+        seed=seed,
+        dtype=dtype,
+        backend=backend,
+    )
+    model.compile(nnx.optimizers.Adam(0.05), "sparse_categorical_crossentropy", metrics=["accuracy"])
+    return model
+
+
+@pytest.mark.parametrize("first", [(), (layers.Input((3,)), layers.Permute((1,)))])
+def test_a_model_of_categories_learns(first, any_backend):
+    model = embedding_model(*first, backend=any_backend)
+    history = model.fit(IDS, IDS[:, 0] > IDS[:, 1], epochs=40, verbose=0).history
+    assert history["accuracy"][-1] > 0.95
+    np.testing.assert_allclose(model.predict(IDS.astype(float)), model.predict(IDS))
+
+
+def test_integers_reach_the_embedding_in_half_precision():
+    model = nnx.Sequential([layers.Embedding(5000, 2, input_shape=(2,))], seed=0, dtype="float16")
+    table = nnx.Sequential([layers.Embedding(5000, 2, input_shape=(2,))], seed=0)
+    ids = np.array([[2049, 4999]])
+    np.testing.assert_allclose(model.predict(ids), table.predict(ids), atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("x", "message"),
+    [
+        ([[0, 5, 1]], "the value 5 at row 0, column 1: .* from 0 to 4. Number .* or enlarge input_dim"),
+        ([[0, 1, 2], [3, -1, 0]], "the value -1 at row 1, column 1"),
+        ([[0.5, 1, 1]], "the value 0.5 at row 0, column 0"),
+        ([[np.nan, 1, 1]], "the value nan"),
+        ([["a", "b", "c"]], "X must be numbers|array of numbers"),
+        ([[0, 1]], "the model expects X of shape"),
+    ],
+)
+def test_categories_are_checked_on_the_host(x, message):
+    model = embedding_model()
+    model.build((3,))
+    for use in (model.predict, lambda x: model.fit(x, np.zeros(len(x)), verbose=0)):
+        with pytest.raises(ValueError, match=message):
+            use(np.asarray(x))
+
+
+def test_categories_of_branches():
+    both = layers.Parallel(layers.Embedding(5, 2), [layers.Flatten(), layers.Embedding(3, 2)], merge="add")
+    assert both.categories == 3
+    assert layers.Parallel(layers.Embedding(5, 2), layers.Dense(3)).categories is None
+    assert layers.Chain([layers.Dense(3), layers.Embedding(5, 2)]).categories is None
+
+
+def test_a_computed_category_out_of_range_gives_nan(any_backend):
+    layer = layers.Chain([layers.Linear(), layers.Embedding(2, 1, "ones")])
+    found = nnx.apply(layer, [[0.0, 1.9, 2.0, -1.0]], backend=any_backend)
+    np.testing.assert_array_equal(found[0, :, 0], [1, 1, np.nan, np.nan])
+
+
+def test_embedding_refuses():
+    with pytest.raises(ValueError, match="mask_zero=True is not supported: give padding"):
+        layers.Embedding(3, 2, mask_zero=True)
+    with pytest.raises(ValueError, match="output_dim must be a positive whole number, got 0"):
+        layers.Embedding(3, 0)
+    with pytest.raises(
+        ValueError, match="3000 categories cannot be told apart as float16: make it the first"
+    ):
+        nnx.Sequential(
+            [layers.Linear(input_shape=(1,)), layers.Embedding(3000, 2)], seed=0, dtype="float16"
+        ).predict([[1.0]])
 
 
 def test_input_changes_nothing():
@@ -137,11 +450,31 @@ def test_residual(shape, batch):
     check_layer(layers.Residual(inner), shape, batch=batch + 1)
 
 
-@pytest.mark.parametrize("merge", ["concat", "add"])
+@pytest.mark.parametrize("merge", ["concat", "add", "multiply", "average", "maximum", "minimum"])
 @given(shape=shapes)
 def test_parallel(merge, shape):
-    branches = layers.Dense(3), [layers.Dense(2, "relu"), layers.Dropout(0.5), layers.Dense(3)]
+    branches = (
+        layers.Dense(3),
+        [layers.Dense(2, "relu"), layers.Dropout(0.5), layers.Dense(3)],
+        layers.Dense(3, "tanh"),
+    )
     check_layer(layers.Parallel(*branches, merge=merge), shape)
+
+
+def test_merges_are_those_of_numpy(any_backend):
+    x = np.array([[-2.0, 3.0]], np.float32)
+    branches = layers.Activation("linear"), layers.Activation("relu"), layers.Lambda(lambda x: x + 1)
+    expected = {
+        "add": [[-3, 10]], "multiply": [[0, 36]], "average": [[-1, 10 / 3]], "maximum": [[0, 4]], "minimum": [[-2, 3]]
+    }  # fmt: skip
+    for merge, y in expected.items():
+        found = nnx.apply(layers.Parallel(*branches, merge=merge), x, backend=any_backend)
+        np.testing.assert_allclose(found, y, rtol=1e-6)
+
+
+def test_equal_outputs_share_the_gradient_of_their_maximum():
+    same = layers.Parallel(layers.Activation("linear"), layers.Activation("linear"), merge="maximum")
+    check_layer(same, (3,))
 
 
 def test_parallel_may_hold_one_layer_twice():

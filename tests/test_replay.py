@@ -83,6 +83,10 @@ def network(
     return build
 
 
+def _as_ids(xp, x):
+    return xp.abs(xp.tanh(x)) * 4, xp.zeros_like
+
+
 ADAM = optimizers.Adam
 EACH_LAYER = {
     "dense": layers.Dense(5, "relu"),
@@ -96,6 +100,27 @@ EACH_LAYER = {
     "chain": layers.Chain(
         [layers.Dense(4, "relu"), layers.Dropout(0.5), layers.Reshape((2, 2)), layers.Flatten()]
     ),
+    "layer normalization": layers.LayerNormalization(),
+    "group normalization": layers.GroupNormalization(2),
+    "rms normalization": layers.RMSNormalization(),
+    "spatial dropout": layers.Chain([layers.Reshape((2, 3)), layers.SpatialDropout1D(0.3), layers.Flatten()]),
+    "spatial dropout of images": layers.Chain(
+        [layers.Reshape((1, 2, 3)), layers.SpatialDropout2D(0.3), layers.Flatten()]
+    ),
+    "gaussian noise": layers.GaussianNoise(0.3),
+    "gaussian dropout": layers.GaussianDropout(0.3),
+    "alpha dropout": layers.AlphaDropout(0.3),
+    "wide noise": layers.Chain([layers.Dense(900), layers.GaussianDropout(0.2), layers.AlphaDropout(0.2)]),
+    "permuted": layers.Chain([layers.Reshape((2, 3)), layers.Permute((2, 1)), layers.Flatten()]),
+    "repeated": layers.Chain([layers.RepeatVector(3), layers.Dense(2), layers.Flatten()]),
+    "prelu": layers.PReLU(),
+    "function": layers.Chain([layers.Dense(4), layers.Lambda(lambda x: (x * 2, lambda dy: dy * 2))]),
+    "parallel, multiplied": layers.Parallel(
+        *(layers.Dense(4, name=name) for name in "abc"), merge="multiply"
+    ),
+    "parallel, averaged": layers.Parallel(layers.Dense(4), layers.Dense(4), merge="average"),
+    "parallel, maximum": layers.Parallel(layers.Dense(4), layers.Dense(4), merge="maximum"),
+    "embedding": layers.Chain([layers.Lambda(_as_ids), layers.Embedding(4, 3), layers.Flatten()]),
     "wide": layers.Dense(900, "relu"),  # beyond the block of a kernel
     **{name: layers.Dense(5, name) for name in sorted(activations._registry.names())},
 }

@@ -20,15 +20,33 @@ def trial_model(seed: int = 0) -> Sequential:
     model = Sequential(
         [
             layers.Input((4, 6)),
+            layers.Parallel(
+                layers.Linear(),
+                [layers.Lambda(_as_ids), layers.Embedding(4, 2), layers.Reshape((4, 12))],
+                name="categories",
+            ),
             layers.Dense(8, "gelu", kernel_regularizer="l2", activity_regularizer="l1"),
             layers.Residual([layers.Dense(8, "tanh"), layers.Dropout(0.2)]),
             layers.Reshape((8, 4)),
+            layers.LayerNormalization(),
+            layers.GroupNormalization(2),
+            layers.RMSNormalization(),
+            layers.SpatialDropout1D(0.1),
+            layers.GaussianNoise(0.1),
+            layers.GaussianDropout(0.1),
+            layers.AlphaDropout(0.1),
             layers.Parallel(layers.Dense(4, "relu"), [layers.Dense(4), layers.BatchNormalization()], merge="add"),
             layers.Parallel(*every),
+            layers.Permute((2, 1)),
+            layers.Reshape((8, 1, -1)),
+            layers.SpatialDropout2D(0.1),
             layers.Flatten(),
             layers.Dropout(0.3),
             layers.Dense(16, activations.LeakyReLU(0.1), use_bias=False),
             layers.BatchNormalization(),
+            layers.RepeatVector(2),
+            layers.PReLU("uniform"),
+            layers.Flatten(),
             layers.Dense(3, "softmax"),
         ],
         seed=seed,
@@ -37,8 +55,12 @@ def trial_model(seed: int = 0) -> Sequential:
     return model
 
 
+def _as_ids(xp, x):
+    return 4 * xp.abs(xp.tanh(x)), xp.zeros_like
+
+
 def draw_batches(model, count: int, batch_size: int, seed: int = 0) -> list[tuple]:
-    """Return batches (x, y) of normally distributed features, and targets that the model's loss takes.
+    """Return batches (x, y) of normal features, or numbers of categories, and targets that the loss takes.
 
     The targets are the first that the loss accepts of: real numbers from 0 on, one-hot labels (0 or
     1 for one output), class numbers.
@@ -51,7 +73,8 @@ def draw_batches(model, count: int, batch_size: int, seed: int = 0) -> list[tupl
     rng, out_shape = generator(seed, TRIAL), model.output_shape
     batches = []
     for _ in range(count):
-        x = rng.standard_normal((batch_size, *model.input_shape))
+        shape, categories = (batch_size, *model.input_shape), model.network.categories
+        x = rng.standard_normal(shape) if categories is None else rng.integers(categories, size=shape)
         batches.append((x, _accepted(model.loss, _targets(rng, batch_size, out_shape), out_shape)))
     return batches
 

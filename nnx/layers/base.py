@@ -46,6 +46,14 @@ class Layer(Configurable):
     full_precision = False
     """Whether it computes in float32 where the model computes in half precision."""
 
+    rearranges = False
+    """Whether its output is made of values of its input, whatever they mean."""
+
+    @property
+    def categories(self) -> int | None:
+        """How many categories there are, if the input is their numbers from 0 on; None: real numbers."""
+        return None
+
     def __init__(self, name: str | None = None, input_shape=None, **unknown):
         if "input_dim" in unknown:  # Keras's older spelling
             input_shape = (unknown.pop("input_dim"),)

@@ -2,10 +2,13 @@
 
 Chain(f, g)      y = g(f(x))
 Residual(f)      y = x + f(x)
-Parallel(f, g)   y = concatenation, or sum, of f(x) and g(x)
+Parallel(f, g)   y = f(x) and g(x) side by side, or their sum, product, mean, ...
 """
 
 import copy
+import functools
+import itertools
+import operator
 import re
 
 from nnx.layers.base import Layer, Shape, describe_shape, register, run, size
@@ -47,6 +50,11 @@ class Chain(_Container):
         super().__init__(**settings)
         self.layers = [as_layer(layer) for layer in layers]
         self._keyed = list(self.sublayers().items())
+
+    @property
+    def categories(self):
+        """That of the first layer that looks at the values."""
+        return next((layer.categories for layer in self.layers if not layer.rearranges), None)
 
     def init(self, rng, in_shape):
         params = {}
@@ -163,8 +171,9 @@ class Parallel(_Container):
     Parameters
     ----------
     *branches : Layer, or list of layers run one after another
-    merge : {"concat", "add"}
-        Concatenate the outputs along the last axis, or add them up.
+    merge : {"concat", "add", "multiply", "average", "maximum", "minimum"}
+        What Keras's Concatenate (along the last axis), Add, Multiply, Average, Maximum and Minimum
+        do with the outputs.
 
     Examples
     --------
@@ -178,12 +187,19 @@ class Parallel(_Container):
         super().__init__(**settings)
         if not branches:
             raise ValueError("Parallel needs at least one branch")
-        if merge not in ("concat", "add"):
-            raise ValueError(f"Parallel: merge must be 'concat' or 'add', got {merge!r}")
+        if merge not in MERGES:
+            raise ValueError(f"Parallel: merge must be one of {', '.join(MERGES)}, got {merge!r}")
         self.branches = tuple(as_layer(branch) for branch in branches)
         self.merge = merge
         self.layers = list(self.branches)
         self._keyed = list(self.sublayers().items())
+
+    @property
+    def categories(self):
+        """The fewest of any branch, if all take numbers of categories."""
+        found = [branch.categories for branch in self.branches]
+        known = [count for count in found if count is not None]
+        return min(known) if len(known) == len(found) else None
 
     def init(self, rng, in_shape):
         params, shapes = {}, []
@@ -212,14 +228,11 @@ class Parallel(_Container):
     def forward(self, ctx, params, x):
         xp, needed = ctx.xp, ctx.needs_input_gradient
         runs = [run(branch, ctx.at(key, needed), params.get(key, {}), x) for key, branch in self._keyed]
-        outputs = [y for y, _ in runs]
-        widths = [y.shape[-1] for y in outputs]
+        y, split = MERGES[self.merge](xp, [y for y, _ in runs])
 
         def pullback(dy):
-            dx, grads, start = None, {}, 0
-            for (key, _), (_, pull), width in zip(self._keyed, runs, widths, strict=True):
-                part = dy if self.merge == "add" else dy[..., start : start + width]
-                start += width
+            dx, grads = None, {}
+            for (key, _), (_, pull), part in zip(self._keyed, runs, split(dy), strict=True):
                 dpart, weights = pull(part)
                 if needed:
                     dx = dpart if dx is None else dx + dpart
@@ -227,12 +240,66 @@ class Parallel(_Container):
                     grads[key] = weights
             return dx, grads
 
-        return xp.concat(outputs, axis=-1) if self.merge == "concat" else sum(
-            outputs[1:], outputs[0]
-        ), pullback
+        return y, pullback
 
     def flops(self, in_shape):
-        return sum(branch.flops(in_shape) for branch in self.branches)
+        merged = 0 if self.merge == "concat" else (len(self.branches) - 1) * size(self.out_shape(in_shape))
+        return sum(branch.flops(in_shape) for branch in self.branches) + merged
+
+
+# Ways to merge: (xp, outputs) -> the merged output, and the function that turns the gradient by it
+# into those by each output.
+
+
+def _concat(xp, outputs):
+    def split(dy):
+        stops = list(itertools.accumulate(y.shape[-1] for y in outputs))
+        return [dy[..., start:stop] for start, stop in zip([0, *stops], stops, strict=False)]
+
+    return xp.concat(outputs, axis=-1), split
+
+
+def _add(xp, outputs):
+    return functools.reduce(operator.add, outputs), lambda dy: [dy] * len(outputs)
+
+
+def _average(xp, outputs):
+    share = 1 / len(outputs)
+    return functools.reduce(operator.add, outputs) * share, lambda dy: [dy * share] * len(outputs)
+
+
+def _multiply(xp, outputs):
+    def split(dy):
+        return [
+            functools.reduce(operator.mul, outputs[:i] + outputs[i + 1 :], dy) for i in range(len(outputs))
+        ]
+
+    return functools.reduce(operator.mul, outputs), split
+
+
+def _extreme(name):
+    def merge(xp, outputs):
+        y = functools.reduce(getattr(xp, name), outputs)
+
+        def split(dy):
+            # Outputs that are equal share the gradient.
+            chosen = [xp.astype(output == y, dy.dtype) for output in outputs]
+            share = dy / functools.reduce(operator.add, chosen)
+            return [share * part for part in chosen]
+
+        return y, split
+
+    return merge
+
+
+MERGES = {
+    "concat": _concat,
+    "add": _add,
+    "multiply": _multiply,
+    "average": _average,
+    "maximum": _extreme("maximum"),
+    "minimum": _extreme("minimum"),
+}
 
 
 def as_layer(what) -> Layer:

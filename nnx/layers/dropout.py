@@ -3,11 +3,14 @@ up so that the expected value stays the same; otherwise nothing happens,
 
     y = x * mask / (1 - rate).
 
-Source: Srivastava et al., "Dropout", JMLR 2014.
+Spatial dropout zeroes whole feature maps, whose neighbouring values say much the same.
+
+Sources: Srivastava et al., "Dropout", JMLR 2014; Tompson et al., "Efficient object localization
+using convolutional networks", 2015 (arXiv:1411.4280).
 """
 
 from nnx import kernels
-from nnx.layers.base import Layer, register
+from nnx.layers.base import Layer, describe_shape, register
 
 
 @register("dropout")
@@ -34,14 +37,18 @@ class Dropout(Layer):
     def __init__(self, rate: float, seed: int | None = None, **settings):
         super().__init__(**settings)
         if not 0 <= rate < 1:
-            raise ValueError(f"Dropout: rate must be at least 0 and below 1, got {rate}")
+            raise ValueError(f"{type(self).__name__}: rate must be at least 0 and below 1, got {rate}")
         self.rate = rate
         self.seed = seed
+
+    def mask_shape(self, shape):
+        """Return the shape of the mask for a batch of this shape."""
+        return shape
 
     def forward(self, ctx, params, x):
         if not ctx.training or self.rate == 0:
             return x, lambda dy: (dy, {})
-        bits = ctx.random_bits(x.shape, salt=self.seed)
+        bits = ctx.random_bits(self.mask_shape(x.shape), salt=self.seed)
         # Bits are uniform over 0 .. 2**32 - 1: compare their upper 31, which every library's
         # integers can hold a bound of.
         threshold, scale = round(self.rate * 2**31), 1 / (1 - self.rate)
@@ -51,3 +58,71 @@ class Dropout(Layer):
             return ctx.kernel(kernels.dropout_gradient, dy, bits, threshold, scale), {}
 
         return ctx.kernel(kernels.dropout, x, bits, threshold, scale), pullback
+
+
+@register("spatial_dropout1d")
+class SpatialDropout1D(Dropout):
+    """Randomly zero whole channels while training: (batch, steps, channels) -> the same shape.
+
+    Parameters
+    ----------
+    rate, seed
+        As for `Dropout`.
+
+    Examples
+    --------
+    >>> import nnx
+    >>> nnx.apply(nnx.layers.SpatialDropout1D(0.5), [[[1.0, 2.0], [3.0, 4.0]]], training=True)
+    array([[[0., 4.],
+            [0., 8.]]], dtype=float32)
+    """
+
+    axes = "steps, channels"
+    """The axes of one sample."""
+
+    def out_shape(self, in_shape):
+        if len(in_shape) != len(self.axes.split(", ")):
+            raise ValueError(
+                f"{type(self).__name__} expects input of shape (batch, {self.axes}), got "
+                f"{describe_shape(in_shape)}: put a Reshape before it, or use Dropout"
+            )
+        return in_shape
+
+    def mask_shape(self, shape):
+        return (shape[0], *(1 for _ in shape[2:]), shape[-1])
+
+
+@register("spatial_dropout2d")
+class SpatialDropout2D(SpatialDropout1D):
+    """Randomly zero whole channels of images while training: (batch, rows, columns, channels) -> the same.
+
+    Parameters
+    ----------
+    rate, seed
+        As for `Dropout`.
+    data_format : {"channels_last", "channels_first"}, optional
+        Where the channels are; None is "channels_last".
+
+    Examples
+    --------
+    >>> import nnx
+    >>> nnx.apply(nnx.layers.SpatialDropout2D(0.5), [[[[1.0, 2.0]]]])
+    array([[[[1., 2.]]]], dtype=float32)
+    """
+
+    def __init__(self, rate: float, data_format: str | None = None, seed: int | None = None, **settings):
+        super().__init__(rate, seed, **settings)
+        if data_format not in (None, "channels_last", "channels_first"):
+            raise ValueError(
+                f"SpatialDropout2D: data_format must be 'channels_last' or 'channels_first', got {data_format!r}"
+            )
+        self.data_format = data_format
+
+    @property
+    def axes(self):
+        return (
+            "channels, rows, columns" if self.data_format == "channels_first" else "rows, columns, channels"
+        )
+
+    def mask_shape(self, shape):
+        return (*shape[:2], 1, 1) if self.data_format == "channels_first" else super().mask_shape(shape)

@@ -1,6 +1,6 @@
 """Layers that only change the shape of a sample, or declare it."""
 
-from nnx.layers.base import Layer, describe_shape, register, size
+from nnx.layers.base import Layer, describe_shape, positive_int, register, size
 
 
 @register("input")
@@ -13,6 +13,8 @@ class Input(Layer):
     >>> nnx.Sequential([nnx.layers.Input((4,)), nnx.layers.Dense(3)]).output_shape
     (3,)
     """
+
+    rearranges = True
 
     def __init__(self, shape, name: str | None = None):
         super().__init__(name=name, input_shape=shape)
@@ -34,6 +36,8 @@ class Reshape(Layer):
     >>> nnx.apply(nnx.layers.Reshape((2, -1)), [[1.0, 2.0, 3.0, 4.0]]).shape
     (1, 2, 2)
     """
+
+    rearranges = True
 
     def __init__(self, target_shape, **settings):
         super().__init__(**settings)
@@ -72,3 +76,89 @@ class Flatten(Reshape):
 
     def out_shape(self, in_shape):
         return (size(in_shape),)
+
+
+@register("permute")
+class Permute(Layer):
+    """Exchange the axes of each sample.
+
+    Parameters
+    ----------
+    dims : tuple of int
+        The axes in their new order, counted from 1, the first after the batch axis: (2, 1) turns
+        (batch, rows, columns) into (batch, columns, rows).
+
+    Examples
+    --------
+    >>> import nnx
+    >>> nnx.apply(nnx.layers.Permute((2, 1)), [[[1.0, 2.0, 3.0]]]).shape
+    (1, 3, 1)
+    """
+
+    rearranges = True
+
+    def __init__(self, dims, **settings):
+        super().__init__(**settings)
+        self.dims = tuple(dims)
+        if sorted(self.dims) != list(range(1, len(self.dims) + 1)):
+            raise ValueError(
+                f"Permute: dims must name each axis after the batch once, counted from 1, such as (2, 1), got {dims}"
+            )
+
+    def out_shape(self, in_shape):
+        if len(in_shape) != len(self.dims):
+            raise ValueError(
+                f"Permute: dims={self.dims} expects samples of {len(self.dims)} axes, got input of shape "
+                f"{describe_shape(in_shape)}: name each of its axes once"
+            )
+        return tuple(in_shape[axis - 1] for axis in self.dims)
+
+    def forward(self, ctx, params, x):
+        there = (0, *self.dims)
+        back = tuple(there.index(axis) for axis in range(x.ndim))
+
+        def pullback(dy):
+            return ctx.xp.permute_dims(dy, back), {}
+
+        return ctx.xp.permute_dims(x, there), pullback
+
+
+@register("repeat_vector")
+class RepeatVector(Layer):
+    """Repeat each sample: (batch, features) -> (batch, n, features).
+
+    Parameters
+    ----------
+    n : int
+        How often.
+
+    Examples
+    --------
+    >>> import nnx
+    >>> nnx.apply(nnx.layers.RepeatVector(2), [[1.0, 2.0]])
+    array([[[1., 2.],
+            [1., 2.]]], dtype=float32)
+    """
+
+    rearranges = True
+
+    def __init__(self, n: int, **settings):
+        super().__init__(**settings)
+        self.n = positive_int(self, "n", n)
+
+    def out_shape(self, in_shape):
+        if len(in_shape) != 1:
+            raise ValueError(
+                f"RepeatVector expects input of shape (batch, features), got {describe_shape(in_shape)}: put a "
+                f"Flatten before it"
+            )
+        return (self.n, *in_shape)
+
+    def forward(self, ctx, params, x):
+        batch, features = x.shape
+
+        def pullback(dy):
+            return ctx.xp.sum(dy, axis=1), {}
+
+        rows = ctx.xp.reshape(x, (batch, 1, features))
+        return ctx.xp.broadcast_to(rows, (batch, self.n, features)), pullback

@@ -33,7 +33,17 @@ def main():
     keras.config.set_floatx("float64")
     # Keras narrows float64 to float32 in some functions (tanh, cos): let it not.
     dtypes.BIT64_TO_BIT32_DTYPE["float64"] = "float64"
-    makers = (optimizers, schedules, losses, activations, layers, regularizers, metrics, defaults)
+    makers = (
+        optimizers,
+        schedules,
+        losses,
+        activations,
+        layers,
+        sample_layers,
+        regularizers,
+        metrics,
+        defaults,
+    )
     for make in makers:
         if not sys.argv[1:] or make.__name__ in sys.argv[1:]:
             write(make.__name__, make())
@@ -475,6 +485,33 @@ def layers():
     ]}  # fmt: skip
 
 
+# Normalisation of single samples, learnt slopes and embeddings.
+SAMPLE_LAYERS = [
+    ("LayerNormalization", {}, (4, 5)),
+    ("LayerNormalization", {"axis": [1, 2], "epsilon": 1e-5}, (3, 2, 4)),
+    ("LayerNormalization", {"axis": 1, "center": False}, (3, 4, 2)),
+    ("LayerNormalization", {"axis": [3, 1], "scale": False}, (2, 3, 2, 2)),
+    ("LayerNormalization", {"gamma_regularizer": PENALTIES, "beta_regularizer": "l2"}, (4, 3)),
+    ("GroupNormalization", {"groups": 2}, (3, 4)),
+    ("GroupNormalization", {"groups": 3, "epsilon": 1e-5}, (2, 2, 2, 6)),
+    ("GroupNormalization", {"groups": 2, "axis": 1, "center": False}, (2, 4, 3)),
+    ("GroupNormalization", {"groups": 1, "axis": 2, "scale": False}, (2, 3, 4, 2)),
+    ("GroupNormalization", {"groups": -1}, (2, 3, 4)),
+    ("RMSNormalization", {}, (4, 5)),
+    ("RMSNormalization", {"axis": [1, 2], "epsilon": 0.1}, (3, 2, 4)),
+    ("PReLU", {"alpha_regularizer": PENALTIES}, (4, 3)),
+    ("PReLU", {"shared_axes": [1, 2]}, (3, 2, 2, 3)),
+    ("Permute", {"dims": [3, 1, 2]}, (2, 2, 3, 4)),
+    ("RepeatVector", {"n": 3}, (2, 4)),
+    ("Embedding", {"input_dim": 4, "output_dim": 3, "embeddings_regularizer": PENALTIES}, (5, 2)),
+]
+
+
+def sample_layers():
+    """As `layers`, of layers that do the same in training and inference."""
+    return {"cases": [_layer_case(name, settings, shape, True) for name, settings, shape in SAMPLE_LAYERS]}
+
+
 def _layer_case(name, settings, shape, training):
     import jax
     import keras
@@ -485,6 +522,8 @@ def _layer_case(name, settings, shape, training):
     model = keras.Sequential([layer])  # a layer by itself leaves out its activity penalty
     model.build(shape)
     x = (1.5 * rng.normal(size=shape) + 0.5).round(3)
+    if name == "Embedding":
+        x = rng.integers(0, settings["input_dim"], shape).astype(float)
     dy = rng.normal(size=layer.compute_output_shape(shape)).round(3)
     params = {v.name: rng.normal(size=v.shape).round(3) for v in layer.trainable_variables}
     state = {v.name: rng.uniform(0.5, 1.5, v.shape).round(3) for v in layer.non_trainable_variables}
