@@ -7,7 +7,20 @@ A kernel combines elements of the same place (after broadcasting), never of diff
 
 from nnx.random import hash_bits
 
-__all__ = ["add", "centre_and_scale", "dropout", "dropout_gradient", "erf", "hash_bits", "multiply"]
+__all__ = [
+    "add",
+    "centre_and_scale",
+    "dropout",
+    "dropout_gradient",
+    "erf",
+    "hash_bits",
+    "maximum",
+    "multiply",
+    "overlap",
+    "scaled_sum",
+    "subtract",
+    "where_equal",
+]
 
 
 def add(xp, x, y):
@@ -18,6 +31,35 @@ def add(xp, x, y):
 def multiply(xp, x, y):
     """x * y"""
     return x * y
+
+
+def subtract(xp, x, y):
+    """x - y"""
+    return x - y
+
+
+def maximum(xp, x, *others):
+    """The largest of some arrays, element by element."""
+    for other in others:
+        x = xp.maximum(x, other)
+    return x
+
+
+def scaled_sum(xp, scale, x, *others):
+    """scale times the sum of some arrays, element by element."""
+    for other in others:
+        x = x + other
+    return x * scale
+
+
+def where_equal(xp, x, y, z):
+    """x where y = z, else 0."""
+    return x * xp.astype(y == z, x.dtype)
+
+
+def overlap(xp, start, length, stop):
+    """The length of what start, ..., start + length - 1 and 0, ..., stop - 1 have in common."""
+    return xp.minimum(start + length, stop) - xp.maximum(start, 0)
 
 
 def centre_and_scale(xp, x, mean, scale, offset):

@@ -14,7 +14,11 @@ from nnx.registry import REGISTRIES
 
 FOLDER = Path(__file__).parent / "reference"
 ACTIVATIONS = json.loads((FOLDER / "activations.json").read_text())
-LAYERS = json.loads((FOLDER / "layers.json").read_text())["cases"]
+LAYERS = [
+    case
+    for name in ("layers", "convolution")
+    for case in json.loads((FOLDER / f"{name}.json").read_text())["cases"]
+]
 REGULARIZERS = json.loads((FOLDER / "regularizers.json").read_text())
 
 

@@ -98,11 +98,26 @@ EACH_LAYER = {
     ),
     "wide": layers.Dense(900, "relu"),  # beyond the block of a kernel
     **{name: layers.Dense(5, name) for name in sorted(activations._registry.names())},
-}
+    **{name: [layers.Reshape((2, 3) if "1D" in name else (3, 2, 1)), *made, layers.Flatten()]
+       for name, made in {
+           "Conv1D": [layers.Conv1D(2, 2, padding="causal")],
+           "Conv2D": [layers.Conv2D(2, 2, activation="relu"), layers.Conv2D(2, 3, padding="same")],
+           "Conv2D in groups": [layers.Conv2D(2, 1), layers.Conv2D(4, 2, padding="same", groups=2)],
+           "MaxPooling1D": [layers.MaxPooling1D(2, 1)],
+           "MaxPooling2D": [layers.Conv2D(2, 1), layers.MaxPooling2D(2, 1, "same")],
+           "AveragePooling1D": [layers.Conv1D(2, 1), layers.AveragePooling1D(2, 1, "same")],
+           "AveragePooling2D": [layers.Conv2D(2, 1), layers.AveragePooling2D(2, 1)],
+           "GlobalMaxPooling1D": [layers.Conv1D(2, 1), layers.GlobalMaxPooling1D()],
+           "GlobalMaxPooling2D": [layers.Conv2D(2, 1), layers.GlobalMaxPooling2D()],
+           "GlobalAveragePooling1D": [layers.Conv1D(2, 1), layers.GlobalAveragePooling1D()],
+           "GlobalAveragePooling2D": [layers.Conv2D(2, 1), layers.GlobalAveragePooling2D()],
+       }.items()},
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("inner", EACH_LAYER.values(), ids=EACH_LAYER)
 def test_layers(inner):
+    inner = layers.Chain(inner) if isinstance(inner, list) else inner
     assert len(expect_same(network(inner))) == 2  # whole batches, and the last
 
 
