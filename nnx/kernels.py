@@ -19,6 +19,7 @@ __all__ = [
     "overlap",
     "scaled_sum",
     "subtract",
+    "weighted_sum",
     "where_equal",
 ]
 
@@ -31,6 +32,15 @@ def add(xp, x, y):
 def multiply(xp, x, y):
     """x * y"""
     return x * y
+
+
+def weighted_sum(xp, *arrays):
+    """The sum of the arrays of the first half, each times one of the second half."""
+    pairs = zip(arrays[: len(arrays) // 2], arrays[len(arrays) // 2 :], strict=True)
+    first, *others = (x * weight for x, weight in pairs)
+    for other in others:
+        first = first + other
+    return first
 
 
 def subtract(xp, x, y):

@@ -58,6 +58,69 @@ def test_conv(rank, data):
     check(layer, (*spatial, channels * groups))
 
 
+@given(data=st.data(), multiplier=st.integers(1, 2))
+def test_depthwise_conv(data, multiplier):
+    layer = layers.DepthwiseConv2D(
+        data.draw(each_axis(2)),
+        data.draw(each_axis(2)),
+        data.draw(paddings(2)),
+        multiplier,
+        dilation_rate=data.draw(each_axis(2, st.integers(1, 2))),
+        activation="tanh",
+        use_bias=data.draw(st.booleans()),
+    )
+    check(layer, data.draw(shapes(2)))
+
+
+@given(data=st.data(), multiplier=st.integers(1, 2))
+def test_separable_conv(data, multiplier):
+    layer = layers.SeparableConv2D(
+        data.draw(small),
+        data.draw(each_axis(2)),
+        data.draw(each_axis(2)),
+        data.draw(paddings(2)),
+        depth_multiplier=multiplier,
+        activation="gelu",
+    )
+    check(layer, data.draw(shapes(2)))
+
+
+@given(data=st.data())
+def test_conv_transpose(data):
+    draw, strides = data.draw, data.draw(st.tuples(small, small))
+    layer = layers.Conv2DTranspose(
+        draw(small),
+        draw(st.tuples(*[st.integers(2, 4)] * 2)),
+        strides,
+        draw(st.sampled_from(["valid", "same"])),
+        draw(st.sampled_from([None, tuple(n - 1 for n in strides)])),
+        dilation_rate=draw(each_axis(2, st.integers(1, 2))),
+        activation=draw(st.sampled_from([None, "gelu"])),
+    )
+    check(layer, draw(st.tuples(st.integers(3, 5), st.integers(3, 5), small)))
+
+
+@given(data=st.data())
+def test_layers_that_change_the_size(data):
+    widths, shape = st.tuples(st.integers(0, 2), st.integers(0, 2)), data.draw(shapes(2))
+    check(layers.ZeroPadding1D(data.draw(widths)), shape[1:])
+    check(layers.ZeroPadding2D(data.draw(st.tuples(widths, widths))), shape)
+    check(layers.UpSampling2D(data.draw(each_axis(2))), shape)
+    larger = tuple(n + 4 for n in shape)
+    check(layers.Cropping1D(data.draw(widths)), larger[1:])
+    check(layers.Cropping2D(data.draw(st.tuples(widths, widths))), larger)
+
+
+def test_conv_transpose_is_the_gradient_of_conv():
+    rng = np.random.default_rng(0)
+    kernel, dy = rng.standard_normal((3, 2, 4, 5)), rng.standard_normal((2, 4, 3, 5))
+    conv = layers.Conv2D(5, (3, 2), 2, "same", use_bias=False)
+    _, pullback = conv.forward(nnx.Context(), {"kernel": kernel}, np.zeros((2, 8, 6, 4)))
+    layer = layers.Conv2DTranspose(4, (3, 2), 2, "same", use_bias=False)
+    y, _ = layer.forward(nnx.Context(), {"kernel": kernel}, dy)
+    np.testing.assert_allclose(y, pullback(dy)[0], rtol=1e-12)
+
+
 def test_conv_with_activity_regularizer():
     check_layer(layers.Conv2D(2, 2, activation="relu", activity_regularizer="l2"), (3, 4, 2))
 
@@ -190,6 +253,20 @@ def test_pad_and_unslice_on_every_backend(data, value):
 # What a summary says
 
 
+@pytest.mark.parametrize(
+    ("layer", "flops"),
+    [
+        (layers.DepthwiseConv2D(3, depth_multiplier=2), 36 * 6 * (2 * 9 + 1)),
+        (layers.SeparableConv2D(4, 3, depth_multiplier=2), 36 * 6 * 2 * 9 + 36 * 4 * (2 * 6 + 1)),
+        (layers.Conv2DTranspose(4, 2, strides=2), 64 * 3 * 4 * 4 * 2 + 256 * 4),
+        (layers.UpSampling2D(), 0),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_flops(layer, flops):
+    assert layer.flops((8, 8, 3)) == flops
+
+
 def test_flops_and_summary():
     model = nnx.Sequential(
         [
@@ -228,6 +305,10 @@ MISTAKES = {
     "kernel of 0": (lambda: layers.Conv2D(4, 0), "kernel_size must be a positive whole number, got 0"),
     "filters of groups": (lambda: layers.Conv2D(4, 3, groups=3), "filters must be a multiple of groups, got filters=4, groups=3"),
     "channels of groups": (lambda: layers.Conv2D(4, 1, groups=2).out_shape((3, 3, 3)), "channels must be a multiple of groups, got 3 channels and groups=2"),
+    "output padding": (lambda: layers.Conv2DTranspose(4, 3, 2, output_padding=2), "output_padding must be below strides, got 2 and 2"),
+    "bilinear": (lambda: layers.UpSampling2D(2, interpolation="bilinear"), "interpolation must be 'nearest', got 'bilinear': for a smooth one use Conv2DTranspose"),
+    "cropped away": (lambda: layers.Cropping2D(2).out_shape((4, 8, 1)), r"Cropping2D: cropping \(\(2, 2\), \(2, 2\)\) leaves nothing of input of shape \(batch, 4, 8, 1\): crop less"),
+    "padding of a transposed": (lambda: layers.Conv2DTranspose(4, 3, padding=1), "padding must be one of 'valid', 'same', got 1"),
 }  # fmt: skip
 
 

@@ -70,6 +70,22 @@ def test_convolution_over_one_axis():
     assert_counts(layers.Conv1D(4, 2), (4, 3), launches=2 + 3 * 2, products=3)
 
 
+def test_other_convolutions():
+    # The sum; bias and its gradient; and for each element of the window the products and sums of both gradients.
+    assert_counts(layers.DepthwiseConv2D(2), (4, 4, 3), launches=1 + 2 + 5 * 4)
+    assert_counts(layers.SeparableConv2D(2, 2), (4, 4, 3), launches=1 + 2 + 5 * 4, products=3)
+    assert_counts(layers.Conv2DTranspose(2, 2), (4, 4, 3), launches=2 + 2 * 4, products=3)
+
+
+def test_a_change_of_size():
+    """Zeros are filled in, not launched; a part that is cut out is a view."""
+    assert_counts(layers.ZeroPadding1D(), (4, 3), launches=1)
+    assert_counts(layers.ZeroPadding2D(), (4, 4, 3), launches=1)
+    assert_counts(layers.Cropping1D(), (4, 3), launches=1)
+    assert_counts(layers.Cropping2D(1), (4, 4, 3), launches=1)
+    assert_counts(layers.UpSampling2D(), (4, 4, 3), launches=2)
+
+
 @pytest.mark.parametrize(("rank", "elements"), [(1, 2), (2, 4)])
 def test_pooling(rank, elements):
     in_shape = (4, 4, 3)[-rank - 1 :]

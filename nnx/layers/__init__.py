@@ -21,7 +21,9 @@ from nnx.layers.activation import (
 from nnx.layers.base import Layer
 from nnx.layers.combine import Chain, Parallel, Residual
 from nnx.layers.conv import Conv1D, Conv2D
+from nnx.layers.conv_transpose import Conv2DTranspose
 from nnx.layers.dense import Dense
+from nnx.layers.depthwise import DepthwiseConv2D, SeparableConv2D
 from nnx.layers.dropout import Dropout
 from nnx.layers.norm import BatchNormalization
 from nnx.layers.pooling import (
@@ -35,6 +37,7 @@ from nnx.layers.pooling import (
     MaxPooling2D,
 )
 from nnx.layers.reshape import Flatten, Input, Reshape
+from nnx.layers.resize import Cropping1D, Cropping2D, UpSampling2D, ZeroPadding1D, ZeroPadding2D
 
 __all__ = [
     "ELU",
@@ -47,7 +50,11 @@ __all__ = [
     "Chain",
     "Conv1D",
     "Conv2D",
+    "Conv2DTranspose",
+    "Cropping1D",
+    "Cropping2D",
     "Dense",
+    "DepthwiseConv2D",
     "Dropout",
     "Flatten",
     "GlobalAveragePooling1D",
@@ -67,10 +74,14 @@ __all__ = [
     "ReLU",
     "Reshape",
     "Residual",
+    "SeparableConv2D",
     "SiLU",
     "Sigmoid",
     "Softmax",
     "Softplus",
     "Softsign",
     "Tanh",
+    "UpSampling2D",
+    "ZeroPadding1D",
+    "ZeroPadding2D",
 ]

@@ -60,6 +60,26 @@ def convolve(ctx, x, kernel, windows: Windows):
     return _joined(xp, [xp.matmul(patches(samples), matrix) for samples, _ in pieces], axis=0), pullback
 
 
+def convolve_transposed(ctx, x, kernel, windows: Windows):
+    """Return (batch, *windows.spatial, filters) of the transposed convolution, and its pullback.
+
+    x : (batch, *windows.counts, channels); kernel : (*size, filters, channels).
+    """
+    xp, (filters, channels) = ctx.xp, kernel.shape[-2:]
+    matrix = xp.reshape(kernel, (-1, channels))
+    rows = xp.reshape(x, (-1, channels))
+
+    def pullback(dy):
+        dy = xp.reshape(dy, (x.shape[0], *windows.spatial, filters))
+        patches = xp.reshape(_joined(xp, windows.slices(ctx, dy), axis=-1), (-1, matrix.shape[0]))
+        dkernel = xp.reshape(xp.matmul(patches.T, rows), kernel.shape)
+        if not ctx.needs_input_gradient:
+            return None, dkernel
+        return xp.reshape(xp.matmul(patches, matrix), x.shape), dkernel
+
+    return _from_patches(ctx, xp.matmul(rows, matrix.T), windows), pullback
+
+
 def _from_patches(ctx, gradients, windows):
     """Return dL/dx from the gradients of its patches, (batch * windows, elements)."""
     elements = math.prod(windows.size)
@@ -112,9 +132,10 @@ class Convolution(Layer):
         """Return the windows over samples of `in_shape`."""
         return windows_of(self, in_shape, self.kernel_size, self.strides, self.dilation_rate, self.padding)
 
-    def finish(self, ctx, params, rows, out_shape):
-        """Return activation(rows + bias) in the shape of the output, and its pullback to (rows, bias)."""
+    def finish(self, ctx, params, sums, out_shape):
+        """Return activation(sums + bias) in the shape of the output, and its pullback to rows and bias."""
         xp, filters = ctx.xp, out_shape[-1]
+        rows = sums if sums.ndim == 2 else xp.reshape(sums, (-1, filters))
         y, saved = self.activation.run(ctx, rows, params.get("bias"), overwrite=0)
         batch = rows.shape[0] // size(out_shape[:-1])
 
@@ -129,8 +150,14 @@ class Convolution(Layer):
             ctx.add_penalty(self.activity_regularizer.penalty(xp, y) / batch)
         return xp.reshape(y, (batch, *out_shape)), pullback
 
+    kernel_regularizer: regularizers.Regularizer | None
+
+    def weight_regularizers(self) -> dict:
+        """Return the penalties on all weights but the bias."""
+        return {"kernel": self.kernel_regularizer}
+
     def regularizers(self):
-        found = {"kernel": getattr(self, "kernel_regularizer", None), "bias": self.bias_regularizer}
+        found = {**self.weight_regularizers(), "bias": self.bias_regularizer}
         return {name: penalty for name, penalty in found.items() if penalty is not None}
 
 

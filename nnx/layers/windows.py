@@ -141,13 +141,15 @@ def expect_spatial(layer: Layer, in_shape: Shape, rank: int) -> None:
 # Arguments of layers
 
 
-def spread(layer: Layer, argument: str, value, rank: int) -> tuple[int, ...]:
+def spread(layer: Layer, argument: str, value, rank: int, least: int = 1) -> tuple[int, ...]:
     """Return a whole number for each spatial axis: from one number for all, or one for each."""
     values = tuple(value) if isinstance(value, (tuple, list)) else (value,) * rank
     if len(values) != rank:
         raise ValueError(
             f"{type(layer).__name__}: {argument} must be a whole number or {rank} of them, got {value!r}"
         )
+    if least == 0 and all(map(_is_width, values)):
+        return tuple(map(int, values))
     return tuple(positive_int(layer, argument, n) for n in values)
 
 
