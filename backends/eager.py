@@ -70,6 +70,28 @@ class EagerBackend(FlatBackend):
         """Return what is known of a kernel that need not run as a whole in a compiled step, or None."""
         raise NotImplementedError
 
+    def pad(self, x, widths, value=0.0):
+        trace = trace_of((x,))
+        return self._pad(x, widths, value) if trace is None else trace.call(self._pad, (x, widths, value))
+
+    def _pad(self, x, widths, value):
+        lengths = list(zip(x.shape, widths, strict=True))
+        padded = self.empty(tuple(n + before + after for n, (before, after) in lengths), x.dtype)
+        padded.fill(value)
+        padded[tuple(slice(before, before + n) for n, (before, _) in lengths)] = x
+        return padded
+
+    def unslice(self, shape, parts, keys):
+        trace = trace_of(parts)
+        arguments = tuple(shape), tuple(parts), tuple(keys)
+        return self._unslice(*arguments) if trace is None else trace.call(self._unslice, arguments)
+
+    def _unslice(self, shape, parts, keys):
+        total = self.zero(shape, parts[0].dtype)
+        for part, key in zip(parts, keys, strict=True):
+            total[key] += part
+        return total
+
     # Kernels
 
     def kernel(self, function, *arrays, overwrite=None):

@@ -69,6 +69,23 @@ class JaxBackend(Backend):
         # On the CPU a step takes them as they are, in half the time.
         return prefetch(copied, self.jax.device_put) if self.is_accelerated else copied
 
+    # XLA fuses what forms and reads patches, and pieces would make the program longer.
+    patch_bytes = 256 << 20
+
+    def pad(self, x, widths, value=0.0):
+        value = self.xp.asarray(value, x.dtype)
+        return self.jax.lax.pad(x, value, [(before, after, 0) for before, after in widths])
+
+    def unslice(self, shape, parts, keys):
+        # As sums of padded parts, which XLA fuses; `.at[key].add` becomes a scatter.
+        def whole(part, key):
+            places = _places(key, shape)
+            between = zip(places, part.shape, shape, strict=True)
+            widths = [(p.start, stop - p.start - (n - 1) * p.step - 1, p.step - 1) for p, n, stop in between]
+            return self.jax.lax.pad(part, self.xp.zeros((), part.dtype), widths)
+
+        return functools.reduce(operator.add, map(whole, parts, keys))
+
     def stage(self, rows):
         # Compiled steps take every number as an array: float64 ones of their own precision.
         real = "float64" if self._x64 else "float32"
@@ -146,3 +163,11 @@ class JaxBackend(Backend):
         return BackendInfo(
             "jax", True, version, f"{self.device.platform} ({self.device.device_kind})", memory
         )
+
+
+def _places(key, shape) -> list[range]:
+    """Return the places along each axis that an index of slices, maybe with `...`, takes."""
+    at = key.index(...) if ... in key else len(key)
+    rest = (slice(None),) * (len(shape) - len(key) + (... in key))
+    key = (*key[:at], *rest, *key[at + 1 :])
+    return [range(*part.indices(length)) for part, length in zip(key, shape, strict=True)]

@@ -117,6 +117,26 @@ class Backend:
             parts.append(xp.matmul(xp.astype(one_hot, values.dtype), values))
         return xp.concat(parts, axis=0)
 
+    patch_bytes: int = 8 << 20
+    """Bytes of patches that a convolution forms at a time: on a CPU what stays in its caches."""
+
+    def pad(self, x, widths, value: float = 0.0) -> Any:
+        """Return `x` inside an array of `value`: `widths` has (before, after) for each axis."""
+        shape = [n + before + after for n, (before, after) in zip(x.shape, widths, strict=True)]
+        padded = self.xp.full(tuple(shape), value, dtype=x.dtype, device=x.device)
+        padded[tuple(slice(b, b + n) for n, (b, _) in zip(x.shape, widths, strict=True))] = x
+        return padded
+
+    def unslice(self, shape, parts, keys) -> Any:
+        """Return zeros with each part added where its key cuts: the transpose of slicing.
+
+        `keys` are indices of slices. A gradient of slices `x[key]` becomes that of x so.
+        """
+        total = self.xp.zeros(tuple(shape), dtype=parts[0].dtype, device=parts[0].device)
+        for part, key in zip(parts, keys, strict=True):
+            total[key] = total[key] + part
+        return total
+
     # Running things
 
     def kernel(self, function, *arrays, overwrite: int | None = None) -> Any:

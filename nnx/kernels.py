@@ -17,8 +17,14 @@ __all__ = [
     "gaussian_dropout",
     "gaussian_noise",
     "hash_bits",
+    "maximum",
     "multiply",
     "normal",
+    "overlap",
+    "scaled_sum",
+    "subtract",
+    "weighted_sum",
+    "where_equal",
 ]
 
 
@@ -30,6 +36,44 @@ def add(xp, x, y):
 def multiply(xp, x, y):
     """x * y"""
     return x * y
+
+
+def weighted_sum(xp, *arrays):
+    """The sum of the arrays of the first half, each times one of the second half."""
+    pairs = zip(arrays[: len(arrays) // 2], arrays[len(arrays) // 2 :], strict=True)
+    first, *others = (x * weight for x, weight in pairs)
+    for other in others:
+        first = first + other
+    return first
+
+
+def subtract(xp, x, y):
+    """x - y"""
+    return x - y
+
+
+def maximum(xp, x, *others):
+    """The largest of some arrays, element by element."""
+    for other in others:
+        x = xp.maximum(x, other)
+    return x
+
+
+def scaled_sum(xp, scale, x, *others):
+    """scale times the sum of some arrays, element by element."""
+    for other in others:
+        x = x + other
+    return x * scale
+
+
+def where_equal(xp, x, y, z):
+    """x where y = z, else 0."""
+    return x * xp.astype(y == z, x.dtype)
+
+
+def overlap(xp, start, length, stop):
+    """The length of what start, ..., start + length - 1 and 0, ..., stop - 1 have in common."""
+    return xp.minimum(start + length, stop) - xp.maximum(start, 0)
 
 
 def centre_and_scale(xp, x, mean, scale, offset):

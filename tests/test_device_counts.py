@@ -58,6 +58,45 @@ def test_a_change_of_shape_costs_nothing(layer):
     assert_counts(layer, (3, 2))
 
 
+def test_convolution():
+    """Bias, its gradient; patches, formed twice; their gradients, added up by one launch an element."""
+    assert_counts(layers.Conv2D(4, 1), (4, 4, 3), launches=2, products=3)
+    assert_counts(layers.Conv2D(4, 2), (4, 4, 3), launches=2 + 2 * 4 + 4, products=3)
+    assert_counts(layers.Conv2D(4, 2, padding="same"), (4, 4, 3), launches=2 + 2 * (4 + 1) + 4, products=3)
+    # CuPy joins many arrays by one launch, and tells the device where they are.
+    assert_counts(layers.Conv2D(4, 3), (4, 4, 3), launches=2 + 2 + 9, products=3, host_to_device_copies=6,
+                  host_to_device_bytes=864)  # fmt: skip
+
+
+def test_convolution_over_one_axis():
+    assert_counts(layers.Conv1D(4, 2), (4, 3), launches=2 + 3 * 2, products=3)
+
+
+def test_other_convolutions():
+    # The sum; bias and its gradient; and for each element of the window the products and sums of both gradients.
+    assert_counts(layers.DepthwiseConv2D(2), (4, 4, 3), launches=1 + 2 + 5 * 4)
+    assert_counts(layers.SeparableConv2D(2, 2), (4, 4, 3), launches=1 + 2 + 5 * 4, products=3)
+    assert_counts(layers.Conv2DTranspose(2, 2), (4, 4, 3), launches=2 + 2 * 4, products=3)
+
+
+def test_a_change_of_size():
+    """Zeros are filled in, not launched; a part that is cut out is a view."""
+    assert_counts(layers.ZeroPadding1D(), (4, 3), launches=1)
+    assert_counts(layers.ZeroPadding2D(), (4, 4, 3), launches=1)
+    assert_counts(layers.Cropping1D(), (4, 3), launches=1)
+    assert_counts(layers.Cropping2D(1), (4, 4, 3), launches=1)
+    assert_counts(layers.UpSampling2D(), (4, 4, 3), launches=2)
+
+
+@pytest.mark.parametrize(("rank", "elements"), [(1, 2), (2, 4)])
+def test_pooling(rank, elements):
+    in_shape = (4, 4, 3)[-rank - 1 :]
+    assert_counts(getattr(layers, f"MaxPooling{rank}D")(2), in_shape, launches=3 * elements)
+    assert_counts(getattr(layers, f"AveragePooling{rank}D")(2), in_shape, launches=2 + elements)
+    assert_counts(getattr(layers, f"GlobalMaxPooling{rank}D")(), in_shape, launches=6)
+    assert_counts(getattr(layers, f"GlobalAveragePooling{rank}D")(), in_shape, launches=2)
+
+
 @pytest.mark.parametrize("name", nnx.activations.names())
 def test_an_activation_is_one_launch_each_way(name):
     activation = nnx.activations.get(name)

@@ -16,7 +16,7 @@ FOLDER = Path(__file__).parent / "reference"
 ACTIVATIONS = json.loads((FOLDER / "activations.json").read_text())
 LAYERS = [
     case
-    for name in ("layers", "sample_layers")
+    for name in ("layers", "sample_layers", "convolution")
     for case in json.loads((FOLDER / f"{name}.json").read_text())["cases"]
 ]
 REGULARIZERS = json.loads((FOLDER / "regularizers.json").read_text())

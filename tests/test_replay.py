@@ -123,11 +123,34 @@ EACH_LAYER = {
     "embedding": layers.Chain([layers.Lambda(_as_ids), layers.Embedding(4, 3), layers.Flatten()]),
     "wide": layers.Dense(900, "relu"),  # beyond the block of a kernel
     **{name: layers.Dense(5, name) for name in sorted(activations._registry.names())},
-}
+    **{name: [layers.Reshape((2, 3) if "1D" in name else (3, 2, 1)), *made, layers.Flatten()]
+       for name, made in {
+           "Conv1D": [layers.Conv1D(2, 2, padding="causal")],
+           "Conv2D": [layers.Conv2D(2, 2, activation="relu"), layers.Conv2D(2, 3, padding="same")],
+           "Conv2D in groups": [layers.Conv2D(2, 1), layers.Conv2D(4, 2, padding="same", groups=2)],
+           "DepthwiseConv2D": [layers.Conv2D(2, 1), layers.DepthwiseConv2D(2, padding="same", depth_multiplier=2)],
+           "SeparableConv2D": [layers.Conv2D(2, 1), layers.SeparableConv2D(2, 2)],
+           "Conv2DTranspose": [layers.Conv2DTranspose(2, 2), layers.Conv2DTranspose(2, 2, 2)],
+           "UpSampling2D": [layers.Conv2D(2, 1), layers.UpSampling2D()],
+           "ZeroPadding1D": [layers.Conv1D(2, 1), layers.ZeroPadding1D()],
+           "ZeroPadding2D": [layers.Conv2D(2, 1), layers.ZeroPadding2D()],
+           "Cropping1D": [layers.Conv1D(2, 1), layers.Cropping1D((1, 0))],
+           "Cropping2D": [layers.Conv2D(2, 1), layers.Cropping2D((1, 0))],
+           "MaxPooling1D": [layers.MaxPooling1D(2, 1)],
+           "MaxPooling2D": [layers.Conv2D(2, 1), layers.MaxPooling2D(2, 1, "same")],
+           "AveragePooling1D": [layers.Conv1D(2, 1), layers.AveragePooling1D(2, 1, "same")],
+           "AveragePooling2D": [layers.Conv2D(2, 1), layers.AveragePooling2D(2, 1)],
+           "GlobalMaxPooling1D": [layers.Conv1D(2, 1), layers.GlobalMaxPooling1D()],
+           "GlobalMaxPooling2D": [layers.Conv2D(2, 1), layers.GlobalMaxPooling2D()],
+           "GlobalAveragePooling1D": [layers.Conv1D(2, 1), layers.GlobalAveragePooling1D()],
+           "GlobalAveragePooling2D": [layers.Conv2D(2, 1), layers.GlobalAveragePooling2D()],
+       }.items()},
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("inner", EACH_LAYER.values(), ids=EACH_LAYER)
 def test_layers(inner):
+    inner = layers.Chain(inner) if isinstance(inner, list) else inner
     assert len(expect_same(network(inner))) == 2  # whole batches, and the last
 
 

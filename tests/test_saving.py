@@ -92,6 +92,8 @@ def test_every_layer_loss_optimizer_and_so_on_can_be_written_and_read():
         "Chain": ([layers.Dense(2)],), "Residual": (layers.Dense(2),), "Parallel": (layers.Dense(2), layers.Dense(3)),
         "SpatialDropout1D": (0.5,), "SpatialDropout2D": (0.5,), "GaussianNoise": (0.5,), "GaussianDropout": (0.5,),
         "AlphaDropout": (0.5,), "Permute": ((1,),), "RepeatVector": (2,), "Embedding": (2, 3),
+        "Conv1D": (4, 3), "Conv2D": (4, 3), "Conv2DTranspose": (4, 3), "DepthwiseConv2D": (3,),
+        "SeparableConv2D": (4, 3), "AveragePooling1D": (2,), "AveragePooling2D": (2,),
         "ConstantSchedule": (0.1,), "ExponentialDecay": (0.1, 10, 0.5), "StepDecay": (0.1, 10), "Warmup": (5, 0.1),
         "PiecewiseConstantDecay": ([5], [0.1, 0.2]), "PolynomialDecay": (0.1, 10), "CosineDecay": (0.1, 10),
         "CosineDecayRestarts": (0.1, 10), "OneCycle": (0.1, 10),

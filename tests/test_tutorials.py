@@ -125,6 +125,14 @@ def test_activations(backend, picture):
     assert picture.stat().st_size > 1000
 
 
+def test_cnn(backend, capsys):
+    pytest.importorskip("sklearn")
+    result = main_of("tutorials/09_cnn.py")(epochs=4)
+    assert result["accuracy"] >= 0.95
+    assert result["loss"][-1] < 0.3 < 1 < result["loss"][0]
+    assert "test accuracy" in capsys.readouterr().out
+
+
 def test_training_loop(backend):
     pytest.importorskip("sklearn")
     result = main_of("training_loop.py")()

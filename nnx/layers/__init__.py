@@ -20,14 +20,28 @@ from nnx.layers.activation import (
 )
 from nnx.layers.base import Layer
 from nnx.layers.combine import Chain, Parallel, Residual
+from nnx.layers.conv import Conv1D, Conv2D
+from nnx.layers.conv_transpose import Conv2DTranspose
 from nnx.layers.dense import Dense
+from nnx.layers.depthwise import DepthwiseConv2D, SeparableConv2D
 from nnx.layers.dropout import Dropout, SpatialDropout1D, SpatialDropout2D
 from nnx.layers.embedding import Embedding
 from nnx.layers.function import Lambda
 from nnx.layers.noise import AlphaDropout, GaussianDropout, GaussianNoise
 from nnx.layers.norm import BatchNormalization
+from nnx.layers.pooling import (
+    AveragePooling1D,
+    AveragePooling2D,
+    GlobalAveragePooling1D,
+    GlobalAveragePooling2D,
+    GlobalMaxPooling1D,
+    GlobalMaxPooling2D,
+    MaxPooling1D,
+    MaxPooling2D,
+)
 from nnx.layers.prelu import PReLU
 from nnx.layers.reshape import Flatten, Input, Permute, RepeatVector, Reshape
+from nnx.layers.resize import Cropping1D, Cropping2D, UpSampling2D, ZeroPadding1D, ZeroPadding2D
 from nnx.layers.sample_norm import GroupNormalization, LayerNormalization, RMSNormalization
 
 __all__ = [
@@ -36,14 +50,26 @@ __all__ = [
     "SELU",
     "Activation",
     "AlphaDropout",
+    "AveragePooling1D",
+    "AveragePooling2D",
     "BatchNormalization",
     "Chain",
+    "Conv1D",
+    "Conv2D",
+    "Conv2DTranspose",
+    "Cropping1D",
+    "Cropping2D",
     "Dense",
+    "DepthwiseConv2D",
     "Dropout",
     "Embedding",
     "Flatten",
     "GaussianDropout",
     "GaussianNoise",
+    "GlobalAveragePooling1D",
+    "GlobalAveragePooling2D",
+    "GlobalMaxPooling1D",
+    "GlobalMaxPooling2D",
     "GroupNormalization",
     "HardSigmoid",
     "Input",
@@ -53,6 +79,8 @@ __all__ = [
     "LeakyReLU",
     "Linear",
     "LogSoftmax",
+    "MaxPooling1D",
+    "MaxPooling2D",
     "Mish",
     "PReLU",
     "Parallel",
@@ -62,6 +90,7 @@ __all__ = [
     "RepeatVector",
     "Reshape",
     "Residual",
+    "SeparableConv2D",
     "SiLU",
     "Sigmoid",
     "Softmax",
@@ -70,4 +99,7 @@ __all__ = [
     "SpatialDropout1D",
     "SpatialDropout2D",
     "Tanh",
+    "UpSampling2D",
+    "ZeroPadding1D",
+    "ZeroPadding2D",
 ]

@@ -40,6 +40,7 @@ def main():
         activations,
         layers,
         sample_layers,
+        convolution,
         regularizers,
         metrics,
         defaults,
@@ -474,6 +475,58 @@ LAYERS = [
     ("ELU", {"alpha": 0.7}, (5, 3)),
     ("Softmax", {}, (5, 3)),
 ]
+
+
+CONVOLUTION = [
+    ("Conv1D", {"filters": 2, "kernel_size": 3}, (2, 6, 2)),
+    ("Conv1D", {"filters": 2, "kernel_size": 2, "strides": 2, "padding": "same"}, (2, 5, 2)),
+    ("Conv1D", {"filters": 2, "kernel_size": 2, "dilation_rate": 2, "padding": "causal"}, (1, 5, 2)),
+    ("Conv1D", {"filters": 2, "kernel_size": 3, "strides": 2, "padding": "causal", "groups": 2}, (1, 5, 4)),
+    ("Conv2D", {"filters": 3, "kernel_size": 2, "kernel_regularizer": PENALTIES, "bias_regularizer": "l2",
+                "activity_regularizer": "l1"}, (2, 3, 4, 2)),
+    ("Conv2D", {"filters": 2, "kernel_size": [3, 2], "padding": "same", "activation": "tanh"}, (1, 4, 3, 2)),
+    ("Conv2D", {"filters": 2, "kernel_size": 3, "strides": 2, "padding": "same", "use_bias": False}, (1, 5, 4, 2)),
+    ("Conv2D", {"filters": 2, "kernel_size": [2, 3], "strides": [3, 2]}, (1, 6, 6, 1)),
+    ("Conv2D", {"filters": 2, "kernel_size": 2, "dilation_rate": [2, 1]}, (1, 4, 3, 2)),
+    ("Conv2D", {"filters": 2, "kernel_size": [2, 3], "dilation_rate": 2, "padding": "same"}, (1, 4, 3, 1)),
+    ("Conv2D", {"filters": 4, "kernel_size": 2, "groups": 2, "padding": "same"}, (1, 3, 3, 4)),
+    ("Conv2D", {"filters": 2, "kernel_size": 1, "strides": 2, "activation": "softmax"}, (1, 4, 3, 2)),
+    ("DepthwiseConv2D", {"kernel_size": 2, "depthwise_regularizer": "l2", "activation": "tanh"}, (1, 3, 3, 2)),
+    ("DepthwiseConv2D", {"kernel_size": 3, "strides": 2, "padding": "same", "depth_multiplier": 2}, (1, 4, 3, 2)),
+    ("DepthwiseConv2D", {"kernel_size": 2, "dilation_rate": 2, "use_bias": False}, (1, 3, 4, 2)),
+    ("SeparableConv2D", {"filters": 3, "kernel_size": 2, "depth_multiplier": 2, "pointwise_regularizer": "l2",
+                         "depthwise_regularizer": "l1"}, (1, 3, 3, 2)),
+    ("SeparableConv2D", {"filters": 2, "kernel_size": 3, "strides": 2, "padding": "same"}, (1, 5, 3, 2)),
+    *(("Conv2DTranspose", settings, (1, 2, 3, 2)) for settings in (
+        {"filters": 2, "kernel_size": 2, "activation": "tanh"},
+        {"filters": 2, "kernel_size": 3, "strides": 2, "padding": "same"},
+        {"filters": 1, "kernel_size": [4, 3], "strides": [2, 3], "padding": "same"},
+        {"filters": 2, "kernel_size": [2, 3], "strides": 3},
+        {"filters": 1, "kernel_size": 3, "strides": 2, "output_padding": 1},
+        {"filters": 1, "kernel_size": [3, 2], "strides": 2, "padding": "same", "output_padding": 1},
+        {"filters": 1, "kernel_size": 2, "dilation_rate": 2},
+    )),
+    ("UpSampling2D", {"size": [2, 3]}, (1, 2, 2, 2)),
+    ("ZeroPadding1D", {"padding": 1}, (1, 2, 2)),
+    ("ZeroPadding1D", {"padding": [1, 2]}, (1, 2, 2)),
+    ("ZeroPadding2D", {"padding": [1, 2]}, (1, 2, 1, 2)),
+    ("ZeroPadding2D", {"padding": [[1, 0], [0, 2]]}, (1, 2, 1, 2)),
+    ("Cropping1D", {"cropping": [1, 0]}, (1, 3, 2)),
+    ("Cropping2D", {"cropping": [1, 0]}, (1, 3, 2, 2)),
+    ("Cropping2D", {"cropping": [[1, 0], [0, 2]]}, (1, 3, 4, 1)),
+    *((f"{kind}Pooling1D", settings, (2, 5, 2)) for kind in ("Max", "Average") for settings in (
+        {"pool_size": 2}, {"pool_size": 3, "strides": 2, "padding": "same"})),
+    *((f"{kind}Pooling2D", settings, (1, 5, 4, 2)) for kind in ("Max", "Average") for settings in (
+        {"pool_size": 2}, {"pool_size": [3, 2], "strides": 1},
+        {"pool_size": 3, "strides": 2, "padding": "same"}, {"pool_size": 2, "strides": 3, "padding": "same"})),
+    *((f"Global{kind}Pooling{rank}D", {"keepdims": keep}, (2, *(3, 2)[:rank], 2))
+      for kind in ("Max", "Average") for rank in (1, 2) for keep in (False, True)),
+]  # fmt: skip
+
+
+def convolution():
+    """As `layers`, of layers that work on windows."""
+    return {"cases": [_layer_case(name, settings, shape, True) for name, settings, shape in CONVOLUTION]}
 
 
 def layers():
