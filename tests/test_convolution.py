@@ -115,9 +115,9 @@ def test_conv_transpose_is_the_gradient_of_conv():
     rng = np.random.default_rng(0)
     kernel, dy = rng.standard_normal((3, 2, 4, 5)), rng.standard_normal((2, 4, 3, 5))
     conv = layers.Conv2D(5, (3, 2), 2, "same", use_bias=False)
-    _, pullback = conv.forward(nnx.Context(), {"kernel": kernel}, np.zeros((2, 8, 6, 4)))
+    _, pullback = conv.forward(nnx.Context("numpy"), {"kernel": kernel}, np.zeros((2, 8, 6, 4)))
     layer = layers.Conv2DTranspose(4, (3, 2), 2, "same", use_bias=False)
-    y, _ = layer.forward(nnx.Context(), {"kernel": kernel}, dy)
+    y, _ = layer.forward(nnx.Context("numpy"), {"kernel": kernel}, dy)
     np.testing.assert_allclose(y, pullback(dy)[0], rtol=1e-12)
 
 
@@ -166,7 +166,7 @@ def test_conv_is_what_its_definition_says():
         4, (3, 2), strides=(2, 1), padding=((2, 1), (0, 3)), dilation_rate=(1, 2), use_bias=False
     )
     params, out_shape = layer.init(rng, x.shape[1:])
-    y, _ = layer.forward(nnx.Context(), params, x)
+    y, _ = layer.forward(nnx.Context("numpy"), params, x)
     expected = naive(x, params["kernel"], (2, 1), (1, 2), (2, 0), out_shape[:-1])
     np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-5)
 
@@ -225,7 +225,7 @@ def test_padding_counts_neither_in_the_largest_nor_in_the_mean(any_backend):
 def test_the_first_layer_makes_no_gradient_for_its_input():
     layer, x = layers.Conv2D(4, 3), np.ones((2, 5, 5, 1), np.float32)
     params, _ = layer.init(np.random.default_rng(0), x.shape[1:])
-    y, pullback = layer.forward(nnx.Context(needs_input_gradient=False), params, x)
+    y, pullback = layer.forward(nnx.Context("numpy", needs_input_gradient=False), params, x)
     assert pullback(y)[0] is None
 
 
