@@ -4,6 +4,7 @@ With `--cupy` (see plugins/nnx_cupy.py) that is CuPy alone.
 """
 
 import os
+import signal
 
 import pytest
 from hypothesis import settings
@@ -14,6 +15,10 @@ pytest_plugins = ["nnx_cupy"]
 collect_ignore_glob = ["emulated_cuda/[!t]*.py"]  # no doctests: to import it changes CuPy
 
 BACKENDS = ("numpy", "jax", "array_api_strict", "cupy")
+
+# A shell starts jobs in the background with Ctrl-C ignored; some tests send it to themselves.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # The same examples every time: a red run can be repeated.
 settings.register_profile("nnx", deadline=None, derandomize=True, max_examples=8)
