@@ -203,10 +203,10 @@ def test_weights_that_do_not_fit_on_the_device(limited):
 
 
 def test_data_and_outputs_larger_than_the_device(cupy, limited):
-    x = RNG.standard_normal((60_000, 6)).astype(np.float32)  # 1.4 MiB, and 0.7 of outputs
+    x = RNG.standard_normal((120_000, 6)).astype(np.float32)  # 2.7 MiB, and 1.4 of outputs
     y = RNG.integers(0, 3, len(x))
     model, expected = build("cupy"), build("numpy")
-    limited(MIB)
+    limited(2 * MIB)  # twice what the steps themselves need, however the memory pool is cut up
     found = model.fit(x, y, batch_size=1000, verbose=0).history["loss"]
     np.testing.assert_allclose(
         found, expected.fit(x, y, batch_size=1000, verbose=0).history["loss"], rtol=1e-5
