@@ -57,6 +57,9 @@ TEMPLATES = {
     where_into: "{} ? {} : {}",
 }
 
+# CUDA passes 4 KB of arguments to a kernel; an array of four axes takes 80 bytes of them.
+MOST_ARGUMENTS = 40
+
 # Arithmetic in half precision is done in float and rounded, as NumPy does it.
 _C_TYPES = {
     "float16": "float", "bfloat16": "float", "float32": "float", "float64": "double", "bool": "bool",
@@ -89,6 +92,8 @@ class CudaKernel:
             *program.results
         }
         self.read = sorted(v for v in read if v < len(kinds) or v in {op.result for op in program.before})
+        if len(self.read) + len(program.results) > MOST_ARGUMENTS:
+            raise NotRecordableError(f"{len(self.read)} arguments")
         inputs = [f"{_parameter(dtypes[v])} a{v}" for v in self.read]
         outputs = [f"{dtypes[v].name} r{k}" for k, v in enumerate(program.results)]
         body = [_statement(op, dtypes) for op in program.block]

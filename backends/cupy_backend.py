@@ -158,11 +158,14 @@ class CupyBackend(EagerBackend):
 
     def plan(self, function, arguments, into):
         kinds = [a.dtype if hasattr(a, "dtype") else type(a) for a in untraced(arguments)]
-        return self.cuda_kernel(function, tuple(kinds), into)
+        return self._remembered(function, tuple(kinds), into)
 
     @functools.lru_cache(maxsize=1024)  # noqa: B019 - one backend a process
+    def _remembered(self, function, kinds, into) -> CudaKernel | None:
+        return self.cuda_kernel(function, kinds, into)
+
     def cuda_kernel(self, function, kinds, into) -> CudaKernel | None:
-        """Return a pure function of arrays as one launch, or None if it cannot be recorded."""
+        """Return a pure function of arrays as one launch, or None if it cannot be one."""
         try:
             program = record(function, kinds, [isinstance(kind, np.dtype) for kind in kinds])
             return CudaKernel(self.cupy, program, kinds, into, getattr(function, "__name__", "kernel"))

@@ -8,12 +8,10 @@ kernel (`recording`) and compiled (`cuda_kernels`).
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from .cuda_kernels import MOST_ARGUMENTS
 from .recording import NotRecordableError
 from .tracing import Call, Ref
 from .writer import Writer, refs
-
-# A kernel has at most so many arguments; CUDA's limit is 4 KB of them.
-MOST_ARGUMENTS = 24
 
 
 @dataclass
@@ -66,18 +64,27 @@ class CupyWriter(Writer):
                 write([g for g in waiting if g.results & read or g.read & {*call.writes}])
                 done.append(call)
                 continue
-            joined = Group(shape)
+            joined = Group(shape, [call])
             for group in [g for g in feeding if g.shape == shape]:
-                if len((joined.read | group.read | read) - joined.results) <= MOST_ARGUMENTS:
-                    joined.calls += group.calls
+                if self._fits(both := Group(shape, group.calls + joined.calls), users):
                     waiting.remove(group)
+                    joined = both
             write([g for g in waiting if g.results & read])
-            joined.calls.append(call)
             waiting.append(joined)
-        by_shape: dict[tuple, Group] = {}
+        last: dict[tuple, Group] = {}
         for group in waiting:  # which need nothing of one another
-            by_shape.setdefault(group.shape, Group(group.shape)).calls += group.calls
-        return done + [self._fused(group, users) for group in by_shape.values()]
+            before = last.get(group.shape)
+            if before is not None and self._fits(Group(group.shape, before.calls + group.calls), users):
+                before.calls += group.calls
+            else:
+                if before is not None:
+                    done.append(self._fused(before, users))
+                last[group.shape] = group
+        return done + [self._fused(group, users) for group in last.values()]
+
+    def _fits(self, group: Group, users) -> bool:
+        """Whether CUDA can pass as many arguments as a group has."""
+        return len(group.read) + len(self._outputs(group, users)) <= MOST_ARGUMENTS
 
     def _elementwise_shape(self, call: Call) -> tuple | None:
         """Return the shape of what an elementwise call makes; None if it is another kind of call."""
@@ -126,16 +133,20 @@ class CupyWriter(Writer):
             return getattr(xp, operation)(*given)
         return xp.call(operation, *given)
 
-    def _fused(self, group: Group, users) -> Call:
-        """Return one call that does what a group does."""
+    def _outputs(self, group: Group, users) -> list[int]:
+        """Return the results of a group that are needed outside of it."""
         inside = {id(call) for call in group.calls}
-        results = [
+        return [
             result
             for call in group.calls
             for result in call.results
             if result in self.escaping | self.placed
             or any(id(user) not in inside for user in users.get(result, ()))
         ]
+
+    def _fused(self, group: Group, users) -> Call:
+        """Return one call that does what a group does."""
+        results = self._outputs(group, users)
         plan, arguments = self._record(group.calls, results)
         return Call(plan, tuple(arguments), {}, results=tuple(results))
 

@@ -1,9 +1,12 @@
 """How often CuPy's device is asked for anything: launches, products, copies, host syncs, cudaMalloc."""
 
+import re
+
 import emulated_cuda
 import numpy as np
 import pytest
 from device_counts import assert_counts, device_counts, forbidden_sync, layer_counts, stream_order
+from nnx.backends.cuda_kernels import MOST_ARGUMENTS, CudaKernel
 
 import nnx
 from nnx import layers
@@ -337,6 +340,33 @@ def test_every_optimizer_is_one_launch(name):
 
 def test_a_metric_costs_a_few_launches():
     assert step_counts(1, metrics=["accuracy"])["launches"] - step_counts(1)["launches"] <= 6
+
+
+def test_a_fused_kernel_has_no_more_arguments_than_cuda_passes():
+    """The moving averages of many layers, all of one shape, must not end up in a single launch."""
+    model = nnx.Sequential(
+        [layers.BatchNormalization() for _ in range(40)] + [layers.Dense(3, "softmax")], seed=0
+    )
+    model.compile("adam", "sparse_categorical_crossentropy")
+    model.fit(X, Y, batch_size=20, epochs=2, verbose=0)
+    (program,) = model.engine.steps.train.programs.values()
+    kernels = {name: k for name, k in program.loop.__globals__.items() if isinstance(k, CudaKernel)}
+    calls = re.findall(r"^ +(?:(.*) = )?(\w+)\((.*)\)$", program.loop.__doc__, re.M)
+    counts = [(results + ", " + given).count("v") for results, name, given in calls if name in kernels]
+    assert len(counts) > 40
+    assert max(counts) <= MOST_ARGUMENTS
+
+
+def test_a_kernel_of_too_many_arrays_is_run_in_parts():
+    """A depthwise convolution adds up as many products as its window has elements."""
+    x = RNG.standard_normal((2, 9, 9, 1)).astype(np.float32)
+    found = nnx.apply(layers.DepthwiseConv2D(7, depthwise_initializer="ones"), x)
+    windows = np.lib.stride_tricks.sliding_window_view(x, (7, 7), axis=(1, 2))
+    np.testing.assert_allclose(found, windows.sum(axis=(-2, -1)), rtol=1e-4, atol=1e-5)
+    pure = nnx.kernels.weighted_sum
+    kinds = (np.dtype("float32"),) * (2 * 49)
+    assert nnx.as_backend("cupy").cuda_kernel(pure, kinds, (None,)) is None
+    assert nnx.as_backend("cupy").cuda_kernel(pure, kinds[:18], (None,)) is not None
 
 
 @pytest.mark.parametrize("dtype", nnx.precision.HALF)
