@@ -41,6 +41,7 @@ from nnx.layers.pooling import (
     MaxPooling2D,
 )
 from nnx.layers.prelu import PReLU
+from nnx.layers.recurrent import GRU, LSTM, SimpleRNN
 from nnx.layers.reshape import Flatten, Input, Permute, RepeatVector, Reshape
 from nnx.layers.resize import Cropping1D, Cropping2D, UpSampling2D, ZeroPadding1D, ZeroPadding2D
 from nnx.layers.sample_norm import GroupNormalization, LayerNormalization, RMSNormalization
@@ -48,6 +49,8 @@ from nnx.layers.sample_norm import GroupNormalization, LayerNormalization, RMSNo
 __all__ = [
     "ELU",
     "GELU",
+    "GRU",
+    "LSTM",
     "SELU",
     "Activation",
     "AlphaDropout",
@@ -95,6 +98,7 @@ __all__ = [
     "Residual",
     "SeparableConv2D",
     "SiLU",
+    "SimpleRNN",
     "Sigmoid",
     "Softmax",
     "Softplus",
