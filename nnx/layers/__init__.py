@@ -45,6 +45,7 @@ from nnx.layers.recurrent import GRU, LSTM, SimpleRNN
 from nnx.layers.reshape import Flatten, Input, Permute, RepeatVector, Reshape
 from nnx.layers.resize import Cropping1D, Cropping2D, UpSampling2D, ZeroPadding1D, ZeroPadding2D
 from nnx.layers.sample_norm import GroupNormalization, LayerNormalization, RMSNormalization
+from nnx.layers.sequences import Bidirectional, Masking, TimeDistributed
 
 __all__ = [
     "ELU",
@@ -57,6 +58,7 @@ __all__ = [
     "AveragePooling1D",
     "AveragePooling2D",
     "BatchNormalization",
+    "Bidirectional",
     "Chain",
     "Conv1D",
     "Conv2D",
@@ -84,6 +86,7 @@ __all__ = [
     "LeakyReLU",
     "Linear",
     "LogSoftmax",
+    "Masking",
     "MaxPooling1D",
     "MaxPooling2D",
     "Mish",
@@ -98,14 +101,15 @@ __all__ = [
     "Residual",
     "SeparableConv2D",
     "SiLU",
-    "SimpleRNN",
     "Sigmoid",
+    "SimpleRNN",
     "Softmax",
     "Softplus",
     "Softsign",
     "SpatialDropout1D",
     "SpatialDropout2D",
     "Tanh",
+    "TimeDistributed",
     "UpSampling2D",
     "ZeroPadding1D",
     "ZeroPadding2D",

@@ -13,7 +13,16 @@ from typing import Any
 
 from nnx import activations, initializers, kernels, regularizers
 from nnx.layers.base import Layer, describe_shape, positive_int, register
-from nnx.layers.cells import Backward, Cell, Forward, GRUCell, LSTMCell, ResetFirstGRUCell, SimpleCell, columns
+from nnx.layers.cells import (
+    Backward,
+    Cell,
+    Forward,
+    GRUCell,
+    LSTMCell,
+    ResetFirstGRUCell,
+    SimpleCell,
+    columns,
+)
 from nnx.shapes import is_single
 
 
