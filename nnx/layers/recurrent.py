@@ -42,6 +42,7 @@ class Recurrent(Layer):
         kernel_initializer="glorot_uniform",
         recurrent_initializer="orthogonal",
         bias_initializer="zeros",
+        *,
         kernel_regularizer=None,
         recurrent_regularizer=None,
         bias_regularizer=None,
