@@ -89,7 +89,7 @@ def test_other_convolutions():
         (layers.LSTM(3), 8, 4),
         (layers.GRU(3), 12, 4),
         (layers.LSTM(3, return_sequences=True), 7, 4),
-        (layers.LSTM(3, dropout=0.2, recurrent_dropout=0.2), 18, 4),
+        (layers.LSTM(3, dropout=0.2, recurrent_dropout=0.2), 20, 4),
     ],
     ids=repr,
 )
