@@ -54,9 +54,9 @@ def geometry(windows) -> tuple[int, ...]:
     def two(lengths, length=1):
         return [*[length] * (2 - len(lengths)), *lengths]
 
-    lengths = [two(windows.spatial), two(windows.counts), two(windows.size), two(windows.strides)]
-    lengths += [two(windows.dilation), two([before for before, _ in windows.padding], 0)]
-    return tuple(sum(lengths, []))
+    before = two([before for before, _ in windows.padding], 0)
+    spaced = *two(windows.size), *two(windows.strides), *two(windows.dilation), *before
+    return *two(windows.spatial), *two(windows.counts), *spaced
 
 
 class WindowKernels:
