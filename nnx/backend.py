@@ -118,7 +118,7 @@ class Backend:
             parts.append(xp.matmul(xp.astype(one_hot, values.dtype), values))
         return xp.concat(parts, axis=0)
 
-    patch_bytes: int = 2 << 20
+    patch_bytes: int = 4 << 20
     """Bytes of patches that a convolution forms at a time: on a CPU what stays in a core's cache."""
 
     def patches(self, x, windows) -> Any:

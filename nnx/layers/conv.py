@@ -30,16 +30,14 @@ def convolve(ctx, x, kernel, windows: Windows):
     None where it is not needed, and dkernel.
 
     Patches are many times as large as the input. They are formed for as many samples at a time as
-    `ctx.backend.patch_bytes` has room for, and again for the pullback. For a large kernel that is not
-    less than what its gradient takes, to which each piece adds.
+    `ctx.backend.patch_bytes` has room for, and again for the pullback.
     """
     xp, filters = ctx.xp, kernel.shape[-1]
     matrix = xp.reshape(kernel, (-1, filters))
     rows = math.prod(windows.counts)
-    budget = max(ctx.backend.patch_bytes, 4 * math.prod(kernel.shape))
     pieces = [
         (slice(start, stop), slice(start * rows, stop * rows))
-        for start, stop in _pieces(x.shape[0], rows * matrix.shape[0], budget, windows)
+        for start, stop in _pieces(x.shape[0], rows * matrix.shape[0], ctx.backend.patch_bytes, windows)
     ]
 
     def cut(array, piece):
