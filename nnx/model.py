@@ -353,7 +353,8 @@ class Model:
         sample_weight = self._on_host(sample_weight, "sample_weight")
         declared, was_built = self.input_shape, self.built
         if not was_built:
-            self.build(tree.map(lambda a: a.shape[1:], self.as_input(x, declared)))
+            found = as_inputs(x, declared, self.weight_dtype)
+            self.build(tree.map(lambda a: a.shape[1:], found))
         try:
             expect_outputs(self.loss, self.metrics_used, self.output_shape)
             return as_samples(
