@@ -98,7 +98,7 @@ class NetworkEstimator(RoutedParameters):
     def _network(self, input_shape, outputs) -> Model:
         """Return what `build` makes, as a model of its own."""
         build = self.default_build if self.build is None else self.build
-        if not callable(build):
+        if not callable(build) or isinstance(build, (Model, Layer)):
             raise TypeError(
                 f"build must be a function that returns a new network at each call, got {build!r}: "
                 f"write  def build(): return nnx.Sequential([...])"
@@ -128,8 +128,6 @@ class NetworkEstimator(RoutedParameters):
         )
         weight = self._weights(y, weight)
         if weight is not None:
-            if not weight.any():
-                raise ValueError("sample_weight is zero for all samples: at least one must count")
             weight = weight * (len(weight) / weight.sum())  # only their ratios matter
         if validation_data is not None:
             validation_data = self._checked_validation(*validation_data)
