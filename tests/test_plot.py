@@ -23,6 +23,7 @@ HISTORY = {
 
 @pytest.fixture(autouse=True)
 def close_figures():
+    pyplot.close("all")  # those of doctests
     yield
     pyplot.close("all")
 
