@@ -109,7 +109,7 @@ def _name(label) -> str:
 def _title(title: str, y_true, class_names, curves) -> str:
     if len(curves) > 1:
         return f"{title}s"
-    return f"{title} of {_name(as_labels(y_true).max().item()) if class_names is None else class_names[1]}"
+    return f"{title} of {_name(np.unique(as_labels(y_true)).tolist()[-1]) if class_names is None else class_names[1]}"
 
 
 def _square(ax):

@@ -60,7 +60,7 @@ def gradient_histograms(model, X, y, ax=None):
     ('size of the gradient', 'log')
     """
     engine, samples = model.engine, model.check_batch((X, y, None))
-    numbers = {name: values[0] for name, values in engine.numbers(model.step, model.step + 1).items()}
+    numbers = {name: values[0].item() for name, values in engine.numbers(model.step, model.step + 1).items()}
     with model.backend.scope(model.dtype):
         grads, _, _ = engine.steps.gradients(model.params, model.state, engine.place(samples), numbers)
     sizes = {name: np.abs(grad) for name, grad in _named(model, grads).items()}
@@ -87,7 +87,7 @@ def _draw(named: dict[str, np.ndarray], ax, logarithmic: bool = False):
     """Draw histograms one below the other, each as high as its row."""
     if not named:
         raise ValueError("the model has no weights to draw")
-    ax = tidy(new_axes((6.0, 1.2 + 0.55 * len(named))) if ax is None else ax)
+    ax = tidy(new_axes((6.0, 1.2 + 0.38 * len(named))) if ax is None else ax)
     values = [array[np.isfinite(array) & (array > 0 if logarithmic else True)] for array in named.values()]
     everything = np.concatenate([*values, np.zeros(0)])
     everything = everything if everything.size else np.ones(1)

@@ -49,10 +49,11 @@ def validation_curve(search, parameter: str, ax=None):
     shown = f"{names[k]:.4g}" if numeric else _short(names[k])
     ax.plot(x[k], mean[k], "o", color=ORANGE, markeredgecolor="black", zorder=3,
             label=f"best: {mean[k]:.4g} at {shown}")  # fmt: skip
-    if not numeric:
-        ax.set_xticks(x, [_short(name) for name in names])
-    elif x.min() > 0 and x.max() >= 20 * x.min():
+    if numeric and x.min() > 0 and x.max() >= 20 * x.min():
         ax.set_xscale("log")
+    if len(names) <= 12:
+        ax.set_xticks(x, [_short(name) for name in names])
+        ax.set_xticks([], minor=True)
     ax.set(xlabel=_short_name(parameter), ylabel="score", title=f"Score over {_short_name(parameter)}")
     ax.legend(frameon=False)
     return ax
