@@ -424,13 +424,15 @@ def test_weights_trained_by_hand_come_back_into_the_model():
         model.params = {"dense": {"kernel": np.zeros(3)}}
 
 
-def test_masks_of_a_context_are_those_of_fit():
+def test_masks_of_a_context_are_those_of_fit(any_backend):
     model = nnx.Sequential([layers.Dropout(0.5)], seed=3)
     model.compile(nnx.optimizers.SGD(0.0), "mse")
     target = np.zeros((4, 5), np.float32)
-    loss = model.train_on_batch(X[:4], target)
-    output, _ = model.apply({}, model.backend.asarray(X[:4]), model.context(training=True, step=0))
-    assert loss == pytest.approx(np.mean(model.backend.to_numpy(output) ** 2), rel=1e-5)
+    for step in range(3):
+        loss = model.train_on_batch(X[:4], target)
+        ctx = model.context(training=True, step=step)
+        output, _ = model.apply({}, model.backend.asarray(X[:4].astype("float32")), ctx)
+        assert loss == pytest.approx(np.mean(model.backend.to_numpy(output) ** 2), rel=1e-5)
 
 
 def test_an_activity_penalty_on_a_final_softmax_looks_at_the_probabilities():

@@ -410,7 +410,7 @@ def test_search_heatmap_of_a_real_search():
 def test_search_pictures_say_what_is_wrong():
     with pytest.raises(
         ValueError,
-        match="unknown parameter of the search 'unit': .*Known: net__units, rate",
+        match=r"unknown parameter of the search 'unit': .*Known: net__units, rate",
     ):
         plot.validation_curve(SEARCH, "unit")
     with pytest.raises(ValueError, match="expected a fitted search or its cv_results_"):

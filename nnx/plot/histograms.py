@@ -60,9 +60,10 @@ def gradient_histograms(model, X, y, ax=None):
     ('size of the gradient', 'log')
     """
     engine, samples = model.engine, model.check_batch((X, y, None))
-    numbers = {name: values[0].item() for name, values in engine.numbers(model.step, model.step + 1).items()}
+    numbers = engine.numbers(model.step, model.step + 1)
     with model.backend.scope(model.dtype):
-        grads, _, _ = engine.steps.gradients(model.params, model.state, engine.place(samples), numbers)
+        row = {name: values[0] for name, values in model.backend.stage(numbers).items()}
+        grads, _, _ = engine.steps.gradients(model.params, model.state, engine.place(samples), row)
     sizes = {name: np.abs(grad) for name, grad in _named(model, grads).items()}
     shares = {name: np.mean(size == 0) for name, size in sizes.items()}
     named = {
