@@ -20,7 +20,14 @@ DPI = 80
 
 def main(folder=Path(__file__).parent):
     plot.activation_gallery()[0, 0].figure.savefig(folder / "activations.png", dpi=DPI)
-    for name, ax in {**digits(folder), **curves(), **regression(), **boundary(), **search(), **depth()}.items():
+    for name, ax in {
+        **digits(folder),
+        **curves(),
+        **regression(),
+        **boundary(),
+        **search(),
+        **depth(),
+    }.items():
         ax.figure.savefig(folder / f"plot_{name}.png", dpi=DPI)
 
 
@@ -94,7 +101,9 @@ def search():
         "optimizer__learning_rate": [0.0001, 0.001, 0.01, 0.1],
     }
     classifier = Classifier(epochs=10, random_state=0)
-    found = GridSearchCV(classifier, grid, cv=3, return_train_score=True, refit=False).fit(X[:600] / 16, y[:600])
+    found = GridSearchCV(classifier, grid, cv=3, return_train_score=True, refit=False).fit(
+        X[:600] / 16, y[:600]
+    )
     return {
         "validation_curve": plot.validation_curve(found, "build__units"),
         "search_heatmap": plot.search_heatmap(found, "build__units", "optimizer__learning_rate"),
