@@ -7,11 +7,14 @@ loss and the metrics: batches add to them on the device, and the host reads them
 `numbers` are computed on the host for each step: the optimizer's scalars and the random key.
 """
 
+from typing import Any
+
 from nnx import activations, layers, precision, tree
 from nnx.backend import Backend
 from nnx.context import Context
 from nnx.layers.base import Layer, run
 from nnx.losses import Loss
+from nnx.outputs import OutputLosses
 from nnx.registry import is_own
 
 
@@ -69,12 +72,14 @@ class Steps:
             needs_input_gradient=False,
         )
         if self.communicator is not None:
-            ctx.part = numbers["first"], batch["x"].shape[0]
+            ctx.part = numbers["first"], batch["weight"].shape[0]
         output, pullback = self._run(ctx, params, batch["x"])
-        values, pull_loss = self.loss.forward(ctx, batch["y"], output)
-        sums = self._sums(ctx, params, batch, output, values)
-        dy = pull_loss(_spread(batch["weight"], values) / values_count(values))
-        _, grads = pullback(dy if loss_scale is None else dy * loss_scale)
+        loss, pull_loss, parts = self.loss.total(ctx, batch["y"], output, batch["weight"], ctx.mask)
+        sums = self._sums(ctx, params, batch, output, loss, parts)
+        dy = pull_loss()
+        if loss_scale is not None:
+            dy = tree.map(lambda part: part * loss_scale, dy)
+        _, grads = pullback(dy)
         if self.dtype in precision.HALF:
             factor = 1.0 if loss_scale is None else 1.0 / loss_scale
             grads = self.backend.map_kernel(precision.unscale, self.backend.pack(grads), factor)
@@ -91,28 +96,27 @@ class Steps:
     def _evaluate_step(self, weights, batch):
         ctx = Context(self.backend, state=weights["state"])
         output, _ = self._run(ctx, weights["params"], batch["x"])
-        values, _ = self.loss.forward(ctx, batch["y"], output)
-        return self._sums(ctx, weights["params"], batch, output, values)
+        loss, _, parts = self.loss.total(ctx, batch["y"], output, batch["weight"], ctx.mask)
+        return self._sums(ctx, weights["params"], batch, output, loss, parts)
 
     def _take(self, row, data):
         """Return the batch that a row asks for; without an index the data is the batch."""
         if "index" not in row:
             return data
-        return {name: self.backend.gather(array, row["index"]) for name, array in data.items()}
+        return tree.map(lambda array: self.backend.gather(array, row["index"]), data)
 
-    def _sums(self, ctx, params, batch, output, values) -> dict:
+    def _sums(self, ctx, params, batch, output, loss, parts) -> dict:
         """Return the sums of loss and metrics of a batch. The loss counts by samples."""
-        xp, count = ctx.xp, batch["x"].shape[0]
-        loss = xp.sum(values * _spread(batch["weight"], values)) / values_count(values)
+        count = batch["weight"].shape[0]
         for path, penalty in self.penalties:
-            loss = loss + penalty.penalty(xp, tree.at(params, path))
+            loss = loss + penalty.penalty(ctx.xp, tree.at(params, path))
         for term in ctx.penalties:
             loss = loss + term
-        sums = {"loss": {"total": loss * count}}
-        predicted = self.head.forward(xp, output)
+        sums = {"loss": {name: part * count for name, part in {**parts, "loss": loss}.items()}}
+        predicted = _apply_head(ctx.xp, self.head, output)
         for metric, weighted in self.metrics:
-            weight = batch["weight"] if weighted else xp.ones_like(batch["weight"])
-            sums[metric.name] = metric.update(ctx, batch["y"], predicted, weight)
+            weight = batch["weight"] if weighted else ctx.xp.ones_like(batch["weight"])
+            sums[metric.name] = metric.update_masked(ctx, batch["y"], predicted, weight, ctx.mask)
         return sums
 
     def _add_penalty_gradients(self, params, grads):
@@ -120,19 +124,6 @@ class Steps:
             gradient = penalty.gradient(self.backend.xp, tree.at(params, path))
             grads = _with_added(grads, path, gradient)
         return grads
-
-
-def values_count(values) -> int:
-    """Return the number of elements of an array, from its shape alone."""
-    count = 1
-    for length in values.shape:
-        count *= length
-    return count
-
-
-def _spread(weight, values):
-    """Return one weight a sample in a shape that multiplies values of (batch, ...)."""
-    return weight[(slice(None), *(None,) * (values.ndim - 1))] if values.ndim > 1 else weight
 
 
 def _with_added(grads, path, gradient):
@@ -154,17 +145,20 @@ def weight_penalties(layer: Layer, path=()):
 _ENDS_IN_ACTIVATION = (layers.Dense, layers.Activation, layers.Softmax, layers.Sigmoid)
 
 
-def fuse(network: Layer, loss: Loss) -> tuple[Layer, Loss, activations.Activation]:
+def fuse(network: Layer, loss: Loss) -> tuple[Layer, Loss, Any]:
     """Take a final softmax or sigmoid out of the network and into a cross-entropy that follows it.
 
-    Returns the network, the loss, and the activation that turns the network's output into the
-    model's (linear if nothing was taken out). Only what nnx itself defines is taken apart: a class
-    of one's own may mean something else.
+    Returns the network, the loss, and the head: the activation that turns the network's output into
+    the model's, or None if nothing was taken out; of several outputs, a dict or a tuple of heads.
+    Only what nnx itself defines is taken apart: a class of one's own may mean something else.
     """
-    nothing = network, loss, activations.linear
-    if not isinstance(network, layers.Chain) or not network.layers or loss.from_logits or not is_own(loss):
+    last = network.layers[-1] if isinstance(network, layers.Chain) and network.layers else network
+    if isinstance(loss, OutputLosses) and type(last) is layers.Outputs:
+        last, loss, head = _fuse_each(last, loss)
+        return _with_last(network, last), loss, head
+    nothing = network, loss, None
+    if loss.from_logits or not is_own(loss):
         return nothing
-    last = network.layers[-1]
     if type(last) not in _ENDS_IN_ACTIVATION or getattr(last, "activity_regularizer", None) is not None:
         return nothing
     activation = vars(last)["activation"]
@@ -172,4 +166,31 @@ def fuse(network: Layer, loss: Loss) -> tuple[Layer, Loss, activations.Activatio
         loss.fused_activation or ""
     ):
         return nothing
-    return network.with_last(last.without_activation()), loss.with_logits(), activation
+    return _with_last(network, last.without_activation()), loss.with_logits(), activation
+
+
+def _fuse_each(outputs: layers.Outputs, loss: OutputLosses) -> tuple:
+    """Fuse each branch of a last layer of several outputs with the loss of that output."""
+    branches, each, heads = [], {}, []
+    for key, branch in zip(outputs.places, outputs.layers, strict=True):
+        head = None
+        if key in loss.each:
+            branch, each[key], head = fuse(branch, loss.each[key])
+        branches.append(branch)
+        heads.append(head)
+    return outputs.with_layers(branches), loss.with_each(each), outputs.together(heads)
+
+
+def _with_last(network, last) -> Layer:
+    return network.with_last(last) if isinstance(network, layers.Chain) else last
+
+
+def _apply_head(xp, head, output):
+    """Return the model's output from the network's; see `fuse`."""
+    if head is None:
+        return output
+    if isinstance(head, dict):
+        return {key: _apply_head(xp, head[key], output[key]) for key in output}
+    if isinstance(head, tuple):
+        return tuple(_apply_head(xp, *pair) for pair in zip(head, output, strict=True))
+    return head.forward(xp, output)
