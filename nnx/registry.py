@@ -107,7 +107,7 @@ class Configurable:
 
     def __setattr__(self, name, value):
         # A NumPy number, as a random search draws it, would widen the dtype of what it meets.
-        if type(value).__module__ == "numpy" and getattr(value, "shape", None) == ():
+        if hasattr(value, "item") and getattr(value, "shape", None) == ():
             value = value.item()
         super().__setattr__(name, value)
 

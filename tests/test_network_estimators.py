@@ -146,6 +146,22 @@ def test_convolution_on_images():
         classifier.predict(X[:2, :, :4])
 
 
+def test_sequences_of_tokens():
+    """Which of two words comes more often; whole numbers, which an Embedding takes."""
+
+    def build(outputs):
+        return [
+            layers.Embedding(5, 4),
+            layers.Conv1D(8, 3, activation="relu"),
+            layers.GlobalAveragePooling1D(),
+            layers.Dense(outputs, "softmax"),
+        ]
+
+    X = np.random.default_rng(0).integers(0, 5, (400, 12))
+    y = np.where((X == 1).sum(axis=1) > (X == 2).sum(axis=1), "one", "two")
+    assert Classifier(build, epochs=20, **FAST).fit(X[:300], y[:300]).score(X[300:], y[300:]) > 0.9
+
+
 def test_several_targets_of_any_shape():
     rng = np.random.default_rng(0)
     X = rng.standard_normal((200, 3))
@@ -186,7 +202,7 @@ def test_a_model_that_build_returns_twice_is_trained_once_by_each_fit(iris):
 def test_what_build_compiled_holds_unless_the_estimator_says_otherwise(iris):
     def build():
         model = nnx.Sequential(dense(3))
-        model.compile(nnx.optimizers.SGD(0.3, momentum=0.5), "categorical_crossentropy", ["accuracy"])
+        model.compile(nnx.optimizers.SGD(0.3, momentum=0.5), "categorical_crossentropy", metrics=["accuracy"])
         return model
 
     model = Classifier(build, epochs=2, optimizer__learning_rate=0.2).fit(*iris).model_

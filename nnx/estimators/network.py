@@ -89,9 +89,12 @@ class NetworkEstimator(RoutedParameters):
         if not model.built:
             model.build(input_shape)
         loss = losses.get(_first(self.loss, model.loss, self._default_loss(model)))
-        kept = [[metric for metric, w in model.metrics_used if w == weighted] for weighted in (False, True)]
-        metrics = kept if self.metrics is None else [self.metrics]
-        model.compile(self._optimizer(model), loss, *metrics)
+        plain, weighted = (
+            [m for m, is_weighted in model.metrics_used if is_weighted == w] for w in (False, True)
+        )
+        if self.metrics is not None:
+            plain, weighted = self.metrics, []
+        model.compile(self._optimizer(model), loss, metrics=plain, weighted_metrics=weighted)
         self._check_network(model)
         return model
 
