@@ -272,19 +272,24 @@ def test_callbacks_are_copied_so_that_a_fit_changes_no_parameter(iris):
 # Samples
 
 
-def test_validation_samples_hold_each_class_in_its_share(iris):
+def test_validation_samples_hold_each_class_in_its_share(iris, monkeypatch):
     """The samples are sorted by class: the last of them would be all of one."""
-    X, y = iris
-    kept = []
+    given, fit = {}, nnx.Model.fit
 
-    class Look(nnx.callbacks.Callback):
-        def on_epoch_end(self, epoch, logs=None):
-            kept.append(logs["val_accuracy"])
+    def spied(model, x, y, *others, **settings):
+        given.update(x=x, y=y, kept=settings["validation_data"], weight=settings["sample_weight"])
+        return fit(model, x, y, *others, **settings)
 
-    Classifier(dense, epochs=30, validation_split=0.2, metrics=["accuracy"], callbacks=Look(), **FAST).fit(
-        X, y
-    )
-    assert kept[-1] > 0.85
+    monkeypatch.setattr(nnx.Model, "fit", spied)
+    weights = np.linspace(0.5, 1.5, 150)
+    Classifier(dense, epochs=1, validation_split=0.2, random_state=0).fit(*iris, sample_weight=weights)
+    x, y, weight = given["kept"]
+    assert np.bincount(y).tolist() == [10, 10, 10]
+    assert np.bincount(given["y"]).tolist() == [40, 40, 40]
+    of = {tuple(row): (label, w) for row, label, w in zip(*iris, weights / weights.mean(), strict=True)}
+    for rows, labels, ws in ((x, y, weight), (given["x"], given["y"], given["weight"])):
+        assert [of[tuple(row)][0] for row in rows] == labels.tolist()
+    assert weight.sum() + given["weight"].sum() == pytest.approx(150)
 
 
 def test_validation_data_with_labels_and_weights(iris):
