@@ -286,9 +286,9 @@ def test_validation_samples_hold_each_class_in_its_share(iris, monkeypatch):
     x, y, weight = given["kept"]
     assert np.bincount(y).tolist() == [10, 10, 10]
     assert np.bincount(given["y"]).tolist() == [40, 40, 40]
-    of = {tuple(row): (label, w) for row, label, w in zip(*iris, weights / weights.mean(), strict=True)}
-    for rows, labels, ws in ((x, y, weight), (given["x"], given["y"], given["weight"])):
-        assert [of[tuple(row)][0] for row in rows] == labels.tolist()
+    of = {tuple(row): label for row, label in zip(*iris, strict=True)}
+    for rows, labels in ((x, y), (given["x"], given["y"])):
+        assert [of[tuple(row)] for row in rows] == labels.tolist()
     assert weight.sum() + given["weight"].sum() == pytest.approx(150)
 
 
@@ -438,6 +438,11 @@ def test_softmax_over_one_output_is_refused(two_classes):
 def test_targets_that_do_not_fit_the_network(iris):
     with pytest.raises(ValueError, match=r"output has shape \(batch, 1\), got y of shape \(150, 4\)"):
         Regressor(lambda: [layers.Dense(1)]).fit(iris[0], iris[0])
+
+
+def test_samples_of_another_shape_than_the_network_declares(iris):
+    with pytest.raises(ValueError, match=r"expects X of shape \(batch, 5\), got \(150, 4\)"):
+        Classifier(lambda: [layers.Dense(3, "softmax", input_shape=(5,))]).fit(*iris)
 
 
 def test_a_model_with_weights_keeps_its_precision(iris):

@@ -87,7 +87,7 @@ class NetworkEstimator(RoutedParameters):
         if self.backend is not None:
             model.to(self.backend)
         if not model.built:
-            model.build(input_shape)
+            model.build(model.input_shape or input_shape)
         loss = losses.get(_first(self.loss, model.loss, self._default_loss(model)))
         plain, weighted = (
             [m for m, is_weighted in model.metrics_used if is_weighted == w] for w in (False, True)
