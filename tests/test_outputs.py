@@ -330,3 +330,9 @@ def test_masked_metrics_are_those_of_what_counts(metric):
         assert found.result(sums) * 3 / 2 == pytest.approx(found.result(seen))
     else:
         assert found.result(sums) == pytest.approx(found.result(seen))
+
+
+def test_final_activations_are_taken_into_their_losses():
+    head = of_two().engine.steps.head
+    assert head["price"] is None
+    assert isinstance(head["kind"], nnx.activations.Softmax)
