@@ -38,6 +38,9 @@ class Plan:
         last_use = {
             int(v): i for i, op in enumerate(program.block) for v in op.arguments if isinstance(v, Value)
         }
+        last_use.update(
+            dict.fromkeys(map(int, self.results), len(program.block))
+        )  # those in buffers are copied
         free: list[int] = []
         for i, op in enumerate(program.block):
             done = {int(v) for v in op.arguments if isinstance(v, Value) and last_use[v] == i}
