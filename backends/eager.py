@@ -124,10 +124,10 @@ class EagerBackend(FlatBackend):
 
         Each kernel writes its results to where they stay: stacking them would copy every one.
         """
-        times, count, stacks = range(xs[0].shape[0]), len(carry), []
+        times, count, stacks, places, run = range(xs[0].shape[0]), len(carry), [], [], None
         for t in reversed(times) if reverse else times:
             arguments = step.arguments(self, fixed, carry, [x[t] for x in xs])
-            if not stacks:
+            if run is None:
                 shape, dtypes, run = self.kernel_into(step, arguments, sum(step.join))
                 firsts = [dtypes[sum(step.join[:k])] for k in range(len(step.join))]
                 stacks = [

@@ -12,8 +12,8 @@ al., 2000; Cho et al., 2014 (arXiv:1406.1078), and for `reset_after` NVIDIA's cu
 """
 
 import itertools
-from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 
 def columns(array, count: int) -> list:
@@ -44,7 +44,8 @@ class Cell:
     """Whether the gradients of the gates of x are others than those of h."""
 
     def __init__(self, activation, recurrent_activation=None):
-        self.activation, self.recurrent_activation = activation, recurrent_activation
+        self.activation: Any = activation
+        self.recurrent_activation: Any = recurrent_activation
 
     def recurrent(self, backend, kernel, h, x) -> list:
         """Return what the step takes from h by matrix products."""
@@ -69,7 +70,7 @@ class Cell:
         """
         raise NotImplementedError
 
-    inner: Callable | None = None
+    inner: Any = None
     """The gradient, a formula like `backward`, of which `backward` is given a product with the kernel."""
 
 

@@ -100,18 +100,16 @@ class BatchNormalization(Layer):
             None if w is None else xp.reshape(w, broadcast) for w in map(params.get, ("gamma", "beta"))
         )
 
-        weight, mask = None, ctx.mask
-        if ctx.training and mask is None:
-            n = size(x.shape) // x.shape[axis]
-            mean = xp.mean(x, axis=others, keepdims=True)
-            variance = xp.mean((x - mean) ** 2, axis=others, keepdims=True)
-        elif ctx.training:
-            counts = xp.reshape(mask, (*mask.shape, *(1,) * (x.ndim - mask.ndim)))
-            weight = xp.astype(xp.broadcast_to(counts, x.shape), x.dtype)
-            n = xp.maximum(xp.sum(weight, axis=others, keepdims=True), 1.0)
-            mean = xp.sum(x * weight, axis=others, keepdims=True) / n
-            variance = xp.sum((x - mean) ** 2 * weight, axis=others, keepdims=True) / n
+        n, weight = size(x.shape) // x.shape[axis], None
         if ctx.training:
+            if ctx.mask is None:
+                mean = xp.mean(x, axis=others, keepdims=True)
+                variance = xp.mean((x - mean) ** 2, axis=others, keepdims=True)
+            else:
+                weight = _weight(xp, ctx.mask, x)
+                n = xp.maximum(xp.sum(weight, axis=others, keepdims=True), 1.0)
+                mean = xp.sum(x * weight, axis=others, keepdims=True) / n
+                variance = xp.sum((x - mean) ** 2 * weight, axis=others, keepdims=True) / n
             for name, batch in (("moving_mean", mean), ("moving_variance", variance)):
                 old, new = ctx.state[name], xp.reshape(batch, ctx.state[name].shape)
                 ctx.state[name] = old * self.momentum + new * (1 - self.momentum)
@@ -148,3 +146,9 @@ class BatchNormalization(Layer):
 
     def flops(self, in_shape):
         return 4 * size(in_shape)
+
+
+def _weight(xp, mask, x):
+    """Return 1 for each element of x at a time step that a mask, (batch, time), counts; 0 for the others."""
+    counts = xp.reshape(mask, (*mask.shape, *(1,) * (x.ndim - mask.ndim)))
+    return xp.astype(xp.broadcast_to(counts, x.shape), x.dtype)

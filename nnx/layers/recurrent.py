@@ -98,7 +98,7 @@ class Recurrent(Layer):
 
     # Shapes and weights
 
-    def init(self, rng, in_shape):
+    def init(self, rng, in_shape) -> tuple[Any, Any]:
         features, width = self._expect(in_shape)[-1], self.cell.gates * self.units
         params = {
             "kernel": self.kernel_initializer(rng, (features, width)),
@@ -112,7 +112,7 @@ class Recurrent(Layer):
         """Return the starting bias."""
         return self.bias_initializer(rng, (width,))
 
-    def out_shape(self, in_shape):
+    def out_shape(self, in_shape) -> Any:
         steps = self._expect(in_shape)[0]
         y = (steps, self.units) if self.return_sequences else (self.units,)
         return (y, *[(self.units,)] * self.cell.states) if self.return_state else y

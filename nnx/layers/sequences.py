@@ -65,7 +65,8 @@ class Bidirectional(Container):
             None,
             backward_layer,
         )
-        self.layers = forward, backward = _both_ways(layer, backward_layer)
+        forward, backward = _both_ways(layer, backward_layer)
+        self.layers = [forward, backward]
         for name in ("return_sequences", "return_state"):
             if getattr(forward, name) != getattr(backward, name):
                 raise ValueError(f"Bidirectional: both layers must have the same {name}")
@@ -82,9 +83,9 @@ class Bidirectional(Container):
     def sublayers(self):
         return dict(self._keyed)
 
-    def _parts(self, whole):
+    def _parts(self, whole: Any) -> tuple:
         """Return what each layer is given of the input, or of its shape or masks."""
-        if not isinstance(whole, tuple) or not whole or isinstance(whole[0], int):
+        if not isinstance(whole, tuple) or all(isinstance(n, int) for n in whole):
             return whole, whole
         x, *states = whole
         half = len(states) // 2
@@ -132,7 +133,7 @@ class Bidirectional(Container):
 
         def merge(pair):
             nonlocal split
-            y, split = MERGES[_MERGE_MODES[self.merge_mode]](xp, pair)
+            y, split = MERGES[_MERGE_MODES[str(self.merge_mode)]](xp, pair)
             return y
 
         y = self._together(outputs, merge)
@@ -172,14 +173,14 @@ class Bidirectional(Container):
         return sum(layer.flops(part) for layer, part in parts) + merged
 
 
-def _both_ways(layer: Recurrent, backward_layer: Recurrent | None) -> list[Recurrent]:
+def _both_ways(layer: Recurrent, backward_layer: Recurrent | None) -> tuple[Recurrent, Recurrent]:
     """Return copies of the layers that read forwards and backwards, whose outputs are 0 where masked."""
     forward, backward = copy.copy(layer), copy.copy(backward_layer or layer)
     if backward_layer is None:
         backward.go_backwards = True
     for each in (forward, backward):
         each.zero_output_for_mask = True
-    return [forward, backward]
+    return forward, backward
 
 
 @register("time_distributed")
