@@ -41,8 +41,9 @@ def masks(batch, steps):
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=["simple", "lstm", "gru", "gru, reset first"])
+@settings(max_examples=6)
 @given(
-    data=st.data(), settings=flags, batch=st.integers(1, 3), steps=st.integers(1, 4), units=st.integers(1, 3)
+    data=st.data(), arguments=flags, batch=st.integers(1, 3), steps=st.integers(1, 4), units=st.integers(1, 3)
 )
 def test_recurrent(kind, data, arguments, batch, steps, units):
     layer, shape, mask = kind(units, **arguments), (steps, 2), data.draw(masks(batch, steps))
