@@ -120,6 +120,9 @@ class Backend:
     patch_bytes: int = 8 << 20
     """Bytes of patches that a convolution forms at a time: on a CPU what stays in its caches."""
 
+    score_bytes: int = 1 << 40
+    """Bytes of scores that attention forms at a time: on a CPU what stays in its caches."""
+
     def pad(self, x, widths, value: float = 0.0) -> Any:
         """Return `x` inside an array of `value`: `widths` has (before, after) for each axis."""
         shape = [n + before + after for n, (before, after) in zip(x.shape, widths, strict=True)]
