@@ -142,6 +142,14 @@ class Backend:
 
     # Running things
 
+    def apart(self, function) -> Any:
+        """Return `function()`, a tree of arrays, whose other arrays are out of memory when it is done.
+
+        That is so by itself where each call runs at once. In a compiled program it keeps the compiler from
+        mixing one part of a step with another.
+        """
+        return function()
+
     def kernel(self, function, *arrays, overwrite: int | None = None) -> Any:
         """Run `function(xp, *arrays)`, a pure elementwise function, as fast as the library can.
 

@@ -135,6 +135,31 @@ def test_embedding():
     assert_counts(layers.Embedding(5, 2), (3,), launches=10)
 
 
+def test_attention():
+    """However long the sequence, however many the heads."""
+    counts = {"products": 4 * 3 + 2 + 4}
+    for heads, time in ((1, 3), (2, 3), (2, 40)):
+        assert_counts(layers.MultiHeadAttention(heads, 2), (time, 4), launches=26, **counts)
+    assert_counts(layers.MultiHeadAttention(2, 2, use_causal_mask=True), (5, 4), launches=32, **counts)
+
+
+def test_a_step_of_transformer_blocks():
+    """Its launches grow by as many for each block, and not with the length of the sequence."""
+
+    def counts(blocks, time):
+        inner = [layers.TransformerBlock(2, 8, dropout=0.1, use_causal_mask=True) for _ in range(blocks)]
+        first = [layers.Dense(6 * time), layers.Reshape((time, 6))]
+        return step_counts(0, before=[*first, *inner, layers.Flatten()])
+
+    found = {(blocks, time): counts(blocks, time) for blocks, time in ((1, 3), (2, 3), (3, 3), (3, 20))}
+    for counted in found.values():
+        assert not any(counted.get(name) for name in ("syncs", "mallocs", "library_calls"))
+        assert not any(counted.get(name) for name in ("host_to_device_copies", "device_to_host_copies"))
+    one, two, three, long = (c["launches"] for c in found.values())
+    assert two - one == three - two <= 90
+    assert long == three
+
+
 # Training and inference
 
 
@@ -297,10 +322,10 @@ def test_memory_that_is_not_given_back_is_counted():
 # Fast by construction
 
 
-def step_counts(hidden: int, optimizer="adam", dtype="float32", **compiled) -> dict[str, float]:
-    """Return what one more step of `fit` asks for, in a perceptron of so many hidden layers."""
+def step_counts(hidden: int, optimizer="adam", dtype="float32", before=(), **compiled) -> dict[str, float]:
+    """Return what one more step of `fit` asks for, in a perceptron of so many hidden layers behind others."""
     model = nnx.Sequential(
-        [*(layers.Dense(16, "relu") for _ in range(hidden)), layers.Dense(3, "softmax")], seed=0, dtype=dtype
+        [*before, *(layers.Dense(16, "relu") for _ in range(hidden)), layers.Dense(3, "softmax")], seed=0, dtype=dtype
     )
     model.compile(optimizer, "sparse_categorical_crossentropy", **compiled)
 

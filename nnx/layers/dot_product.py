@@ -13,6 +13,7 @@ Sources: Vaswani et al., "Attention is all you need", 2017 (arXiv:1706.03762), s
 Staats, "Self-attention does not need O(n^2) memory", 2021 (arXiv:2112.05682).
 """
 
+import functools
 import math
 
 from nnx import kernels
@@ -33,18 +34,21 @@ def attend(
     `block_size`, so many queries are taken at a time, and their weights are made again for the pullback.
     """
     xp, keys, runs = ctx.xp, key.shape[2], []
+    forgets = block_size is not None
+    apart = ctx.backend.apart if forgets else lambda function: function()
     for start, stop in _blocks(ctx, query, key, block_size):
         seen = min(stop, keys) if causal else keys
-        block = _Block(ctx, start, stop, seen, dropout, block_size is not None, (*query.shape[:3], keys), salt)
-        block.look(query, key, query_mask, key_mask, causal)
-        runs.append((block, *block.forward(value[:, :, :seen, :])))
+        block = _Block(ctx, start, stop, seen, dropout, forgets, (*query.shape[:3], keys), salt)
+        block.look(query, key, value, query_mask, key_mask, causal)
+        runs.append((block, *apart(block.forward)))
     rows = [xp.permute_dims(y, (0, 2, 1, 3)) for _, y, _ in runs]
     y = rows[0] if len(rows) == 1 else xp.concat(rows, axis=1)
 
     def pullback(dy):
         dy, dquery, dkey, dvalue = xp.permute_dims(dy, (0, 2, 1, 3)), [], None, None
-        for block, _, pull in reversed(runs):  # the last block sees every key that any sees
-            dq, dk, dv = pull(dy[:, :, block.start : block.stop, :])
+        for block, y, kept in reversed(runs):  # the last block sees every key that any sees
+            part = dy[:, :, block.start : block.stop, :]
+            dq, dk, dv = apart(functools.partial(block.pull, part, y, kept))
             dquery.insert(0, dq)
             dkey, dvalue = (_add_to(ctx, *pair) for pair in ((dkey, dk), (dvalue, dv)))
         unseen = keys - dkey.shape[2]
@@ -63,22 +67,30 @@ class _Block:
         self.ctx, self.start, self.stop, self.seen = ctx, start, stop, seen
         self.dropout, self.forgets, self.shape, self.salt = dropout, forgets, shape, salt
 
-    def look(self, query, key, query_mask, key_mask, causal):
-        """Take the block's queries, its keys, and the numbers that hide keys from queries."""
-        ctx, xp = self.ctx, self.ctx.xp
-        self.query, self.key = query[:, :, self.start : self.stop, :], key[:, :, : self.seen, :]
+    def look(self, query, key, value, query_mask, key_mask, causal):
+        """Take the block's queries, keys and values, and what hides keys from queries."""
+        xp = self.ctx.xp
+        self.query = query[:, :, self.start : self.stop, :]
+        self.key, self.value = (part[:, :, : self.seen, :] for part in (key, value))
         self.dtype = query.dtype
         self.is_half = str(query.dtype).split(".")[-1] in HALF
-        self.hiding, self.alive = [], None
-        if causal and self.seen > self.start + 1:
-            rows, columns = (ctx.arange(n, "int32") for n in (self.stop - self.start, self.seen))
-            later = xp.reshape(columns, (1, -1)) > xp.reshape(rows + self.start, (-1, 1))
-            self.hiding.append(self.wide(xp.astype(later, self.dtype)) * HIDDEN)
-        if key_mask is not None:
-            hidden = xp.logical_not(key_mask[:, : self.seen])
-            self.hiding.append(self.wide(xp.astype(hidden, self.dtype))[:, None, None, :] * HIDDEN)
+        self.key_mask = None if key_mask is None else key_mask[:, : self.seen]
+        self.is_causal = causal and self.seen > self.start + 1
+        self.alive = None
         if query_mask is not None:
             self.alive = self.wide(xp.astype(query_mask, self.dtype))[:, None, self.start : self.stop, None]
+
+    def hiding(self) -> list:
+        """Return what is added to the scores: 0 where a key may be seen."""
+        ctx, xp, found = self.ctx, self.ctx.xp, []
+        if self.is_causal:
+            rows, columns = (ctx.arange(n, "int32") for n in (self.stop - self.start, self.seen))
+            later = xp.reshape(columns, (1, -1)) > xp.reshape(rows + self.start, (-1, 1))
+            found.append(self.wide(xp.astype(later, self.dtype)) * HIDDEN)
+        if self.key_mask is not None:
+            hidden = self.wide(xp.astype(xp.logical_not(self.key_mask), self.dtype))
+            found.append(hidden[:, None, None, :] * HIDDEN)
+        return found
 
     def wide(self, array):
         """Return an array in float32 where the layer computes in half precision."""
@@ -92,39 +104,41 @@ class _Block:
         """Return query @ key.T + mask, (batch, heads, rows, keys)."""
         xp = self.ctx.xp
         scores = self.wide(xp.matmul(self.query, _transposed(xp, self.key)))
-        return self.ctx.kernel(kernels.add, scores, *self.hiding, overwrite=0) if self.hiding else scores
+        hiding = self.hiding()
+        return self.ctx.kernel(kernels.add, scores, *hiding, overwrite=0) if hiding else scores
 
-    def forward(self, value):
-        """Return y, (batch, heads, rows, value_dim), and the pullback."""
+    def forward(self):
+        """Return y, (batch, heads, rows, value_dim), and what to keep of the weights for `pull`."""
         ctx, xp = self.ctx, self.ctx.xp
         scores = self.scores()
         largest = xp.max(scores, axis=-1, keepdims=True)
         powers = ctx.kernel(kernels.exp_difference, scores, largest, overwrite=0)
         total = xp.sum(powers, axis=-1, keepdims=True)
-        if not self.hiding and self.alive is None:
+        if self.key_mask is None and self.alive is None:
             inverse = 1.0 / total
         else:
             seeing = (largest,) if self.alive is None else (largest, self.alive)
             inverse = ctx.kernel(_inverse_if_any, total, *seeing)
         weights = self.narrow(ctx.kernel(kernels.multiply, powers, inverse, overwrite=0))
-        dropped, _ = self.drop(weights)
-        y = xp.matmul(dropped, value)
-        kept = None if self.forgets else weights
+        y = xp.matmul(self.drop(weights)[0], self.value)
+        return y, (largest, inverse) if self.forgets else (weights,)
 
-        def pullback(dy):
-            weights = kept
-            if weights is None:
-                again = ctx.kernel(kernels.exp_difference, self.scores(), largest, overwrite=0)
-                weights = self.narrow(ctx.kernel(kernels.multiply, again, inverse, overwrite=0))
-            dropped, pull_dropout = self.drop(weights)
-            dvalue = xp.matmul(_transposed(xp, dropped), dy)
-            # The pullback of softmax subtracts sum(dweights * weights), which is sum(dy * y).
-            along = xp.sum(self.wide(dy) * self.wide(y), axis=-1, keepdims=True)
-            dweights = self.wide(pull_dropout(xp.matmul(dy, _transposed(xp, value))))
-            dscores = self.narrow(ctx.kernel(kernels.weigh_difference, dweights, along, weights, overwrite=0))
-            return xp.matmul(dscores, self.key), xp.matmul(_transposed(xp, dscores), self.query), dvalue
+    def pull(self, dy, y, kept):
+        """Return the gradients by the query, the key and the value."""
+        ctx, xp = self.ctx, self.ctx.xp
+        weights = self.weights_again(*kept) if self.forgets else kept[0]
+        dropped, pull_dropout = self.drop(weights)
+        dvalue = xp.matmul(_transposed(xp, dropped), dy)
+        # The pullback of softmax subtracts sum(dweights * weights), which is sum(dy * y).
+        along = xp.sum(self.wide(dy) * self.wide(y), axis=-1, keepdims=True)
+        dweights = self.wide(pull_dropout(xp.matmul(dy, _transposed(xp, self.value))))
+        dscores = self.narrow(ctx.kernel(kernels.weigh_difference, dweights, along, weights, overwrite=0))
+        return xp.matmul(dscores, self.key), xp.matmul(_transposed(xp, dscores), self.query), dvalue
 
-        return y, pullback
+    def weights_again(self, largest, inverse):
+        """Return the weights that `forward` computed."""
+        powers = self.ctx.kernel(kernels.exp_difference, self.scores(), largest, overwrite=0)
+        return self.narrow(self.ctx.kernel(kernels.multiply, powers, inverse, overwrite=0))
 
     def drop(self, weights):
         """Return the weights after dropout, and its pullback."""
