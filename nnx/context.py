@@ -123,10 +123,10 @@ class Context:
         """Return the numbers of the elements in a window of the last two axes, if counted from `start`."""
         rows, columns = (self.arange(b - a, "uint32") + a for a, b in window)
         matrices = self.arange(math.prod(shape[:-2]), "uint32") * math.prod(shape[-2:]) + start
-        # Its key is that of the step: of constants a compiled step would keep the sum in memory.
-        columns = columns + (self.key[0] ^ self.key[0])
-        places = self.xp.reshape(rows * shape[-1], (-1, 1)) + columns
-        return self.xp.reshape(matrices, (-1, 1, 1)) + places
+        # With the step's key in it: the sum of constants alone a compiled step would keep in memory.
+        columns = self.kernel(kernels.add, columns, self.key[0] ^ self.key[0])
+        places = columns + self.xp.reshape(rows * shape[-1], (-1, 1))
+        return places + self.xp.reshape(matrices, (-1, 1, 1))
 
     def add_penalty(self, value) -> None:
         """Add a scalar to the loss of this pass. Its gradient is the caller's own business."""

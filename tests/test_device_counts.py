@@ -138,9 +138,9 @@ def test_embedding():
 def test_attention():
     """However long the sequence, however many the heads."""
     counts = {"products": 4 * 3 + 2 + 4}
-    for heads, time in ((1, 3), (2, 3), (2, 40)):
-        assert_counts(layers.MultiHeadAttention(heads, 2), (time, 4), launches=26, **counts)
-    assert_counts(layers.MultiHeadAttention(2, 2, use_causal_mask=True), (5, 4), launches=32, **counts)
+    for heads, time in ((2, 3), (3, 3), (2, 40)):
+        assert_counts(layers.MultiHeadAttention(heads, 2), (time, 4), launches=32, **counts)
+    assert_counts(layers.MultiHeadAttention(2, 2, use_causal_mask=True), (5, 4), launches=39, **counts)
 
 
 def test_a_step_of_transformer_blocks():
@@ -153,11 +153,12 @@ def test_a_step_of_transformer_blocks():
 
     found = {(blocks, time): counts(blocks, time) for blocks, time in ((1, 3), (2, 3), (3, 3), (3, 20))}
     for counted in found.values():
-        assert not any(counted.get(name) for name in ("syncs", "mallocs", "library_calls"))
+        assert not any(counted.get(name) for name in ("syncs", "library_calls"))
         assert not any(counted.get(name) for name in ("host_to_device_copies", "device_to_host_copies"))
-    one, two, three, long = (c["launches"] for c in found.values())
-    assert two - one == three - two <= 90
-    assert long == three
+    for name, most in {"launches": 75, "products": 24}.items():
+        one, two, three, long = (counted[name] for counted in found.values())
+        assert two - one == three - two <= most
+        assert long == three
 
 
 # Training and inference

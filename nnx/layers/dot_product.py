@@ -145,7 +145,8 @@ class _Block:
         if not self.ctx.training or self.dropout == 0:
             return weights, lambda d: d
         window = ((self.start, self.stop), (0, self.seen))
-        bits = self.ctx.random_bits(self.shape, self.salt, window)
+        is_all = window == tuple((0, length) for length in self.shape[2:])
+        bits = self.ctx.random_bits(self.shape, self.salt, None if is_all else window)
         return drop(self.ctx, weights, bits, self.dropout)
 
 
