@@ -296,7 +296,10 @@ def test_blocks_never_make_the_whole_matrix_of_weights(dropout):
     whole = 2 * heads * time * time
     settings = {"num_heads": heads, "key_dim": 3, "dropout": dropout}
     assert max(sizes_on_numpy(layers.MultiHeadAttention(**settings), time)) >= whole
-    assert max(sizes_on_numpy(layers.MultiHeadAttention(**settings, block_size=block), time)) == whole * block / time
+    assert (
+        max(sizes_on_numpy(layers.MultiHeadAttention(**settings, block_size=block), time))
+        == whole * block / time
+    )
 
 
 @pytest.mark.parametrize("causal", [False, True])
@@ -372,7 +375,9 @@ def test_cross_attention_in_a_model_saves_and_loads(tmp_path):
     model = nnx.Sequential(
         [
             layers.Inputs([layers.PositionEmbedding(3)], [layers.RotaryPositions()], merge=None),
-            layers.MultiHeadAttention(2, 3, value_dim=2, output_shape=(2, 2), kernel_regularizer="l2", seed=3),
+            layers.MultiHeadAttention(
+                2, 3, value_dim=2, output_shape=(2, 2), kernel_regularizer="l2", seed=3
+            ),
             layers.Flatten(),
             layers.Dense(1),
         ],
@@ -416,19 +421,37 @@ def test_flops():
         (lambda: layers.MultiHeadAttention(0), "num_heads must be a positive whole number, got 0"),
         (lambda: layers.MultiHeadAttention(1, 1, dropout=1), "dropout must be at least 0 and below 1, got 1"),
         (lambda: layers.MultiHeadAttention(1, 1, block_size=0), "block_size must be a positive .* got 0"),
-        (lambda: layers.MultiHeadAttention(3).out_shape((5, 4)), "4 features cannot be divided among 3 heads: g"),
-        (lambda: layers.MultiHeadAttention(1, 3, rotary=True).out_shape((5, 4)), "needs an even key_dim, got 3"),
-        (lambda: layers.MultiHeadAttention(1, 1).out_shape((5,)), r"\(batch, time, features\), or .* \(batch, 5\)"),
+        (
+            lambda: layers.MultiHeadAttention(3).out_shape((5, 4)),
+            "4 features cannot be divided among 3 heads: g",
+        ),
+        (
+            lambda: layers.MultiHeadAttention(1, 3, rotary=True).out_shape((5, 4)),
+            "needs an even key_dim, got 3",
+        ),
+        (
+            lambda: layers.MultiHeadAttention(1, 1).out_shape((5,)),
+            r"\(batch, time, features\), or .* \(batch, 5\)",
+        ),
         (lambda: layers.MultiHeadAttention(1, 1).out_shape(((5, 2),) * 4), r"two or three such"),
         (
             lambda: layers.MultiHeadAttention(1, 1).out_shape(((5, 2), (4, 2), (3, 2))),
             "value and key must have the same time steps",
         ),
         (lambda: layers.TransformerBlock(2, 0), "ff_dim must be a positive whole number, got 0"),
-        (lambda: layers.TransformerBlock(2, 4).init(RNG, (4,)), r"TransformerBlock expects .* got \(batch, 4\)"),
-        (lambda: layers.PositionEmbedding(3).out_shape((4, 2)), "samples of 4 time steps are longer than max_l"),
+        (
+            lambda: layers.TransformerBlock(2, 4).init(RNG, (4,)),
+            r"TransformerBlock expects .* got \(batch, 4\)",
+        ),
+        (
+            lambda: layers.PositionEmbedding(3).out_shape((4, 2)),
+            "samples of 4 time steps are longer than max_l",
+        ),
         (lambda: layers.RotaryPositions().out_shape((4, 3)), r"even number of features, got \(batch, 4, 3\)"),
-        (lambda: layers.SinusoidalPositions().out_shape((4,)), r"\(batch, time, features\), got \(batch, 4\)"),
+        (
+            lambda: layers.SinusoidalPositions().out_shape((4,)),
+            r"\(batch, time, features\), got \(batch, 4\)",
+        ),
     ],
 )
 def test_refuses(make, message):

@@ -326,7 +326,9 @@ def test_memory_that_is_not_given_back_is_counted():
 def step_counts(hidden: int, optimizer="adam", dtype="float32", before=(), **compiled) -> dict[str, float]:
     """Return what one more step of `fit` asks for, in a perceptron of so many hidden layers behind others."""
     model = nnx.Sequential(
-        [*before, *(layers.Dense(16, "relu") for _ in range(hidden)), layers.Dense(3, "softmax")], seed=0, dtype=dtype
+        [*before, *(layers.Dense(16, "relu") for _ in range(hidden)), layers.Dense(3, "softmax")],
+        seed=0,
+        dtype=dtype,
     )
     model.compile(optimizer, "sparse_categorical_crossentropy", **compiled)
 

@@ -95,7 +95,13 @@ class MultiHeadAttention(Layer):
             raise ValueError(f"MultiHeadAttention: dropout must be at least 0 and below 1, got {dropout}")
         self.dropout = dropout
         self.use_bias = use_bias
-        lengths = () if output_shape is None else output_shape if not isinstance(output_shape, int) else (output_shape,)
+        lengths = (
+            ()
+            if output_shape is None
+            else output_shape
+            if not isinstance(output_shape, int)
+            else (output_shape,)
+        )
         self._output_shape = tuple(positive_int(self, "output_shape", length) for length in lengths)
         self.output_shape = output_shape
         self.kernel_initializer = initializers.get(kernel_initializer)
@@ -161,7 +167,8 @@ class MultiHeadAttention(Layer):
         query, value, key = (*x, x[1])[:3] if several else (x, x, x)
         query_mask, key_mask = self._masks(ctx, several)
         (q, pull_q), (k, pull_k), (v, pull_v) = (
-            _project(ctx, params[name], part) for name, part in (("query", query), ("key", key), ("value", value))
+            _project(ctx, params[name], part)
+            for name, part in (("query", query), ("key", key), ("value", value))
         )
         scale = 1 / math.sqrt(q.shape[-1])
         q = ctx.kernel(kernels.multiply, q, scale, overwrite=0)
@@ -170,7 +177,14 @@ class MultiHeadAttention(Layer):
             k, turn_k_back = rotate(ctx, k, self.max_wavelength)
         by_head = [xp.permute_dims(part, (0, 2, 1, 3)) for part in (q, k, v)]
         mixed, pull_mixed = attend(
-            ctx, *by_head, query_mask, key_mask, self.use_causal_mask, self.dropout, self.block_size, self.seed
+            ctx,
+            *by_head,
+            query_mask,
+            key_mask,
+            self.use_causal_mask,
+            self.dropout,
+            self.block_size,
+            self.seed,
         )
         y, pull_y = _project(ctx, params["attention_output"], mixed, contracted=2)
 
@@ -204,7 +218,12 @@ class MultiHeadAttention(Layer):
     def regularizers(self):
         found = {"kernel": self.kernel_regularizer, "bias": self.bias_regularizer if self.use_bias else None}
         parts = ("query", "key", "value", "attention_output")
-        return {f"{part}/{name}": penalty for part in parts for name, penalty in found.items() if penalty is not None}
+        return {
+            f"{part}/{name}": penalty
+            for part in parts
+            for name, penalty in found.items()
+            if penalty is not None
+        }
 
     def flops(self, in_shape):
         features, key_dim, value_dim = self._dims(in_shape)

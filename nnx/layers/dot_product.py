@@ -14,6 +14,7 @@ Staats, "Self-attention does not need O(n^2) memory", 2021 (arXiv:2112.05682).
 """
 
 import functools
+import itertools
 import math
 
 from nnx import kernels
@@ -25,7 +26,16 @@ HIDDEN = -1e9
 
 
 def attend(
-    ctx, query, key, value, query_mask=None, key_mask=None, causal=False, dropout=0.0, block_size=None, salt=""
+    ctx,
+    query,
+    key,
+    value,
+    query_mask=None,
+    key_mask=None,
+    causal=False,
+    dropout=0.0,
+    block_size=None,
+    salt="",
 ):
     """Return y, (batch, queries, heads, value_dim), and its pullback to the query, key and value.
 
@@ -159,7 +169,7 @@ def _blocks(ctx, query, key, block_size) -> list[tuple[int, int]]:
         most = max(8, ctx.backend.score_bytes // a_row)
     count = math.ceil(queries / most)
     edges = [queries * i // count for i in range(count + 1)]
-    return list(zip(edges[:-1], edges[1:], strict=True))
+    return list(itertools.pairwise(edges))
 
 
 def _inverse_if_any(xp, total, largest, *alive):

@@ -83,7 +83,11 @@ class PositionEmbedding(_Positions):
     """
 
     def __init__(
-        self, max_length: int, embeddings_initializer="glorot_uniform", embeddings_regularizer=None, **settings
+        self,
+        max_length: int,
+        embeddings_initializer="glorot_uniform",
+        embeddings_regularizer=None,
+        **settings,
     ):
         super().__init__(**settings)
         self.max_length = positive_int(self, "max_length", max_length)
@@ -143,7 +147,9 @@ class RotaryPositions(_Positions):
 
     def out_shape(self, in_shape):
         if super().out_shape(in_shape)[1] % 2:
-            raise ValueError(f"RotaryPositions needs an even number of features, got {describe_shape(in_shape)}")
+            raise ValueError(
+                f"RotaryPositions needs an even number of features, got {describe_shape(in_shape)}"
+            )
         return in_shape
 
     def forward(self, ctx, params, x):

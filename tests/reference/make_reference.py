@@ -659,7 +659,9 @@ def _keras_attention(settings, shapes, masks):
     layer(*(x if len(x) > 1 else 2 * x))
     masks_given = [mask if mask is None else np.array(mask, bool) for mask in masks or []]
     named = zip(
-        ("query_mask", "value_mask", "key_mask"), masks_given if len(shapes) > 1 else 2 * masks_given, strict=False
+        ("query_mask", "value_mask", "key_mask"),
+        masks_given if len(shapes) > 1 else 2 * masks_given,
+        strict=False,
     )
     by_name = dict(named)
 
@@ -676,7 +678,11 @@ def _keras_attention(settings, shapes, masks):
         values = [params[v.path.split("/")[-2]][v.path.split("/")[-1]] for v in layer.trainable_variables]
         mask = layer._compute_attention_mask(three[0], three[1], use_causal_mask=causal, **by_name)
         y, _ = layer.stateless_call(
-            values, [v.value for v in layer.non_trainable_variables], *three, attention_mask=mask, training=False
+            values,
+            [v.value for v in layer.non_trainable_variables],
+            *three,
+            attention_mask=mask,
+            training=False,
         )
         return y
 
@@ -703,7 +709,9 @@ def _torch_attention(causal):
     _draw(rng, layer)
     y, _ = layer(x[0], x[2], x[1], attn_mask=mask, need_weights=False)
     settings = {"num_heads": heads, "key_dim": 2, "use_causal_mask": causal}
-    return _torch_case("MultiHeadAttention", settings, x, None, y, rng, lambda of: _attention_weights(layer, heads, of))
+    return _torch_case(
+        "MultiHeadAttention", settings, x, None, y, rng, lambda of: _attention_weights(layer, heads, of)
+    )
 
 
 def _torch_encoder(norm_first, activation, causal, mask):
@@ -754,7 +762,10 @@ def _attention_weights(layer, heads, of):
         features = matrix.shape[1]
         parts[name] = {"kernel": matrix.T.reshape(features, heads, -1), "bias": vector.reshape(heads, -1)}
     out = of(layer.out_proj.weight).T
-    parts["attention_output"] = {"kernel": out.reshape(heads, -1, out.shape[1]), "bias": of(layer.out_proj.bias)}
+    parts["attention_output"] = {
+        "kernel": out.reshape(heads, -1, out.shape[1]),
+        "bias": of(layer.out_proj.bias),
+    }
     return parts
 
 
@@ -793,7 +804,13 @@ def _sinusoidal():
         for i in range(5):
             angle = t / 10000 ** (2 * (i // 2) / 5)
             y[:, t, i] += np.cos(angle) if i % 2 else np.sin(angle)
-    return {"layer": "SinusoidalPositions", "settings": {}, "source": "the formula of the paper", "x": x, "y": y}
+    return {
+        "layer": "SinusoidalPositions",
+        "settings": {},
+        "source": "the formula of the paper",
+        "x": x,
+        "y": y,
+    }
 
 
 # Regularizers
