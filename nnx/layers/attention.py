@@ -10,6 +10,7 @@ Source: Vaswani et al., "Attention is all you need", 2017 (arXiv:1706.03762), se
 
 import functools
 import math
+from typing import Any
 
 from nnx import initializers, kernels, regularizers
 from nnx.layers.base import Layer, describe_shape, positive_int, register
@@ -131,14 +132,14 @@ class MultiHeadAttention(Layer):
                 params[name]["bias"] = self.bias_initializer(rng, out_shape[1:] if of_output else shape[1:])
         return params, out_shape
 
-    def out_shape(self, in_shape):
+    def out_shape(self, in_shape: Any):
         self._dims(in_shape)
         query = in_shape if is_single(in_shape) else in_shape[0]
         return (query[0], *(self._output_shape or query[1:]))
 
     def _dims(self, in_shape):
         """Return the features of query, value and key, key_dim and value_dim, or raise a ValueError."""
-        shapes = [in_shape] * 3 if is_single(in_shape) else in_shape
+        shapes: Any = [in_shape] * 3 if is_single(in_shape) else in_shape
         if isinstance(shapes, dict) or len(shapes) not in (2, 3) or any(len(shape) != 2 for shape in shapes):
             raise ValueError(
                 f"MultiHeadAttention expects input of shape (batch, time, features), or a tuple of two or three such, "
@@ -172,13 +173,16 @@ class MultiHeadAttention(Layer):
         )
         scale = 1 / math.sqrt(q.shape[-1])
         q = ctx.kernel(kernels.multiply, q, scale, overwrite=0)
+        turned_back = []
         if self.rotary:
-            q, turn_q_back = rotate(ctx, q, self.max_wavelength)
-            k, turn_k_back = rotate(ctx, k, self.max_wavelength)
-        by_head = [xp.permute_dims(part, (0, 2, 1, 3)) for part in (q, k, v)]
+            (q, turn_q_back), (k, turn_k_back) = (rotate(ctx, part, self.max_wavelength) for part in (q, k))
+            turned_back = [turn_q_back, turn_k_back]
+        q, k, v = (xp.permute_dims(part, (0, 2, 1, 3)) for part in (q, k, v))
         mixed, pull_mixed = attend(
             ctx,
-            *by_head,
+            q,
+            k,
+            v,
             query_mask,
             key_mask,
             self.use_causal_mask,
@@ -191,8 +195,9 @@ class MultiHeadAttention(Layer):
         def pullback(dy):
             dmixed, of_output = pull_y(dy, True)
             dq, dk, dv = (xp.permute_dims(d, (0, 2, 1, 3)) for d in pull_mixed(dmixed))
-            if self.rotary:
-                dq, dk = turn_q_back(dq), turn_k_back(dk)
+            dq, dk = (
+                (turn(d) for turn, d in zip(turned_back, (dq, dk), strict=True)) if turned_back else (dq, dk)
+            )
             needed = ctx.needs_input_gradient
             dquery, of_query = pull_q(ctx.kernel(kernels.multiply, dq, scale, overwrite=0), needed)
             dkey, of_key = pull_k(dk, needed)
@@ -227,7 +232,7 @@ class MultiHeadAttention(Layer):
 
     def flops(self, in_shape):
         features, key_dim, value_dim = self._dims(in_shape)
-        shapes = [in_shape] * 2 if is_single(in_shape) else in_shape
+        shapes: Any = [in_shape] * 2 if is_single(in_shape) else in_shape
         queries, keys, heads = shapes[0][0], shapes[1][0], self.num_heads
         output = math.prod(self.out_shape(in_shape)[1:])
         products = [

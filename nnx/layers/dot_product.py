@@ -16,6 +16,7 @@ Staats, "Self-attention does not need O(n^2) memory", 2021 (arXiv:2112.05682).
 import functools
 import itertools
 import math
+from typing import Any
 
 from nnx import kernels
 from nnx.layers.base import HALF
@@ -55,7 +56,10 @@ def attend(
     y = rows[0] if len(rows) == 1 else xp.concat(rows, axis=1)
 
     def pullback(dy):
-        dy, dquery, dkey, dvalue = xp.permute_dims(dy, (0, 2, 1, 3)), [], None, None
+        dy = xp.permute_dims(dy, (0, 2, 1, 3))
+        dquery: list[Any] = []
+        dkey: Any = None
+        dvalue: Any = None
         for block, y, kept in reversed(runs):  # the last block sees every key that any sees
             part = dy[:, :, block.start : block.stop, :]
             dq, dk, dv = apart(functools.partial(block.pull, part, y, kept))
