@@ -2,6 +2,7 @@
 
 import functools
 import importlib
+import math
 
 import numpy as np
 
@@ -10,6 +11,7 @@ from nnx.backend import BackendError, BackendInfo
 
 from . import replay
 from .cuda_kernels import TEMPLATES, CudaKernel
+from .cuda_windows import WindowKernels, geometry
 from .cupy_writer import CupyWriter
 from .eager import EagerBackend
 from .prefetch import prefetch
@@ -70,6 +72,7 @@ class CupyBackend(EagerBackend):
                 f"Install the CUDA libraries with: {REMEDY}"
             ) from None
         self.cupy, self.xp = cupy, TracingNamespace(xp)
+        self.window_kernels = WindowKernels(cupy)
         self.replays = replay.is_on()
         self.empty, self.concatenate = cupy.empty, cupy.concatenate
         self.reshapes = ("reshape", xp.reshape)
@@ -154,6 +157,20 @@ class CupyBackend(EagerBackend):
     def zero(self, shape, dtype):
         return self.cupy.zeros(shape, dtype)
 
+    patch_bytes = 256 << 20  # few launches matter more than caches
+
+    def patches(self, x, windows):
+        if windows.is_whole:
+            return x
+        shape = (x.shape[0], *windows.counts, math.prod(windows.size) * x.shape[-1])
+        return self.noted(self.window_kernels.patches, x, shape, geometry(windows))
+
+    def from_patches(self, gradients, windows):
+        if windows.is_whole:
+            return gradients
+        shape = (gradients.shape[0], *windows.spatial, gradients.shape[-1] // math.prod(windows.size))
+        return self.noted(self.window_kernels.from_patches, gradients, shape, geometry(windows))
+
     # Kernels
 
     def plan(self, function, arguments, into):
@@ -179,6 +196,14 @@ class CupyBackend(EagerBackend):
     def run_kernel(self, function, overwrite, *arrays):
         kernel = self.plan(function, arrays, (None,))
         return function(self.xp, *arrays) if kernel is None else kernel(*arrays)
+
+    def kernel_into(self, function, arguments, count):
+        into = tuple(range(len(arguments), len(arguments) + count))
+        kernel = self.plan(function, arguments, into)
+        if kernel is None:
+            return super().kernel_into(function, arguments, count)
+        shape = max((a.shape for a in arguments if self.is_array(a)), key=math.prod)
+        return shape, kernel.result_dtypes, lambda given, results: kernel(*given, *results)
 
     def run_scatter_add(self, indices, values, length):
         half = values.dtype.itemsize == 2  # which CUDA cannot add atomically everywhere

@@ -18,8 +18,8 @@ def apply(layer: Layer, x, *, training: bool = False, seed: int = 0, backend=Non
     >>> nnx.apply(nnx.layers.Dense(1, kernel_initializer="ones"), [[1.0, 2.0]])
     array([[3.]], dtype=float32)
     """
-    x = as_inputs(x, None, "float32", layer.categories)
-    model = Model(layer, tree.map(lambda a: a.shape[1:], x), seed=seed, backend=as_backend(backend))
+    shape = tree.map(lambda a: a.shape[1:], as_inputs(x, None, "float32"))
+    model = Model(layer, shape, seed=seed, backend=as_backend(backend))
     ctx = model.context(training)
-    y, _ = model.apply(model.params, tree.map(model.backend.asarray, x), ctx)
+    y, _ = model.apply(model.params, tree.map(model.backend.asarray, model.as_input(x, shape)), ctx)
     return tree.map(model.backend.to_numpy, y)

@@ -41,8 +41,11 @@ class Loss(Configurable):
     fused_activation: str | None = None
     """The activation that `with_logits` takes into the loss."""
     from_logits = False
-    parts: tuple[str, ...] = ()
-    """The names of the parts that `total` gives, if it is a sum of several losses."""
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """The names of the parts that `total` gives, if it is a sum of several losses."""
+        return ()
 
     def forward(self, ctx, target, output):
         """Return one value for each sample, and the pullback to the output."""
@@ -70,7 +73,7 @@ class Loss(Configurable):
         fused.from_logits = True
         return fused
 
-    def check_target(self, y, out_shape):
+    def check_target(self, y, out_shape) -> Any:
         """Return `y`, a host array, in the form that `forward` takes, or raise a ValueError."""
         return check_real(y, out_shape)
 

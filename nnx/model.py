@@ -4,6 +4,7 @@ A model holds a network (a `Layer`, which is pure) and the arrays that go with i
 `params`, `state`, and the optimizer's `slots`.
 """
 
+import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -145,7 +146,7 @@ class Model:
     @explained
     def build(self, input_shape) -> None:
         """Make the starting weights for samples of this shape (the batch axis left out)."""
-        shape = as_shapes(input_shape)
+        shape = as_shapes(input_shape, batch_axis=True)  # None in front, as Keras writes it
         params, _ = self.network.init(generator(self.seed, WEIGHTS), shape)
         state = self.network.init_state(shape)
         self._paths = list(_ordered_paths(self.network, params, state))
@@ -233,8 +234,9 @@ class Model:
 
     def context(self, training: bool = False, state=None, step: int = 0) -> Context:
         """Return the context of one pass: in training, with the masks that `fit` draws at `step`."""
-        key = tuple(step_keys(self.seed, step, step + 1)[0].tolist())
-        return Context(self.backend, training=training, state=self.state if state is None else state, key=key)
+        key = self.backend.stage({"key": step_keys(self.seed, step, step + 1)[0]})["key"]
+        state = self.state if state is None else state
+        return Context(self.backend, training=training, state=state, key=(key[0], key[1]))
 
     def apply(self, params, x, ctx: Context | None = None):
         """Return the output for `x` and the pullback: `dx, grads = pullback(dy)`.
@@ -255,7 +257,7 @@ class Model:
     # Training
 
     def compile(
-        self, optimizer: Any = "rmsprop", loss=None, metrics=None, weighted_metrics=None, loss_weights=None
+        self, optimizer: Any = "rmsprop", loss=None, loss_weights=None, metrics=None, weighted_metrics=None
     ) -> None:
         """Choose optimizer, loss and metrics, by name or object, and start the optimizer afresh.
 
@@ -352,7 +354,8 @@ class Model:
         sample_weight = self._on_host(sample_weight, "sample_weight")
         declared, was_built = self.input_shape, self.built
         if not was_built:
-            self.build(tree.map(lambda a: a.shape[1:], self.as_input(x, declared)))
+            found = as_inputs(x, declared, self.weight_dtype)
+            self.build(tree.map(lambda a: a.shape[1:], found))
         try:
             expect_outputs(self.loss, self.metrics_used, self.output_shape)
             return as_samples(
@@ -507,18 +510,18 @@ class Model:
     @explained
     def predict(self, x, batch_size: int | None = 1024, verbose=0) -> Any:
         """Return the outputs for `x` as a NumPy array, (samples, ...), or as a dict or tuple of them."""
-        batch_size = check_count("batch_size", 1024 if batch_size is None else batch_size)
+        size = check_count("batch_size", 1024 if batch_size is None else batch_size)
         shape = self._built_shape()
-        if is_single(shape) and np.ndim(x) and len(x) == 0 and np.shape(x)[1:] == shape:
+        if _holds_no_sample(x, shape):
             return map_shapes(lambda s: np.zeros((0, *s), self.weight_dtype), self.output_shape)
         x = self.as_input(self._all_on_host(x, "X"), shape)
         weights = {"params": self.params, "state": self.state}
         with self.backend.scope(self.dtype):
             if self._forward is None:
                 self._forward = self.backend.compile(self._predict_batch)
-            starts, results = range(0, rows_of(x), batch_size), []
-            for part in training.parts_that_fit(self, starts, batch_size):
-                batches = (tree.map(lambda a, i=i: a[i : i + batch_size], x) for i in part)
+            starts, results = range(0, rows_of(x), size), []
+            for part in training.parts_that_fit(self, starts, size):
+                batches = (tree.map(operator.itemgetter(slice(i, i + size)), x) for i in part)
                 results += self.backend.read(
                     [self._forward(weights, tree.map(self.backend.asarray, batch)) for batch in batches]
                 )
@@ -614,6 +617,13 @@ class Model:
     def load_weights(self, path) -> None:
         """Load weights from a file of `save_weights` or `save` into a model of the same architecture."""
         saving.load_weights(self, path)
+
+
+def _holds_no_sample(x, shape) -> bool:
+    if is_single(shape):
+        return bool(np.ndim(x)) and len(x) == 0 and np.shape(x)[1:] == shape
+    shapes = tree.map(np.shape, x) if isinstance(x, (dict, tuple)) else None
+    return shapes == map_shapes(lambda s: (0, *s), shape)
 
 
 def _as_result(logs: dict, return_dict: bool):

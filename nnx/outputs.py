@@ -1,6 +1,7 @@
 """Several outputs: a loss and metrics for each output of a model that ends in `layers.Outputs`."""
 
 import copy
+from typing import Any
 
 from nnx import losses, metrics
 from nnx.losses import get as get_loss
@@ -8,7 +9,7 @@ from nnx.registry import REGISTRIES, suggest
 from nnx.shapes import describe_shape, is_single
 
 
-@REGISTRIES["loss"].register("output_losses")
+@REGISTRIES["loss"].register()
 class OutputLosses(losses.Loss):
     """The weighted sum of a loss for each output: what `compile(loss={"price": "mse", ...})` makes.
 
@@ -64,7 +65,7 @@ class OutputLosses(losses.Loss):
 
         return total, gradient, {f"{output_name(key)}_loss": value for key, (value, _, _) in found.items()}
 
-    def check_target(self, y, out_shape):
+    def check_target(self, y, out_shape) -> Any:
         """Return the targets of those outputs that have a loss, each as its loss takes it."""
         outputs = _keys(out_shape)
         for key in self.each:
@@ -78,18 +79,22 @@ class OutputLosses(losses.Loss):
                 f"{', '.join(repr(key) for key in self.each)}, got "
                 f"{f'those of {list(y)}' if isinstance(y, dict) else type(y).__name__}"
             )
-        found = {}
-        for key, loss in self.each.items():
+
+        def check(loss, shape, key):
             try:
-                found[key] = loss.check_target(y[key], out_shape[key])
+                return loss.check_target(y[key], shape)
             except ValueError as error:
                 raise ValueError(f"output {key!r}: {error}") from None
-        if isinstance(out_shape, dict):
-            return found
-        return tuple(found[i] for i in range(len(found)))
+
+        return self.map(check, out_shape, {key: key for key in self.each})
+
+    def map(self, function, *trees) -> Any:
+        """Return what `function(loss, *those of the trees)` gives for each output with a loss."""
+        found = {key: function(loss, *(tree[key] for tree in trees)) for key, loss in self.each.items()}
+        return tuple(found.values()) if isinstance(trees[0], tuple) else found
 
 
-@REGISTRIES["metric"].register("output_metric")
+@REGISTRIES["metric"].register()
 class OutputMetric(metrics.Metric):
     """A metric of one of several outputs."""
 
@@ -133,7 +138,7 @@ def as_metrics(given, weighted: bool) -> list[tuple[metrics.Metric, bool]]:
     return [(metrics.get(metric), weighted) for metric in given]
 
 
-def expect_outputs(loss: losses.Loss, found, out_shape) -> None:
+def expect_outputs(loss, found, out_shape) -> None:
     """Raise a ValueError unless one loss meets one output, or several several."""
     if not is_single(out_shape) and not isinstance(loss, OutputLosses):
         names = ", ".join(f"{key!r}: ..." for key in _keys(out_shape))

@@ -36,23 +36,23 @@ def map_shapes(function, shapes, *others) -> Any:
     return tuple(map_shapes(function, *items) for items in zip(shapes, *others, strict=True))
 
 
-def as_shapes(value) -> Any:
+def as_shapes(value, batch_axis: bool = False) -> Any:
     """Return a shape, or a dict or tuple of shapes, given with lists in place of tuples; see `as_shape`.
 
     >>> as_shapes([[4], [5, 6]]), as_shapes(3)
     (((4,), (5, 6)), (3,))
     """
     if isinstance(value, dict):
-        return {name: as_shapes(shape) for name, shape in value.items()}
+        return {name: as_shapes(shape, batch_axis) for name, shape in value.items()}
     if isinstance(value, (list, tuple)) and any(isinstance(item, (list, tuple, dict)) for item in value):
-        return tuple(as_shapes(item) for item in value)
-    return as_shape(value)
+        return tuple(as_shapes(item, batch_axis) for item in value)
+    return as_shape(value, batch_axis)
 
 
-def as_shape(value) -> Shape:
-    """Return the shape of one sample; the batch axis, written as None in Keras's manner, is left out."""
+def as_shape(value, batch_axis: bool = False) -> Shape:
+    """Return the shape of one sample, without a batch axis that stands in front of it as None, if one may."""
     shape = (value,) if isinstance(value, int) else tuple(value)
-    shape = shape[1:] if shape and shape[0] is None else shape
+    shape = shape[1:] if batch_axis and shape and shape[0] is None else shape
     if any(not isinstance(n, int) or isinstance(n, bool) or n < 1 for n in shape):
         raise ValueError(
             f"input_shape is the shape of one sample, positive integers without the batch axis such as (4,) or "

@@ -62,24 +62,73 @@ def test_a_change_of_shape_costs_nothing(layer):
 
 
 def test_convolution():
-    """Bias, its gradient; patches, formed twice; their gradients, added up by one launch an element."""
+    """Bias and its gradient; patches, formed twice; their gradients, added up. No launch for padding."""
     assert_counts(layers.Conv2D(4, 1), (4, 4, 3), launches=2, products=3)
-    assert_counts(layers.Conv2D(4, 2), (4, 4, 3), launches=2 + 2 * 4 + 4, products=3)
-    assert_counts(layers.Conv2D(4, 2, padding="same"), (4, 4, 3), launches=2 + 2 * (4 + 1) + 4, products=3)
-    # CuPy joins many arrays by one launch, and tells the device where they are.
-    assert_counts(layers.Conv2D(4, 3), (4, 4, 3), launches=2 + 2 + 9, products=3, host_to_device_copies=6,
-                  host_to_device_bytes=864)  # fmt: skip
+    for size in (2, 3, 4):
+        for settings in ({}, {"strides": 2}, {"padding": "same"}, {"padding": 2, "dilation_rate": 2}):
+            assert_counts(layers.Conv2D(4, size, **settings), (6, 6, 3), launches=5, products=3)
+    assert_counts(layers.Conv1D(4, 2, padding="causal"), (4, 3), launches=5, products=3)
 
 
-def test_convolution_over_one_axis():
-    assert_counts(layers.Conv1D(4, 2), (4, 3), launches=2 + 3 * 2, products=3)
+def test_convolution_in_groups():
+    """Each group by itself: a part of its input and output cut out, and the results joined."""
+    for groups in (2, 3):
+        assert_counts(
+            layers.Conv2D(12, 2, groups=groups), (4, 4, 12), launches=2 + 10 * groups, products=3 * groups
+        )
 
 
 def test_other_convolutions():
     # The sum; bias and its gradient; and for each element of the window the products and sums of both gradients.
     assert_counts(layers.DepthwiseConv2D(2), (4, 4, 3), launches=1 + 2 + 5 * 4)
     assert_counts(layers.SeparableConv2D(2, 2), (4, 4, 3), launches=1 + 2 + 5 * 4, products=3)
-    assert_counts(layers.Conv2DTranspose(2, 2), (4, 4, 3), launches=2 + 2 * 4, products=3)
+    assert_counts(layers.Conv2DTranspose(2, 2), (4, 4, 3), launches=2 + 2, products=3)
+
+
+@pytest.mark.parametrize(
+    ("layer", "launches", "products"),
+    [
+        (layers.SimpleRNN(3), 6, 4),
+        (layers.LSTM(3), 8, 4),
+        (layers.GRU(3), 12, 4),
+        (layers.LSTM(3, return_sequences=True), 7, 4),
+        (layers.LSTM(3, dropout=0.2, recurrent_dropout=0.2), 20, 4),
+    ],
+    ids=repr,
+)
+def test_a_time_step_is_one_product_and_one_kernel(layer, launches, products):
+    """Forward and backward each; the products and launches over all time steps are the rest."""
+    for steps in (2, 4, 9):
+        assert_counts(layer, (steps, 2), launches=launches + 2 * steps, products=products + 2 * steps)
+
+
+def test_a_time_step_with_a_mask():
+    found = {
+        steps: layer_counts(layers.Chain([layers.Masking(), layers.LSTM(3)]), (steps, 2)) for steps in (4, 9)
+    }
+    assert found[9].keys() == {"launches", "products"}
+    assert {name: found[9][name] - found[4][name] for name in found[9]} == {"launches": 10, "products": 10}
+
+
+def test_a_time_step_of_the_gru_of_2014():
+    """Two products and two kernels; backward the first gradients are cut out of the others."""
+    found = {steps: layer_counts(layers.GRU(3, reset_after=False), (steps, 2)) for steps in (4, 9)}
+    assert {name: found[9][name] - found[4][name] for name in found[9]} == {"launches": 25, "products": 20}
+
+
+@pytest.mark.parametrize("kind", [layers.LSTM, layers.GRU])
+def test_a_training_step_of_a_recurrent_network(kind):
+    """In a compiled step, too, and nothing waits for the device or comes from the host."""
+    found = {}
+    for steps in (3, 8):
+        x = RNG.standard_normal((200, steps, 2)).astype(np.float32)
+        model = nnx.Sequential([kind(4), layers.Dense(3, "softmax")], seed=0)
+        model.compile("adam", "sparse_categorical_crossentropy")
+        found[steps] = counts_of_a_step(model, x)
+        waits = ("syncs", "mallocs", "host_to_device_copies", "device_to_host_copies", "library_calls")
+        assert not any(found[steps].get(name) for name in waits)
+    growth = {name: found[8][name] - found[3][name] for name in found[8]}
+    assert {name: count for name, count in growth.items() if count} == {"launches": 2 * 5, "products": 2 * 5}
 
 
 def test_a_change_of_size():
@@ -149,7 +198,7 @@ def test_a_step_of_transformer_blocks():
     def counts(blocks, time):
         inner = [layers.TransformerBlock(2, 8, dropout=0.1, use_causal_mask=True) for _ in range(blocks)]
         first = [layers.Dense(6 * time), layers.Reshape((time, 6))]
-        return step_counts(0, before=[*first, *inner, layers.Flatten()])
+        return step_counts(layers.Chain([*first, *inner, layers.Flatten()]))
 
     found = {(blocks, time): counts(blocks, time) for blocks, time in ((1, 3), (2, 3), (3, 3), (3, 20))}
     for counted in found.values():
@@ -323,20 +372,22 @@ def test_memory_that_is_not_given_back_is_counted():
 # Fast by construction
 
 
-def step_counts(hidden: int, optimizer="adam", dtype="float32", before=(), **compiled) -> dict[str, float]:
-    """Return what one more step of `fit` asks for, in a perceptron of so many hidden layers behind others."""
-    model = nnx.Sequential(
-        [*before, *(layers.Dense(16, "relu") for _ in range(hidden)), layers.Dense(3, "softmax")],
-        seed=0,
-        dtype=dtype,
-    )
+def step_counts(hidden, optimizer="adam", dtype="float32", **compiled) -> dict[str, float]:
+    """Return what one more step of `fit` asks for, of a network of these, or so many dense, hidden layers."""
+    inner = [layers.Dense(16, "relu") for _ in range(hidden)] if isinstance(hidden, int) else [hidden]
+    model = nnx.Sequential([*inner, layers.Dense(3, "softmax")], seed=0, dtype=dtype)
     model.compile(optimizer, "sparse_categorical_crossentropy", **compiled)
+    return counts_of_a_step(model, X)
+
+
+def counts_of_a_step(model, x) -> dict[str, float]:
+    """Return what one more step of `fit` asks for, on batches of `x`."""
 
     def fit(samples):
         model.engine.steps_a_run = 1000  # however slow the machine: what a run of steps prepares counts once
-        model.fit(X[:samples], Y[:samples], batch_size=20, verbose=0)
+        model.fit(x[:samples], Y[:samples], batch_size=20, verbose=0)
 
-    model.build((6,))
+    model.build(x.shape[1:])
     short, long = (device_counts(lambda n=n: fit(n)) for n in (120, 200))
     names = {*short, *long}
     assert (long["syncs"], long["host_to_device_copies"]) == (short["syncs"], short["host_to_device_copies"])
@@ -358,6 +409,24 @@ def test_a_step_of_a_perceptron():
     assert (
         found[5]["launches"] - found[2]["launches"] == 3 * 3
     )  # so the optimizer does not grow with the parameters
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_a_step_of_a_convolutional_network(dtype):
+    """Each convolution: three products, and patches twice, their gradient, bias, activation, two gradients."""
+    reshape = layers.Reshape((2, 3, 1))
+    found = {
+        n: step_counts(
+            layers.Chain([reshape, *(layers.Conv2D(4, 3, padding="same", activation="relu") for _ in range(n)),
+                          layers.Flatten()]), dtype=dtype)
+        for n in (1, 2, 4)
+    }  # fmt: skip
+    for n, counts in found.items():
+        assert counts["products"] == 3 * (n + 1) - 1
+        assert not any(counts.get(name) for name in ("syncs", "mallocs", "library_calls"))
+        assert not any(counts.get(f"{way}_copies") for way in ("host_to_device", "device_to_host"))
+    assert found[2]["launches"] - found[1]["launches"] == 6
+    assert found[4]["launches"] - found[2]["launches"] == 2 * 6
 
 
 @pytest.mark.parametrize("name", sorted(nnx.optimizers._registry.names()))

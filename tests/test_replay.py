@@ -133,6 +133,21 @@ EACH_LAYER = {
         "transformer": [layers.TransformerBlock(2, 5, dropout=0.1, rotary=True)],
         "transformer, pre-norm": [layers.TransformerBlock(2, 5, activation="gelu", norm_first=True)],
     }.items()},
+    "recurrent": [
+        layers.Reshape((3, 2)),
+        layers.Masking(),
+        layers.SimpleRNN(3, return_sequences=True, dropout=0.2),
+        layers.TimeDistributed(layers.Dense(3, "relu")),
+        layers.LSTM(3, recurrent_dropout=0.2, return_sequences=True, go_backwards=True),
+        layers.BatchNormalization(),
+        layers.GRU(3),
+    ],
+    "recurrent, both ways": [
+        layers.Reshape((2, 3)),
+        layers.Bidirectional(layers.GRU(2, reset_after=False, return_sequences=True), "mul"),
+        layers.Bidirectional(layers.LSTM(2, "gelu", return_sequences=True)),
+        layers.GlobalAveragePooling1D(),
+    ],
     "wide": layers.Dense(900, "relu"),  # beyond the block of a kernel
     **{name: layers.Dense(5, name) for name in sorted(activations._registry.names())},
     **{name: [layers.Reshape((2, 3) if "1D" in name else (3, 2, 1)), *made, layers.Flatten()]

@@ -43,20 +43,25 @@ from nnx.layers.pooling import (
 )
 from nnx.layers.positions import PositionEmbedding, RotaryPositions, SinusoidalPositions
 from nnx.layers.prelu import PReLU
+from nnx.layers.recurrent import GRU, LSTM, SimpleRNN
 from nnx.layers.reshape import Flatten, Input, Permute, RepeatVector, Reshape
 from nnx.layers.resize import Cropping1D, Cropping2D, UpSampling2D, ZeroPadding1D, ZeroPadding2D
 from nnx.layers.sample_norm import GroupNormalization, LayerNormalization, RMSNormalization
+from nnx.layers.sequences import Bidirectional, Masking, TimeDistributed
 from nnx.layers.transformer import TransformerBlock
 
 __all__ = [
     "ELU",
     "GELU",
+    "GRU",
+    "LSTM",
     "SELU",
     "Activation",
     "AlphaDropout",
     "AveragePooling1D",
     "AveragePooling2D",
     "BatchNormalization",
+    "Bidirectional",
     "Chain",
     "Conv1D",
     "Conv2D",
@@ -84,6 +89,7 @@ __all__ = [
     "LeakyReLU",
     "Linear",
     "LogSoftmax",
+    "Masking",
     "MaxPooling1D",
     "MaxPooling2D",
     "Mish",
@@ -102,6 +108,7 @@ __all__ = [
     "SeparableConv2D",
     "SiLU",
     "Sigmoid",
+    "SimpleRNN",
     "SinusoidalPositions",
     "Softmax",
     "Softplus",
@@ -109,6 +116,7 @@ __all__ = [
     "SpatialDropout1D",
     "SpatialDropout2D",
     "Tanh",
+    "TimeDistributed",
     "TransformerBlock",
     "UpSampling2D",
     "ZeroPadding1D",

@@ -173,10 +173,8 @@ class MultiHeadAttention(Layer):
         )
         scale = 1 / math.sqrt(q.shape[-1])
         q = ctx.kernel(kernels.multiply, q, scale, overwrite=0)
-        turned_back = []
-        if self.rotary:
-            (q, turn_q_back), (k, turn_k_back) = (rotate(ctx, part, self.max_wavelength) for part in (q, k))
-            turned_back = [turn_q_back, turn_k_back]
+        turn = rotate if self.rotary else _leave
+        (q, turn_q_back), (k, turn_k_back) = (turn(ctx, part, self.max_wavelength) for part in (q, k))
         q, k, v = (xp.permute_dims(part, (0, 2, 1, 3)) for part in (q, k, v))
         mixed, pull_mixed = attend(
             ctx,
@@ -195,9 +193,7 @@ class MultiHeadAttention(Layer):
         def pullback(dy):
             dmixed, of_output = pull_y(dy, True)
             dq, dk, dv = (xp.permute_dims(d, (0, 2, 1, 3)) for d in pull_mixed(dmixed))
-            dq, dk = (
-                (turn(d) for turn, d in zip(turned_back, (dq, dk), strict=True)) if turned_back else (dq, dk)
-            )
+            dq, dk = turn_q_back(dq), turn_k_back(dk)
             needed = ctx.needs_input_gradient
             dquery, of_query = pull_q(ctx.kernel(kernels.multiply, dq, scale, overwrite=0), needed)
             dkey, of_key = pull_k(dk, needed)
@@ -243,6 +239,11 @@ class MultiHeadAttention(Layer):
         return projections + heads * queries * keys * (2 * key_dim + 2 * value_dim + 5)
 
 
+def _leave(ctx, x, max_wavelength):
+    """Return x as it is, and the pullback of that: in place of `rotate`."""
+    return x, lambda dy: dy
+
+
 def _project(ctx, params, x, contracted=1):
     """Return x @ kernel + bias, where the last axes of x and the first of the kernel are contracted."""
     xp, kernel, bias = ctx.xp, params["kernel"], params.get("bias")
@@ -252,7 +253,7 @@ def _project(ctx, params, x, contracted=1):
     if bias is not None:
         y = ctx.kernel(kernels.add, y, xp.reshape(bias, (-1,)), overwrite=0)
 
-    def pullback(dy, needed):
+    def pullback(dy, needed) -> tuple[Any, dict]:
         dy = xp.reshape(dy, (-1, matrix.shape[1]))
         grads = {"kernel": xp.reshape(xp.matmul(rows.T, dy), kernel.shape)}
         if bias is not None:

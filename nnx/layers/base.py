@@ -52,8 +52,11 @@ class Layer(Configurable):
     """Whether its output is made of values of its input, whatever they mean."""
 
     @property
-    def categories(self) -> int | None:
-        """How many categories there are, if the input is their numbers from 0 on; None: real numbers."""
+    def categories(self) -> Any:
+        """How many categories there are, if the input is their numbers from 0 on; None: real numbers.
+
+        Of several inputs, a dict or a tuple.
+        """
         return None
 
     def __init__(self, name: str | None = None, input_shape=None, **unknown):

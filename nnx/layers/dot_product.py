@@ -36,7 +36,7 @@ def attend(
     causal=False,
     dropout=0.0,
     block_size=None,
-    salt="",
+    salt: object = "",
 ):
     """Return y, (batch, queries, heads, value_dim), and its pullback to the query, key and value.
 

@@ -68,14 +68,14 @@ class Embedding(Layer):
 
     def init(self, rng, in_shape):
         expect_features(self, in_shape)
-        if self.mask_zero and len(in_shape) != 1:
-            raise ValueError(
-                f"Embedding: mask_zero=True expects input of shape (batch, time), got {describe_shape(in_shape)}"
-            )
         vectors = self.embeddings_initializer(rng, (self.input_dim, self.output_dim))
         return {"embeddings": vectors}, self.out_shape(in_shape)
 
     def out_shape(self, in_shape):
+        if self.mask_zero and len(in_shape) != 1:
+            raise ValueError(
+                f"Embedding: mask_zero=True expects input of shape (batch, time), got {describe_shape(in_shape)}"
+            )
         return (*in_shape, self.output_dim)
 
     def forward(self, ctx, params, x):

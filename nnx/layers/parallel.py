@@ -179,9 +179,13 @@ class Parallel(_Branches):
     @property
     def categories(self):
         """The fewest of any branch, if all take numbers of categories."""
-        found = [branch.categories for branch in self.layers]
-        known = [count for count in found if isinstance(count, int)]
-        return min(known) if len(known) == len(found) else None
+        return _fewest(self.layers)
+
+
+def _fewest(branches):
+    found = [branch.categories for branch in branches]
+    known = [count for count in found if isinstance(count, int)]
+    return min(known) if len(known) == len(found) else None
 
 
 @register("outputs")
@@ -206,7 +210,9 @@ class Outputs(_Branches):
 
     merge = None
 
-    categories = Parallel.categories
+    @property
+    def categories(self):
+        return _fewest(self.layers)
 
 
 @register("inputs")

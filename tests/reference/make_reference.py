@@ -40,8 +40,10 @@ def main():
         activations,
         layers,
         sample_layers,
+        sequences,
         convolution,
         attention,
+        models,
         regularizers,
         metrics,
         defaults,
@@ -813,6 +815,109 @@ def _sinusoidal():
     }
 
 
+# Layers of sequences: (class, settings, batch, what else); layers inside are (class, settings)
+
+SEQUENCES = [
+    *[(name, settings, 2, more)
+      for name, other in (
+          ("SimpleRNN", {"activation": "relu", "use_bias": False}),
+          ("LSTM", {"activation": "gelu", "recurrent_activation": "hard_sigmoid"}),
+          ("GRU", {"reset_after": False}),
+      )
+      for settings, more in (
+          ({}, {}),
+          ({"return_sequences": True}, {"mask": True}),
+          ({"return_sequences": True, "return_state": True, "go_backwards": True}, {"states": True}),
+          ({"go_backwards": True}, {"mask": True}),
+          ({**other, "return_state": True}, {"mask": True, "states": True}),
+      )],
+    ("GRU", {"return_sequences": True, "zero_output_for_mask": True}, 2, {"mask": True}),
+    ("GRU", {"use_bias": False}, 2, {}),
+    ("LSTM", {}, 1, {"steps": 1}),
+    *[("Bidirectional", {"layer": ("LSTM", {"return_sequences": True}), "merge_mode": mode}, 2, {"mask": True})
+      for mode in ("concat", "sum", "mul", "ave", None)],
+    ("Bidirectional", {"layer": ("GRU", {})}, 2, {}),
+    ("Bidirectional", {"layer": ("SimpleRNN", {"return_state": True}),
+                       "backward_layer": ("SimpleRNN", {"return_state": True, "go_backwards": True})},
+     2, {"mask": True, "states": True}),
+    ("TimeDistributed", {"layer": ("Dense", {})}, 2, {}),
+    ("Masking", {"mask_value": 0.5}, 2, {}),
+    ("BatchNormalization", {}, 3, {"mask": True}),
+    ("GlobalAveragePooling1D", {}, 2, {"mask": True}),
+]  # fmt: skip
+
+
+def sequences():
+    """Output, gradients and new state of Keras's layers, some with a mask whose first sequence counts nowhere."""
+    return {"cases": [_sequence_case(*case) for case in SEQUENCES]}
+
+
+def _sequence_case(name, settings, batch, more):
+    import jax
+    import keras
+
+    rng = np.random.default_rng(5)
+    settings = {"units": 2, **settings} if name in ("SimpleRNN", "LSTM", "GRU") else settings
+    given = {key: _inner_layer(value) for key, value in settings.items()}
+    layer = getattr(keras.layers, name)(**given)
+    x = rng.normal(size=(batch, more.get("steps", 4), 3)).round(2)
+    if name == "Masking":
+        x[0, 1:3] = settings["mask_value"]
+    layer.build(x.shape)
+    mask = None
+    if more.get("mask"):
+        mask = rng.random(x.shape[:2]) < 0.6
+        mask[0] = name == "GlobalAveragePooling1D"  # Keras's mean of nothing is nan
+        mask[-1, -1] = False
+    keywords = {"training": True} if name == "BatchNormalization" else {}
+    keywords |= {} if mask is None else {"mask": mask}
+    count = {"LSTM": 2, "Bidirectional": 2}.get(name, 1) if more.get("states") else 0
+    states = [rng.normal(size=(batch, 2)).round(2) for _ in range(count)]
+    weights = [rng.normal(size=v.shape).round(2) for v in layer.trainable_variables]
+    state = [
+        rng.uniform(0.5, 1.5, v.shape).round(2) for v in layer.non_trainable_variables if "seed" not in v.path
+    ]
+    kept = [v.value for v in layer.non_trainable_variables if "seed" in v.path]
+
+    def outputs(weights, x, states):
+        if states:
+            keywords["initial_state"] = states
+        y, after = layer.stateless_call(weights, [*state, *kept], x, **keywords)
+        return (list(y) if isinstance(y, (list, tuple)) else [y]), after[: len(state)]
+
+    y, _ = outputs(weights, x, states)
+    dy = [rng.normal(size=part.shape).round(2) for part in y]
+
+    def total(*arguments):
+        y, after = outputs(*arguments)
+        return sum((a * b).sum() for a, b in zip(y, dy, strict=True)), (y, after)
+
+    (_, (y, after)), (grads, dx, dstates) = jax.value_and_grad(total, argnums=(0, 1, 2), has_aux=True)(
+        weights, x, states
+    )
+    return {
+        "layer": name, "settings": settings, "source": "keras",
+        "x": [x, *states], "mask": None if mask is None else mask.tolist(),
+        "weights": weights, "state": state, "dy": dy,
+        "y": [_rounded(part) for part in y], "dx": [_rounded(part) for part in (dx, *dstates)],
+        "grads": [_rounded(part) for part in grads], "state_after": [_rounded(part) for part in after],
+    }  # fmt: skip
+
+
+def _rounded(array):
+    """Return an array with as many digits as it is compared to."""
+    return np.asarray(array, dtype=np.float64).round(9)
+
+
+def _inner_layer(value):
+    import keras
+
+    if not isinstance(value, tuple):
+        return value
+    name, settings = value
+    return getattr(keras.layers, name)(2, **settings)
+
+
 # Regularizers
 
 REGULARIZERS = [
@@ -823,6 +928,78 @@ REGULARIZERS = [
     ("L1L2", {}),
     ("L1L2", {"l1": 0.3, "l2": 0.2}),
 ]
+
+
+def models():
+    """Loss and metrics of training steps of models with masks, and with several inputs and outputs."""
+    return {"cases": [_masked_model(weighted) for weighted in (False, True)] + [_model_of_two()]}
+
+
+def _masked_model(weighted):
+    import keras
+
+    rng = np.random.default_rng(31)
+    ids = np.array([[1, 2, 3, 0, 0], [4, 0, 0, 0, 0], [2, 0, 1, 3, 5], [0, 0, 0, 0, 0]])
+    weight = rng.uniform(0.5, 2, len(ids)) if weighted else None
+    inner = [keras.layers.Dense(4, activation="tanh"), keras.layers.Dense(6, activation="softmax")]
+    model = keras.Sequential([keras.layers.Input((5,)), keras.layers.Embedding(6, 3, mask_zero=True), *inner])
+    starts = [rng.standard_normal(w.shape) for w in model.get_weights()]
+    model.set_weights(starts)
+    # The loss alone: Keras on JAX loses the mask on the way to its metrics.
+    model.compile(keras.optimizers.SGD(0.5), "sparse_categorical_crossentropy")
+    # Keras takes one weight a time step only.
+    spread = None if weight is None else np.broadcast_to(weight[:, None], ids.shape)
+    made = _steps(model, ids, ids, spread, starts)
+    return {
+        **made,
+        "name": "masked" + " and weighted" * weighted,
+        "source": "keras",
+        "weight": _as_lists(weight),
+    }
+
+
+def _model_of_two():
+    import keras
+
+    rng = np.random.default_rng(32)
+    x = {"numbers": rng.standard_normal((6, 3)), "city": rng.integers(0, 4, (6, 1))}
+    y = {"price": rng.standard_normal((6, 1)), "kind": rng.integers(0, 3, (6, 1))}
+    numbers, city = keras.Input((3,), name="numbers"), keras.Input((1,), name="city")
+    vectors = keras.layers.Flatten()(keras.layers.Embedding(4, 2)(city))
+    hidden = keras.layers.Dense(5, activation="tanh")(keras.layers.Concatenate()([numbers, vectors]))
+    price = keras.layers.Dense(1, name="price")(hidden)
+    kind = keras.layers.Dense(3, activation="softmax", name="kind")(hidden)
+    model = keras.Model({"numbers": numbers, "city": city}, {"price": price, "kind": kind})
+    starts = [rng.standard_normal(w.shape) for w in model.get_weights()]
+    model.set_weights(starts)
+    model.compile(
+        keras.optimizers.SGD(0.1),
+        {"price": "mse", "kind": "sparse_categorical_crossentropy"},
+        loss_weights={"price": 0.5, "kind": 2.0},
+        metrics={"price": ["mae"], "kind": ["accuracy"]},
+    )
+    return {"name": "two inputs, two outputs", "source": "keras", **_steps(model, x, y, None, starts)}
+
+
+def _steps(model, x, y, weight, starts):
+    logs = []
+    for _ in range(3):
+        model.reset_metrics()
+        logs.append(model.train_on_batch(x, y, weight, return_dict=True))
+    return {
+        "x": _as_lists(x), "y": _as_lists(y), "weight": _as_lists(weight), "starts": _as_lists(starts),
+        "logs": [{name: float(value) for name, value in log.items()} for log in logs],
+        "weights": [np.asarray(w).tolist() for w in model.get_weights()],
+    }  # fmt: skip
+
+
+def _as_lists(value):
+    """Return arrays inside dicts and lists as lists."""
+    if isinstance(value, dict):
+        return {name: _as_lists(part) for name, part in value.items()}
+    if isinstance(value, list):
+        return [_as_lists(part) for part in value]
+    return None if value is None else value.tolist()
 
 
 def regularizers():
