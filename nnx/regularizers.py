@@ -17,6 +17,8 @@ class Regularizer(Configurable):
     """
 
     kind = "regularizer"
+    per_sample = False
+    """Whether the penalty is divided by what the loss of a batch is divided by: its samples, or weights."""
 
     def penalty(self, xp, w):
         """Return the scalar that is added to the loss."""

@@ -40,6 +40,8 @@ class Steps:
         self.train_one = backend.one_step(self._train_row)
         self.evaluate = backend.repeat(self._evaluate_row)
         self.evaluate_one = backend.one_step(self._evaluate_row)
+        self.output = backend.compile(self._output)
+        self.loss_and_gradients = backend.compile(self._loss_and_gradients)
 
     def _train_row(self, carry, row, data):
         return self._train_step(carry, self._take(row, data), row)
@@ -73,12 +75,22 @@ class Steps:
         output, pullback = self._run(ctx, params, batch["x"])
         values, pull_loss = self.loss.forward(ctx, batch["y"], output)
         sums = self._sums(ctx, params, batch, output, values)
-        dy = pull_loss(_spread(batch["weight"], values) / values_count(values))
+        dy = pull_loss(_spread(batch["weight"], values) / self._divisor(ctx.xp, batch, values))
         _, grads = pullback(dy if loss_scale is None else dy * loss_scale)
         if self.dtype in precision.HALF:
             factor = 1.0 if loss_scale is None else 1.0 / loss_scale
             grads = self.backend.map_kernel(precision.unscale, self.backend.pack(grads), factor)
-        return self._add_penalty_gradients(params, grads), ctx.state, sums
+        return self._add_penalty_gradients(params, grads, batch), ctx.state, sums
+
+    def _loss_and_gradients(self, weights, batch):
+        """Return the loss of a batch and its gradients, on their own: without masks, and for no new state."""
+        numbers = {"key_0": 0, "key_1": 0}
+        grads, _, sums = self.gradients(weights["params"], weights["state"], batch, numbers)
+        return {"loss": sums["loss"]["total"] / batch["x"].shape[0], "gradients": grads}
+
+    def _output(self, weights, x):
+        """Return the network's output, before the activation that `fuse` took out of it (`head`)."""
+        return self._run(Context(self.backend, state=weights["state"]), weights["params"], x)[0]
 
     def _run(self, ctx, params, x):
         if self.dtype in precision.HALF:
@@ -103,9 +115,10 @@ class Steps:
     def _sums(self, ctx, params, batch, output, values) -> dict:
         """Return the sums of loss and metrics of a batch. The loss counts by samples."""
         xp, count = ctx.xp, batch["x"].shape[0]
-        loss = xp.sum(values * _spread(batch["weight"], values)) / values_count(values)
+        loss = xp.sum(values * _spread(batch["weight"], values)) / self._divisor(xp, batch, values)
         for path, penalty in self.penalties:
-            loss = loss + penalty.penalty(xp, tree.at(params, path))
+            term = penalty.penalty(xp, tree.at(params, path))
+            loss = loss + (term / self._divisor(xp, batch) if penalty.per_sample else term)
         for term in ctx.penalties:
             loss = loss + term
         sums = {"loss": {"total": loss * count}}
@@ -115,9 +128,20 @@ class Steps:
             sums[metric.name] = metric.update(ctx, batch["y"], predicted, weight)
         return sums
 
-    def _add_penalty_gradients(self, params, grads):
+    def _divisor(self, xp, batch, values=None):
+        """Return what the sum of a batch's values, by default one a sample, is divided by."""
+        count = batch["x"].shape[0]
+        if not self.loss.weighted_mean:
+            return count if values is None else values_count(values)
+        total = xp.sum(batch["weight"])
+        return total if values is None or values.ndim == 1 else total * (values_count(values) // count)
+
+    def _add_penalty_gradients(self, params, grads, batch):
+        xp = self.backend.xp
         for path, penalty in self.penalties:
-            gradient = penalty.gradient(self.backend.xp, tree.at(params, path))
+            gradient = penalty.gradient(xp, tree.at(params, path))
+            if penalty.per_sample:
+                gradient = gradient / self._divisor(xp, batch)
             grads = _with_added(grads, path, gradient)
         return grads
 
@@ -168,8 +192,7 @@ def fuse(network: Layer, loss: Loss) -> tuple[Layer, Loss, activations.Activatio
     if type(last) not in _ENDS_IN_ACTIVATION or getattr(last, "activity_regularizer", None) is not None:
         return nothing
     activation = vars(last)["activation"]
-    if type(activation) is not {"softmax": activations.Softmax, "sigmoid": activations.Sigmoid}.get(
-        loss.fused_activation or ""
-    ):
+    fused = loss.fused_activation
+    if fused is None or type(activation) is not type(activations.get(fused)):
         return nothing
     return network.with_last(last.without_activation()), loss.with_logits(), activation

@@ -1,0 +1,25 @@
+"""scikit-learn estimators that train on nnx: `MLPClassifier`, `MLPRegressor`.
+
+They need scikit-learn: pip install 'nnx-engine[sklearn]'. Each is imported when it is first used.
+"""
+
+import importlib
+import importlib.util
+
+if importlib.util.find_spec("sklearn") is None:
+    raise ImportError("nnx.estimators needs scikit-learn: pip install 'nnx-engine[sklearn]'")
+
+# In which module of this package each name is.
+_HOMES = {"MLPClassifier": "mlp", "MLPRegressor": "mlp"}
+
+__all__ = list(_HOMES)  # pyright: ignore[reportUnsupportedDunderAll]
+
+
+def __getattr__(name: str):
+    if name not in _HOMES:
+        raise AttributeError(f"module 'nnx.estimators' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"nnx.estimators.{_HOMES[name]}"), name)
+
+
+def __dir__():
+    return __all__
