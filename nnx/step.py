@@ -7,6 +7,8 @@ loss and the metrics: batches add to them on the device, and the host reads them
 `numbers` are computed on the host for each step: the optimizer's scalars and the random key.
 """
 
+from typing import Any
+
 from nnx import activations, layers, precision, tree
 from nnx.backend import Backend
 from nnx.context import Context
@@ -83,7 +85,7 @@ class Steps:
         return self._add_penalty_gradients(params, grads, batch), ctx.state, sums
 
     def _loss_and_gradients(self, weights, batch):
-        """Return the loss of a batch and its gradients, on their own: without masks, and for no new state."""
+        """Return the loss of a batch and its gradients, for a network without masks and moving averages."""
         numbers = {"key_0": 0, "key_1": 0}
         grads, _, sums = self.gradients(weights["params"], weights["state"], batch, numbers)
         return {"loss": sums["loss"]["total"] / batch["x"].shape[0], "gradients": grads}
@@ -116,9 +118,15 @@ class Steps:
         """Return the sums of loss and metrics of a batch. The loss counts by samples."""
         xp, count = ctx.xp, batch["x"].shape[0]
         loss = xp.sum(values * _spread(batch["weight"], values)) / self._divisor(xp, batch, values)
+        shared: Any = 0.0
         for path, penalty in self.penalties:
             term = penalty.penalty(xp, tree.at(params, path))
-            loss = loss + (term / self._divisor(xp, batch) if penalty.per_sample else term)
+            if penalty.per_sample:
+                shared = shared + term
+            else:
+                loss = loss + term
+        if any(penalty.per_sample for _, penalty in self.penalties):
+            loss = loss + shared / self._divisor(xp, batch)
         for term in ctx.penalties:
             loss = loss + term
         sums = {"loss": {"total": loss * count}}
@@ -139,9 +147,8 @@ class Steps:
     def _add_penalty_gradients(self, params, grads, batch):
         xp = self.backend.xp
         for path, penalty in self.penalties:
-            gradient = penalty.gradient(xp, tree.at(params, path))
-            if penalty.per_sample:
-                gradient = gradient / self._divisor(xp, batch)
+            share = {"share": 1.0 / self._divisor(xp, batch)} if penalty.per_sample else {}
+            gradient = penalty.gradient(xp, tree.at(params, path), **share)
             grads = _with_added(grads, path, gradient)
         return grads
 

@@ -11,9 +11,8 @@ same sum of weights.
 """
 
 import copy
-import math
 
-from nnx import regularizers
+from nnx import activations, regularizers
 from nnx.losses import Loss
 from nnx.registry import REGISTRIES, is_own
 from nnx.regularizers import Regularizer
@@ -65,9 +64,10 @@ class HalfPoissonDeviance(_Likelihood):
         return xp.sum(entropy - target * output - target + prediction, axis=-1), prediction
 
 
-def _epsilon(xp, values) -> float:
-    """Return how far from 0 and 1 probabilities are kept before their logarithm is taken."""
-    return float(xp.finfo(values.dtype).eps)
+def _kept(xp, p):
+    """Return probabilities kept this precision's epsilon away from 0 and 1, for their logarithm."""
+    epsilon = float(xp.finfo(p.dtype).eps)
+    return xp.minimum(xp.maximum(p, epsilon), 1.0 - epsilon)
 
 
 @_register("label_log_loss")
@@ -78,9 +78,8 @@ class LabelLogLoss(_Likelihood):
 
     def values(self, xp, target, output):
         # Not by the logits, which were more exact: a probability near 1 is to be rounded as scikit-learn's is.
-        p, epsilon = 1.0 / (1.0 + xp.exp(-output)), _epsilon(xp, output)
-        kept = xp.minimum(xp.maximum(p, epsilon), 1.0 - epsilon)
-        return -xp.sum(xp.log(xp.abs(1.0 - target - kept)), axis=-1), p
+        p = 1.0 / (1.0 + xp.exp(-output))
+        return -xp.sum(xp.log(xp.abs(1.0 - target - _kept(xp, p))), axis=-1), p
 
 
 @_register("class_log_loss")
@@ -90,13 +89,8 @@ class ClassLogLoss(_Likelihood):
     fused_activation = "softmax"
 
     def values(self, xp, target, output):
-        centred = output - xp.max(output, axis=-1, keepdims=True)
-        exponentials = xp.exp(centred)
-        total = xp.sum(exponentials, axis=-1, keepdims=True)
-        values = xp.log(total[..., 0]) - xp.sum(target * centred, axis=-1)  # -log(p) of the class
-        epsilon = _epsilon(xp, output)
-        values = xp.minimum(xp.maximum(values, -math.log1p(-epsilon)), -math.log(epsilon))
-        return values, exponentials / total
+        p = activations.softmax.forward(xp, output)
+        return -xp.log(_kept(xp, xp.sum(target * p, axis=-1))), p
 
 
 @_register("weighted_mean")
@@ -135,8 +129,8 @@ class L2PerSample(Regularizer):
         flat = xp.reshape(w, (-1,))
         return 0.5 * self.alpha * xp.matmul(flat, flat)
 
-    def gradient(self, xp, w):
-        return self.alpha * w
+    def gradient(self, xp, w, share=1.0):
+        return (share * self.alpha) * w
 
 
 def penalty(alpha: float) -> regularizers.Regularizer | None:
