@@ -2,6 +2,7 @@
 
 import functools
 import importlib
+import math
 
 import numpy as np
 
@@ -10,6 +11,7 @@ from nnx.backend import BackendError, BackendInfo
 
 from . import replay
 from .cuda_kernels import TEMPLATES, CudaKernel
+from .cuda_windows import WindowKernels, geometry
 from .cupy_writer import CupyWriter
 from .eager import EagerBackend
 from .prefetch import prefetch
@@ -70,6 +72,7 @@ class CupyBackend(EagerBackend):
                 f"Install the CUDA libraries with: {REMEDY}"
             ) from None
         self.cupy, self.xp = cupy, TracingNamespace(xp)
+        self.window_kernels = WindowKernels(cupy)
         self.replays = replay.is_on()
         self.empty, self.concatenate = cupy.empty, cupy.concatenate
         self.reshapes = ("reshape", xp.reshape)
@@ -153,6 +156,20 @@ class CupyBackend(EagerBackend):
 
     def zero(self, shape, dtype):
         return self.cupy.zeros(shape, dtype)
+
+    patch_bytes = 256 << 20  # few launches matter more than caches
+
+    def patches(self, x, windows):
+        if windows.is_whole:
+            return x
+        shape = (x.shape[0], *windows.counts, math.prod(windows.size) * x.shape[-1])
+        return self.noted(self.window_kernels.patches, x, shape, geometry(windows))
+
+    def from_patches(self, gradients, windows):
+        if windows.is_whole:
+            return gradients
+        shape = (gradients.shape[0], *windows.spatial, gradients.shape[-1] // math.prod(windows.size))
+        return self.noted(self.window_kernels.from_patches, gradients, shape, geometry(windows))
 
     # Kernels
 

@@ -70,9 +70,13 @@ class EagerBackend(FlatBackend):
         """Return what is known of a kernel that need not run as a whole in a compiled step, or None."""
         raise NotImplementedError
 
+    def noted(self, function, *arguments) -> Any:
+        """Return `function(*arguments)`, noted as one call if the step is being traced."""
+        trace = trace_of(arguments)
+        return function(*arguments) if trace is None else trace.call(function, arguments)
+
     def pad(self, x, widths, value=0.0):
-        trace = trace_of((x,))
-        return self._pad(x, widths, value) if trace is None else trace.call(self._pad, (x, widths, value))
+        return self.noted(self._pad, x, widths, value)
 
     def _pad(self, x, widths, value):
         lengths = list(zip(x.shape, widths, strict=True))
@@ -82,9 +86,7 @@ class EagerBackend(FlatBackend):
         return padded
 
     def unslice(self, shape, parts, keys):
-        trace = trace_of(parts)
-        arguments = tuple(shape), tuple(parts), tuple(keys)
-        return self._unslice(*arguments) if trace is None else trace.call(self._unslice, arguments)
+        return self.noted(self._unslice, tuple(shape), tuple(parts), tuple(keys))
 
     def _unslice(self, shape, parts, keys):
         total = self.zero(shape, parts[0].dtype)
@@ -112,11 +114,7 @@ class EagerBackend(FlatBackend):
         raise NotImplementedError
 
     def scatter_add(self, indices, values, length):
-        arguments = indices, values, length
-        trace = trace_of(arguments)
-        return (
-            self.run_scatter_add(*arguments) if trace is None else trace.call(self.run_scatter_add, arguments)
-        )
+        return self.noted(self.run_scatter_add, indices, values, length)
 
     def run_scatter_add(self, indices, values, length):
         """Add up rows on arrays of this library; see `scatter_add`."""

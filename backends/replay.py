@@ -120,7 +120,7 @@ def flatten(value) -> list:
         return value.arrays
     if isinstance(value, dict):
         return [leaf for name in sorted(value) for leaf in flatten(value[name])]
-    return [leaf for item in value for leaf in flatten(item)] if isinstance(value, list) else [value]
+    return [leaf for item in value for leaf in flatten(item)] if isinstance(value, (list, tuple)) else [value]
 
 
 def buffers(value) -> list:
@@ -128,7 +128,9 @@ def buffers(value) -> list:
     if isinstance(value, Packed):
         return [value.buffer]
     items = [value[name] for name in sorted(value)] if isinstance(value, dict) else value
-    return [array for item in items for array in buffers(item)] if isinstance(items, list) else [value]
+    return (
+        [array for item in items for array in buffers(item)] if isinstance(items, (list, tuple)) else [value]
+    )
 
 
 def _map(function, value):
@@ -137,7 +139,9 @@ def _map(function, value):
         return Packed({name: _map(function, value[name]) for name in sorted(value)}, buffer)
     if isinstance(value, dict):
         return {name: _map(function, value[name]) for name in sorted(value)}
-    return [_map(function, item) for item in value] if isinstance(value, list) else function(value)
+    if isinstance(value, (list, tuple)):
+        return type(value)([_map(function, item) for item in value])
+    return function(value)
 
 
 def _restore(like, values):
@@ -166,4 +170,6 @@ def _kinds(value) -> Any:
     if isinstance(value, list):
         is_column = bool(value) and isinstance(value[0], (int, float))
         return type(value[0]) if is_column else tuple(map(_kinds, value))
+    if isinstance(value, tuple):
+        return tuple(map(_kinds, value))
     return value.shape, value.dtype, value.flags.c_contiguous

@@ -84,7 +84,7 @@ def gradients(network: Network, backend, batch: int, steps: int, dtype="float32"
         ctx.needs_input_gradient = False
         return model.apply(params, x, ctx)[1](dy)[1]
 
-    dy = np.random.default_rng(1).standard_normal((batch, network.sizes[-1]), dtype)
+    dy = np.random.default_rng(1).standard_normal((batch, *model.output_shape), dtype)
     return _calls(model, call, batch, steps, network.data(batch, dtype)[0], dy)
 
 

@@ -147,6 +147,14 @@ def fit_tables(run: dict) -> str:
     return "\n\n".join(parts)
 
 
+def architecture_tables(run: dict) -> str:
+    parts = []
+    for info in of_kind(run, "architecture"):
+        title = f"### {info['what'].capitalize()}: {info['network']}, batch {info['batch']}"
+        parts.append(f"{title}\n\n{contest_table(info)}")
+    return "\n\n".join(parts)
+
+
 def peer_step_table(run: dict) -> str:
     """Return the table of train steps over the floor, a row for each batch size."""
     infos = sorted(of_kind(run, "peer step"), key=lambda i: i["batch"])
@@ -236,6 +244,8 @@ def page(run: dict) -> str:
         network = of_kind(run, "peer step")[0]["network"]
         title = f"### Train step of {network}, time over the floor of JAX for what runs on it, else of NumPy"
         parts.append(f"{title}\n\n{peer_step_table(run)}\n")
+    if of_kind(run, "architecture"):
+        parts.append(f"## Other layers\n\n{architecture_tables(run)}\n")
     if of_kind(run, "small") or of_kind(run, "memory"):
         parts.append(f"## Small things\n\n{small_tables(run)}\n")
     return "\n".join(parts)

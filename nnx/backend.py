@@ -8,6 +8,7 @@ entry-point group `nnx.backends`, so one of your own is installed, not patched i
 
 import contextlib
 import functools
+import math
 import operator
 import os
 import threading
@@ -117,8 +118,23 @@ class Backend:
             parts.append(xp.matmul(xp.astype(one_hot, values.dtype), values))
         return xp.concat(parts, axis=0)
 
-    patch_bytes: int = 8 << 20
-    """Bytes of patches that a convolution forms at a time: on a CPU what stays in its caches."""
+    patch_bytes: int = 4 << 20
+    """Bytes of patches that a convolution forms at a time: on a CPU what stays in a core's cache."""
+
+    def patches(self, x, windows) -> Any:
+        """Return the elements of each window of x side by side: (batch, *counts, elements * channels).
+
+        `windows` are `nnx.layers.windows.Windows` over x, (batch, *spatial, channels).
+        """
+        parts = windows.slices(self, x)
+        return parts[0] if len(parts) == 1 else self.xp.concat(parts, axis=-1)
+
+    def from_patches(self, gradients, windows) -> Any:
+        """Return the gradient of x from that of its patches, each element added where it came from."""
+        elements = math.prod(windows.size)
+        channels = gradients.shape[-1] // elements
+        parts = [gradients[..., i * channels : (i + 1) * channels] for i in range(elements)]
+        return windows.unslice(self, parts if elements > 1 else [gradients])
 
     def pad(self, x, widths, value: float = 0.0) -> Any:
         """Return `x` inside an array of `value`: `widths` has (before, after) for each axis."""

@@ -24,6 +24,10 @@ class Context:
         This layer's arrays that change without a gradient, such as moving averages: read them
         here, and assign the new ones here. After the pass, the outermost context's `state` is
         the new state; the arrays that went in are untouched.
+    mask : array of bool, (batch, time), optional
+        Which time steps of a layer's input count: the others are padding. A layer that has made
+        other time steps of them, or none, assigns the mask of its output, or None, here. Where
+        several arrays come in, a tree of masks like theirs.
     needs_input_gradient : bool
         False where nothing asks for dL/dx (the first layer of a model): a pullback may then
         return None for it.
@@ -39,6 +43,7 @@ class Context:
     __slots__ = (
         "backend",
         "key",
+        "mask",
         "needs_input_gradient",
         "part",
         "path",
@@ -56,6 +61,7 @@ class Context:
         state: dict[str, Any] | None = None,
         key: Key = (0, 0),
         needs_input_gradient: bool = True,
+        mask: Any = None,
     ):
         self.backend = as_backend(backend)
         self.xp = self.backend.xp
@@ -65,6 +71,7 @@ class Context:
         self.path = ""
         """Where in the network the layer stands: the names of what it is in, and its own."""
         self.needs_input_gradient = needs_input_gradient
+        self.mask = mask
         self.part: tuple[Any, int] | None = None
         """Where the samples start in a batch that several processes share, and how many they are."""
         self.penalties: list = []
@@ -76,7 +83,7 @@ class Context:
         inner.backend, inner.xp, inner.training = self.backend, self.xp, self.training
         inner.state = self.state.get(name, {})
         inner.key, inner.path, inner.part = self.key, f"{self.path}/{name}", self.part
-        inner.needs_input_gradient = needs_input_gradient
+        inner.needs_input_gradient, inner.mask = needs_input_gradient, self.mask
         inner.penalties = self.penalties
         return inner
 

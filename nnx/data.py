@@ -9,37 +9,103 @@ from typing import Any
 
 import numpy as np
 
-from nnx.layers.base import Shape, describe_shape
+from nnx import tree
+from nnx.shapes import Shape, describe_shape, is_single
 
 
 @dataclass
 class Samples:
-    """Features, targets and weights of the same samples, on the host."""
+    """Features, targets and weights of the same samples, on the host.
 
-    x: np.ndarray
-    y: np.ndarray
+    Where a model has several inputs or outputs, `x` and `y` are dicts or tuples of arrays.
+    """
+
+    x: Any
+    y: Any
     weight: np.ndarray
 
     def __len__(self):
-        return len(self.x)
+        return len(self.weight)
 
     def part(self, start, stop) -> "Samples":
         """Return samples start, ..., stop - 1."""
-        return Samples(self.x[start:stop], self.y[start:stop], self.weight[start:stop])
+        return self._each(lambda array: array[start:stop])
 
-    def arrays(self) -> dict[str, np.ndarray]:
+    def _each(self, function) -> "Samples":
+        return Samples(*(tree.map(function, part) for part in (self.x, self.y, self.weight)))
+
+    def arrays(self) -> dict[str, Any]:
         """Return what a training step calls a batch."""
         return {"x": self.x, "y": self.y, "weight": self.weight}
 
     @property
     def nbytes(self) -> int:
-        return sum(array.nbytes for array in self.arrays().values())
+        return sum(array.nbytes for array in tree.leaves(self.arrays()))
 
     def batches(self, order: np.ndarray, batch_size: int) -> "Iterator[Samples]":
         """Yield the samples in this order, gathered into batches."""
         for part in batch_indices(order, batch_size):
             for index in part:
-                yield Samples(*(np.take(array, index, axis=0) for array in self.arrays().values()))
+                yield self._each(lambda array, index=index: np.take(array, index, axis=0))
+
+
+def as_inputs(x, in_shape, dtype: str, categories=None, what: str = "X") -> Any:
+    """Return `x` as `as_features` does: one array, or the dict or tuple of arrays that a model takes.
+
+    Without `in_shape` a dict, or a tuple of arrays, is several inputs, and all else is one.
+    """
+    if not _is_several(x, in_shape):
+        if isinstance(x, dict):
+            raise ValueError(
+                f"the model takes one array, {describe_shape(in_shape)}, got a dict with the keys "
+                f"{', '.join(map(repr, x))}: its first layer must be nnx.layers.Inputs to take several"
+            )
+        return as_features(x, in_shape, dtype, what, categories)
+    names = _names(x, in_shape, what)
+    found = {
+        name: as_inputs(x[name], _entry(in_shape, name), dtype, _entry(categories, name), f"{what}[{name!r}]")
+        for name in names
+    }
+    rows = {name: len(tree.leaves(part)[0]) for name, part in found.items()}
+    if len(set(rows.values())) > 1:
+        listed = ", ".join(f"{what}[{name!r}] {count}" for name, count in rows.items())
+        raise ValueError(f"the inputs differ in their number of samples: {listed}")
+    return found if isinstance(x, dict) else tuple(found.values())
+
+
+def _is_several(x, in_shape) -> bool:
+    if in_shape is not None:
+        return not is_single(in_shape)
+    return isinstance(x, dict) or (isinstance(x, tuple) and all(hasattr(item, "shape") for item in x))
+
+
+def _entry(whole, name):
+    return None if whole is None else whole[name]
+
+
+def _names(x, in_shape, what) -> list:
+    """Return the names, or the numbers, of several inputs, if they are those that the model takes."""
+    given = list(x) if isinstance(x, dict) else list(range(len(x))) if isinstance(x, (list, tuple)) else None
+    if in_shape is None:
+        return given or []
+    names = list(in_shape) if isinstance(in_shape, dict) else list(range(len(in_shape)))
+    if given is None or set(given) != set(names) or isinstance(x, dict) != isinstance(in_shape, dict):
+        shown = (
+            f"the keys {given}"
+            if isinstance(x, dict)
+            else f"{len(given)} arrays"
+            if given
+            else type(x).__name__
+        )
+        raise ValueError(
+            f"the model takes several inputs, {describe_shape(in_shape)}, got {what} with {shown}"
+        )
+    return names
+
+
+def rows_of(x) -> int:
+    """Return the number of samples of one array or of several."""
+    return len(tree.leaves(x)[0])
 
 
 def as_features(
@@ -114,15 +180,16 @@ def describe_features(in_shape: Shape) -> str:
 
 def as_samples(x, y, sample_weight, loss, in_shape, out_shape, dtype, categories=None) -> Samples:
     """Return checked samples; see `as_features`, and the loss for what targets it takes."""
-    x = as_features(x, in_shape, dtype, categories=categories)
+    x = as_inputs(x, in_shape, dtype, categories)
+    count = rows_of(x)
     if y is None:
         raise ValueError("y is missing: fit and evaluate need targets, or an iterable of (x, y) batches")
-    if np.shape(y)[:1] != (len(x),):
-        count = np.shape(y)[0] if np.ndim(y) else "no"
-        raise ValueError(f"X has {len(x)} samples, y has {count}: they must be as many")
     y = loss.check_target(y, out_shape)
-    weight = np.ones(len(x)) if sample_weight is None else _as_weight(sample_weight, len(x))
-    y = np.ascontiguousarray(y, dtype=dtype if y.dtype.kind == "f" else y.dtype)
+    for targets in tree.leaves(y):
+        if len(targets) != count:
+            raise ValueError(f"X has {count} samples, y has {len(targets)}: they must be as many")
+    weight = np.ones(count) if sample_weight is None else _as_weight(sample_weight, count)
+    y = tree.map(lambda a: np.ascontiguousarray(a, dtype=dtype if a.dtype.kind == "f" else a.dtype), y)
     return Samples(x, y, weight.astype(dtype))
 
 
@@ -143,6 +210,10 @@ def with_class_weights(samples: Samples, class_weight: dict | None, out_shape: S
     if class_weight is None:
         return samples
     y = samples.y
+    if not is_single(out_shape):
+        raise ValueError(
+            "class_weight needs one label a sample, but the model has several outputs: use sample_weight"
+        )
     if len(out_shape) > 1:
         raise ValueError(
             f"class_weight needs one label a sample, but y has shape {y.shape}: use sample_weight"

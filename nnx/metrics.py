@@ -38,8 +38,14 @@ class Metric(Configurable):
         self.name = name or snake_case(type(self).__name__)
 
     def update(self, ctx, target, output, weight) -> dict:
-        """Return this batch's sums: a dict of arrays, weighted by `weight`, (batch,)."""
+        """Return this batch's sums: a dict of arrays, weighted by `weight`, (batch,) or (batch, time)."""
         raise NotImplementedError
+
+    def update_masked(self, ctx, target, output, weight, mask) -> dict:
+        """Return the same sums, over those time steps alone that a mask, (batch, time), counts."""
+        if mask is not None and output.ndim > 2 and tuple(output.shape[:2]) == tuple(mask.shape):
+            weight = weight[:, None] * ctx.xp.astype(mask, weight.dtype)
+        return self.update(ctx, target, output, weight)
 
     def result(self, sums: dict[str, np.ndarray]) -> float:
         """Return the value of the metric from the sums over all batches."""
@@ -58,8 +64,8 @@ class Metric(Configurable):
 
     def _mean(self, xp, values, weight) -> dict:
         """Return the sums whose `result` is the weighted mean of `values`, (batch, ...)."""
-        if values.ndim > 1:
-            values = xp.mean(xp.reshape(values, (values.shape[0], -1)), axis=-1)
+        if values.ndim > weight.ndim:
+            values = xp.mean(xp.reshape(values, (*weight.shape, -1)), axis=-1)
         return {"total": xp.sum(values * weight), "weight": xp.sum(weight)}
 
 
@@ -70,6 +76,13 @@ def _same_shape(metric, target, output) -> None:
             f"{type(metric).__name__} compares each output with its target, but they have shapes "
             f"{tuple(output.shape)} and {tuple(target.shape)}: with class numbers use accuracy, or one-hot targets"
         )
+
+
+def _for_each(xp, weight, output):
+    """Return the weights of samples, or of their time steps, in the shape of an output."""
+    return xp.broadcast_to(
+        xp.reshape(weight, (*weight.shape, *(1,) * (output.ndim - weight.ndim))), output.shape
+    )
 
 
 def _true(xp, condition, like):
@@ -113,17 +126,17 @@ class R2Score(Metric):
     def update(self, ctx, target, output, weight):
         _same_shape(self, target, output)
         xp = ctx.xp
-        target, output = (xp.reshape(a, (a.shape[0], -1)) for a in (target, output))
-        w = weight[:, None]
+        w = _for_each(xp, weight, output)
+        target, output, w = (xp.reshape(a, (a.shape[0], -1)) for a in (target, output, w))
         return {
             "error": xp.sum(w * (output - target) ** 2, axis=0),
             "sum": xp.sum(w * target, axis=0),
             "square": xp.sum(w * target * target, axis=0),
-            "weight": xp.sum(weight),
+            "weight": xp.sum(w, axis=0),
         }
 
     def result(self, sums):
-        spread = sums["square"] - sums["sum"] ** 2 / max(float(sums["weight"]), EPSILON)
+        spread = sums["square"] - sums["sum"] ** 2 / np.maximum(sums["weight"], EPSILON)
         varies = spread > 1e-12 * sums["square"]  # less is rounding
         return float(np.mean(np.where(varies, 1 - sums["error"] / np.where(varies, spread, 1.0), 0.0)))
 
@@ -212,7 +225,7 @@ class _Counts(Metric):
         self.average = average
 
     def update(self, ctx, target, output, weight):
-        xp, columns = ctx.xp, (weight.shape[0], -1, output.shape[-1])
+        xp, columns = ctx.xp, (math.prod(weight.shape), -1, output.shape[-1])
         if target.ndim < output.ndim:
             classes = ctx.arange(output.shape[-1], "int32")
             predicted = xp.astype(xp.argmax(output, axis=-1), xp.int32)[..., None] == classes
@@ -220,7 +233,7 @@ class _Counts(Metric):
         else:
             predicted, actual = output > self.threshold, target > 0.5
         predicted, actual = (xp.reshape(_true(xp, a, output), columns) for a in (predicted, actual))
-        w = weight[:, None, None]
+        w = xp.reshape(weight, (-1, 1, 1))
         return {
             "tp": xp.sum(w * predicted * actual, axis=(0, 1)),
             "fp": xp.sum(w * predicted * (1.0 - actual), axis=(0, 1)),
@@ -288,9 +301,7 @@ class AUC(Metric):
                 "AUC expects one probability for each label: a sigmoid output or one-hot targets"
             )
         xp, last = ctx.xp, self.num_thresholds - 1
-        rows = xp.reshape(
-            xp.broadcast_to(xp.reshape(weight, (-1, *(1,) * (output.ndim - 1))), output.shape), (-1,)
-        )
+        rows = xp.reshape(_for_each(xp, weight, output), (-1,))
         target, output = xp.reshape(target, (-1,)), xp.reshape(output, (-1,))
         # From just below 0 to just above 1, so that the curve starts and ends in its corners.
         thresholds = xp.astype(ctx.arange(last + 1, "int32"), output.dtype) / last

@@ -4,31 +4,36 @@ A model holds a network (a `Layer`, which is pure) and the arrays that go with i
 `params`, `state`, and the optimizer's `slots`.
 """
 
+import operator
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-from nnx import distributed, losses, metrics, optimizers, precision, saving, training, tree
+from nnx import distributed, losses, optimizers, precision, saving, training, tree
 from nnx.backend import Backend, as_backend
 from nnx.callbacks import Callback, CallbackList, ProgressBar, format_number
 from nnx.context import Context
 from nnx.data import (
     Samples,
     as_batch,
-    as_features,
+    as_inputs,
     as_samples,
     check_count,
     is_stream,
+    rows_of,
     split_last,
     with_class_weights,
 )
 from nnx.failures import explained
 from nnx.history import History
-from nnx.layers.base import Layer, Shape, run
+from nnx.layers.base import Layer, run
 from nnx.layers.combine import Chain, as_layer
+from nnx.metrics import Metric
+from nnx.outputs import as_loss, as_metrics, expect_outputs
 from nnx.random import WEIGHTS, generator, next_seed, step_keys
 from nnx.registry import suggest
+from nnx.shapes import Shape, as_shapes, is_single, map_shapes
 from nnx.summary import summary_table
 
 DTYPES = (*precision.HALF, "float32", "float64")
@@ -74,7 +79,7 @@ class Model:
         self._forget()
         self.optimizer: optimizers.Optimizer | None = None
         self.loss: losses.Loss | None = None
-        self.metrics_used: list[tuple[metrics.Metric, bool]] = []
+        self.metrics_used: list[tuple[Metric, bool]] = []
 
     def _forget(self):
         """Drop all arrays and compiled functions: they will be made anew."""
@@ -128,7 +133,7 @@ class Model:
 
     def init(self, seed: int | None = None, input_shape=None) -> tuple[Any, Any]:
         """Return fresh (params, state) on the backend, without changing the model."""
-        shape = self._built_shape() if input_shape is None else tuple(input_shape)
+        shape = self._built_shape() if input_shape is None else as_shapes(input_shape)
         params, _ = self.network.init(generator(self.seed if seed is None else seed, WEIGHTS), shape)
         return self._to_device(params), self._to_device(self.network.init_state(shape), packed=False)
 
@@ -141,8 +146,7 @@ class Model:
     @explained
     def build(self, input_shape) -> None:
         """Make the starting weights for samples of this shape (the batch axis left out)."""
-        shape = (input_shape,) if isinstance(input_shape, int) else tuple(input_shape)
-        shape = shape[1:] if shape and shape[0] is None else shape  # as Keras writes it
+        shape = as_shapes(input_shape, batch_axis=True)  # None in front, as Keras writes it
         params, _ = self.network.init(generator(self.seed, WEIGHTS), shape)
         state = self.network.init_state(shape)
         self._paths = list(_ordered_paths(self.network, params, state))
@@ -251,13 +255,18 @@ class Model:
 
     # Training
 
-    def compile(self, optimizer: Any = "rmsprop", loss=None, metrics=None, weighted_metrics=None) -> None:
-        """Choose optimizer, loss and metrics, by name or object, and start the optimizer afresh."""
+    def compile(
+        self, optimizer: Any = "rmsprop", loss=None, loss_weights=None, metrics=None, weighted_metrics=None
+    ) -> None:
+        """Choose optimizer, loss and metrics, by name or object, and start the optimizer afresh.
+
+        For a model of several outputs (`layers.Outputs`): dicts by output, or lists in their order.
+        """
         if loss is None:
             raise ValueError("compile needs a loss, such as loss='mse' or loss='categorical_crossentropy'")
-        found = optimizers.get(optimizer), losses.get(loss)
-        used = _as_metrics(metrics, False) + _as_metrics(weighted_metrics, True)
-        names = ["loss"] + [metric.name for metric, _ in used]
+        found = optimizers.get(optimizer), as_loss(loss, loss_weights)
+        used = as_metrics(metrics, False) + as_metrics(weighted_metrics, True)
+        names = ["loss", *found[1].parts] + [metric.name for metric, _ in used]
         if len(set(names)) < len(names):
             raise ValueError(f"two metrics have the same name: {names}; give one of them name=...")
         self.optimizer, self.loss = found
@@ -267,7 +276,8 @@ class Model:
     @property
     def metrics_names(self) -> list[str]:
         """What `evaluate` returns, in order."""
-        return ["loss"] + [metric.name for metric, _ in self.metrics_used]
+        parts = () if self.loss is None else self.loss.parts
+        return ["loss", *parts] + [metric.name for metric, _ in self.metrics_used]
 
     @property
     def engine(self) -> training.Engine:
@@ -330,13 +340,23 @@ class Model:
             f"backend, here {self.backend.name}: give {what}{copy}"
         )
 
+    def _all_on_host(self, value, what: str):
+        """Return `value`, one array or a dict or tuple of them, as `_on_host` does."""
+        if isinstance(value, dict):
+            return {name: self._on_host(part, f"{what}[{name!r}]") for name, part in value.items()}
+        if isinstance(value, tuple):
+            return tuple(self._on_host(part, f"{what}[{i}]") for i, part in enumerate(value))
+        return self._on_host(value, what)
+
     def _check(self, x, y, sample_weight=None) -> Samples:
-        x, y = self._on_host(x, "X"), self._on_host(y, "y")
+        x, y = self._all_on_host(x, "X"), self._all_on_host(y, "y")
         sample_weight = self._on_host(sample_weight, "sample_weight")
         declared, was_built = self.input_shape, self.built
         if not was_built:
-            self.build(self.as_input(x, declared).shape[1:])
+            found = as_inputs(x, declared, self.weight_dtype)
+            self.build(tree.map(lambda a: a.shape[1:], found))
         try:
+            expect_outputs(self.loss, self.metrics_used, self.output_shape)
             return as_samples(
                 x,
                 y,
@@ -353,9 +373,9 @@ class Model:
                 self.input_shape = declared
             raise
 
-    def as_input(self, x, in_shape: Shape | None) -> np.ndarray:
-        """Return samples as a host array such as the network takes, or raise a ValueError."""
-        return as_features(x, in_shape, self.weight_dtype, categories=self.network.categories)
+    def as_input(self, x, in_shape) -> Any:
+        """Return samples as the host array, or arrays, that the network takes, or raise a ValueError."""
+        return as_inputs(x, in_shape, self.weight_dtype, self.network.categories)
 
     def check_batch(self, batch) -> Samples:
         """Return one checked batch, `(x, y, sample_weight)`."""
@@ -488,23 +508,24 @@ class Model:
         return _as_result(logs, return_dict)
 
     @explained
-    def predict(self, x, batch_size: int | None = 1024, verbose=0) -> np.ndarray:
-        """Return the outputs for `x` as a NumPy array, (samples, ...)."""
-        batch_size = check_count("batch_size", 1024 if batch_size is None else batch_size)
+    def predict(self, x, batch_size: int | None = 1024, verbose=0) -> Any:
+        """Return the outputs for `x` as a NumPy array, (samples, ...), or as a dict or tuple of them."""
+        size = check_count("batch_size", 1024 if batch_size is None else batch_size)
         shape = self._built_shape()
-        if np.ndim(x) and len(x) == 0 and np.shape(x)[1:] == shape:
-            return np.zeros((0, *self.output_shape), self.weight_dtype)
-        x = self.as_input(self._on_host(x, "X"), shape)
+        if _holds_no_sample(x, shape):
+            return map_shapes(lambda s: np.zeros((0, *s), self.weight_dtype), self.output_shape)
+        x = self.as_input(self._all_on_host(x, "X"), shape)
         weights = {"params": self.params, "state": self.state}
         with self.backend.scope(self.dtype):
             if self._forward is None:
                 self._forward = self.backend.compile(self._predict_batch)
-            starts, results = range(0, len(x), batch_size), []
-            for part in training.parts_that_fit(self, starts, batch_size):
+            starts, results = range(0, rows_of(x), size), []
+            for part in training.parts_that_fit(self, starts, size):
+                batches = (tree.map(operator.itemgetter(slice(i, i + size)), x) for i in part)
                 results += self.backend.read(
-                    [self._forward(weights, self.backend.asarray(x[i : i + batch_size])) for i in part]
+                    [self._forward(weights, tree.map(self.backend.asarray, batch)) for batch in batches]
                 )
-            return np.concatenate(results)
+            return tree.map(lambda *parts: np.concatenate(parts), *results)
 
     def _predict_batch(self, weights, x):
         return self._run(Context(self.backend, state=weights["state"]), weights["params"], x)[0]
@@ -517,9 +538,10 @@ class Model:
     @explained
     def __call__(self, x) -> Any:
         """Return the outputs for `x` as an array of the backend."""
-        x = self.as_input(self._on_host(x, "X"), self.input_shape)
+        x = self.as_input(self._all_on_host(x, "X"), self.input_shape)
         with self.backend.scope(self.dtype):
-            return self._predict_batch({"params": self.params, "state": self.state}, self.backend.asarray(x))
+            placed = tree.map(self.backend.asarray, x)
+            return self._predict_batch({"params": self.params, "state": self.state}, placed)
 
     # Weights
 
@@ -597,12 +619,11 @@ class Model:
         saving.load_weights(self, path)
 
 
-def _as_metrics(given, weighted: bool) -> list:
-    if given is None:
-        return []
-    if not isinstance(given, (list, tuple)):
-        raise TypeError(f"metrics must be a list of names or metrics, got {given!r}")
-    return [(metrics.get(metric), weighted) for metric in given]
+def _holds_no_sample(x, shape) -> bool:
+    if is_single(shape):
+        return bool(np.ndim(x)) and len(x) == 0 and np.shape(x)[1:] == shape
+    shapes = tree.map(np.shape, x) if isinstance(x, (dict, tuple)) else None
+    return shapes == map_shapes(lambda s: (0, *s), shape)
 
 
 def _as_result(logs: dict, return_dict: bool):

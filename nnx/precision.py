@@ -38,13 +38,14 @@ def run_half(dtype: str, network, ctx, params, x):
     """
     xp, half = ctx.xp, ctx.backend.dtype(dtype)
     params = ctx.backend.convert(params, half)
-    x = xp.astype(x, half) if "float" in str(x.dtype) else x  # numbers of categories stay integers
+    # Numbers of categories stay integers.
+    x = tree.map(lambda part: xp.astype(part, half) if "float" in str(part.dtype) else part, x)
     output, pullback = run(network, ctx, params, x)
 
     def pullback_in_half(dy):
-        return pullback(xp.astype(dy, half))
+        return pullback(tree.map(lambda part: xp.astype(part, half), dy))
 
-    return xp.astype(output, xp.float32), pullback_in_half
+    return tree.map(lambda part: xp.astype(part, xp.float32), output), pullback_in_half
 
 
 def first_scale(backend) -> dict:

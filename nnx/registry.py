@@ -32,7 +32,10 @@ class Registry:
         self._names: list[str] = []
 
     def register(self, *names: str):
-        """Return a class decorator: the class becomes known under its own name and `names`."""
+        """Return a class decorator: the class becomes known under its own name and `names`.
+
+        Without names it can be read from a file, but is not among those that can be chosen.
+        """
 
         def add(cls):
             for name in (cls.__name__, *names):
@@ -40,7 +43,7 @@ class Registry:
                 if self._entries.get(key, cls) is not cls:
                     raise ValueError(f"there is already a {self.kind} called {name!r}")
                 self._entries[key] = cls
-            self._names.append(names[0] if names else cls.__name__)
+            self._names += names[:1]
             return cls
 
         return add
@@ -125,7 +128,7 @@ def register(cls):
     >>> nnx.registry.decode(nnx.registry.encode(Swing()))
     Swing()
     """
-    REGISTRIES[cls.kind].register()(cls)
+    REGISTRIES[cls.kind].register(cls.__name__)(cls)
     return cls
 
 

@@ -20,7 +20,7 @@ class Regularizer(Configurable):
 
     kind = "regularizer"
     per_sample = False
-    """Whether the penalty is divided by what the loss of a batch is divided by: its samples, or weights."""
+    """Whether the samples of a batch share the penalty: it is then divided by `Loss.divisor`."""
 
     def penalty(self, xp, w):
         """Return the scalar that is added to the loss."""

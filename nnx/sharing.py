@@ -47,6 +47,8 @@ def _settings(value) -> tuple:
         return (type(value), *(_settings(getattr(value, name)) for name in names))
     if isinstance(value, (list, tuple)):
         return tuple(_settings(item) for item in value)
+    if isinstance(value, dict):
+        return tuple((name, _settings(item)) for name, item in value.items())
     if value is None or isinstance(value, (bool, int, float, str)):
         return (type(value), value)
     raise TypeError(f"cannot compare {value!r}")

@@ -14,6 +14,7 @@ from nnx.backend import Backend
 from nnx.context import Context
 from nnx.layers.base import Layer, run
 from nnx.losses import Loss
+from nnx.outputs import OutputLosses
 from nnx.registry import is_own
 
 
@@ -73,22 +74,24 @@ class Steps:
             needs_input_gradient=False,
         )
         if self.communicator is not None:
-            ctx.part = numbers["first"], batch["x"].shape[0]
+            ctx.part = numbers["first"], batch["weight"].shape[0]
         output, pullback = self._run(ctx, params, batch["x"])
-        values, pull_loss = self.loss.forward(ctx, batch["y"], output)
-        sums = self._sums(ctx, params, batch, output, values)
-        dy = pull_loss(_spread(batch["weight"], values) / self._divisor(ctx.xp, batch, values))
-        _, grads = pullback(dy if loss_scale is None else dy * loss_scale)
+        loss, pull_loss, parts = self.loss.total(ctx, batch["y"], output, batch["weight"], ctx.mask)
+        sums = self._sums(ctx, params, batch, output, loss, parts)
+        dy = pull_loss()
+        if loss_scale is not None:
+            dy = tree.map(lambda part: part * loss_scale, dy)
+        _, grads = pullback(dy)
         if self.dtype in precision.HALF:
             factor = 1.0 if loss_scale is None else 1.0 / loss_scale
             grads = self.backend.map_kernel(precision.unscale, self.backend.pack(grads), factor)
-        return self._add_penalty_gradients(params, grads, batch), ctx.state, sums
+        return self._add_penalty_gradients(params, grads, batch["weight"]), ctx.state, sums
 
     def _loss_and_gradients(self, weights, batch):
         """Return the loss of a batch and its gradients, for a network without masks and moving averages."""
         numbers = {"key_0": 0, "key_1": 0}
         grads, _, sums = self.gradients(weights["params"], weights["state"], batch, numbers)
-        return {"loss": sums["loss"]["total"] / batch["x"].shape[0], "gradients": grads}
+        return {"loss": sums["loss"]["loss"] / batch["weight"].shape[0], "gradients": grads}
 
     def _output(self, weights, x):
         """Return the network's output, before the activation that `fuse` took out of it (`head`)."""
@@ -105,65 +108,46 @@ class Steps:
     def _evaluate_step(self, weights, batch):
         ctx = Context(self.backend, state=weights["state"])
         output, _ = self._run(ctx, weights["params"], batch["x"])
-        values, _ = self.loss.forward(ctx, batch["y"], output)
-        return self._sums(ctx, weights["params"], batch, output, values)
+        loss, _, parts = self.loss.total(ctx, batch["y"], output, batch["weight"], ctx.mask)
+        return self._sums(ctx, weights["params"], batch, output, loss, parts)
 
     def _take(self, row, data):
         """Return the batch that a row asks for; without an index the data is the batch."""
         if "index" not in row:
             return data
-        return {name: self.backend.gather(array, row["index"]) for name, array in data.items()}
+        return tree.map(lambda array: self.backend.gather(array, row["index"]), data)
 
-    def _sums(self, ctx, params, batch, output, values) -> dict:
+    def _sums(self, ctx, params, batch, output, loss, parts) -> dict:
         """Return the sums of loss and metrics of a batch. The loss counts by samples."""
-        xp, count = ctx.xp, batch["x"].shape[0]
-        loss = xp.sum(values * _spread(batch["weight"], values)) / self._divisor(xp, batch, values)
+        count = batch["weight"].shape[0]
+        loss = loss + self._penalties(ctx.xp, params, batch["weight"])
+        for term in ctx.penalties:
+            loss = loss + term
+        sums = {"loss": {name: part * count for name, part in {**parts, "loss": loss}.items()}}
+        predicted = _apply_head(ctx.xp, self.head, output)
+        for metric, weighted in self.metrics:
+            weight = batch["weight"] if weighted else ctx.xp.ones_like(batch["weight"])
+            sums[metric.name] = metric.update_masked(ctx, batch["y"], predicted, weight, ctx.mask)
+        return sums
+
+    def _penalties(self, xp, params, weight):
+        """Return the sum of the penalties on the weights of the network."""
+        total: Any = 0.0
         shared: Any = 0.0
         for path, penalty in self.penalties:
             term = penalty.penalty(xp, tree.at(params, path))
-            if penalty.per_sample:
-                shared = shared + term
-            else:
-                loss = loss + term
+            total, shared = (total, shared + term) if penalty.per_sample else (total + term, shared)
         if any(penalty.per_sample for _, penalty in self.penalties):
-            loss = loss + shared / self._divisor(xp, batch)
-        for term in ctx.penalties:
-            loss = loss + term
-        sums = {"loss": {"total": loss * count}}
-        predicted = self.head.forward(xp, output)
-        for metric, weighted in self.metrics:
-            weight = batch["weight"] if weighted else xp.ones_like(batch["weight"])
-            sums[metric.name] = metric.update(ctx, batch["y"], predicted, weight)
-        return sums
+            total = total + shared / self.loss.divisor(xp, weight)
+        return total
 
-    def _divisor(self, xp, batch, values=None):
-        """Return what the sum of a batch's values, by default one a sample, is divided by."""
-        count = batch["x"].shape[0]
-        if not self.loss.weighted_mean:
-            return count if values is None else values_count(values)
-        total = xp.sum(batch["weight"])
-        return total if values is None or values.ndim == 1 else total * (values_count(values) // count)
-
-    def _add_penalty_gradients(self, params, grads, batch):
+    def _add_penalty_gradients(self, params, grads, weight):
         xp = self.backend.xp
         for path, penalty in self.penalties:
-            share = {"share": 1.0 / self._divisor(xp, batch)} if penalty.per_sample else {}
+            share = {"share": 1.0 / self.loss.divisor(xp, weight)} if penalty.per_sample else {}
             gradient = penalty.gradient(xp, tree.at(params, path), **share)
             grads = _with_added(grads, path, gradient)
         return grads
-
-
-def values_count(values) -> int:
-    """Return the number of elements of an array, from its shape alone."""
-    count = 1
-    for length in values.shape:
-        count *= length
-    return count
-
-
-def _spread(weight, values):
-    """Return one weight a sample in a shape that multiplies values of (batch, ...)."""
-    return weight[(slice(None), *(None,) * (values.ndim - 1))] if values.ndim > 1 else weight
 
 
 def _with_added(grads, path, gradient):
@@ -185,21 +169,51 @@ def weight_penalties(layer: Layer, path=()):
 _ENDS_IN_ACTIVATION = (layers.Dense, layers.Activation, layers.Softmax, layers.Sigmoid)
 
 
-def fuse(network: Layer, loss: Loss) -> tuple[Layer, Loss, activations.Activation]:
+def fuse(network: Layer, loss: Loss) -> tuple[Layer, Loss, Any]:
     """Take a final softmax or sigmoid out of the network and into a cross-entropy that follows it.
 
-    Returns the network, the loss, and the activation that turns the network's output into the
-    model's (linear if nothing was taken out). Only what nnx itself defines is taken apart: a class
-    of one's own may mean something else.
+    Returns the network, the loss, and the head: the activation that turns the network's output into
+    the model's, or None if nothing was taken out; of several outputs, a dict or a tuple of heads.
+    Only what nnx itself defines is taken apart: a class of one's own may mean something else.
     """
-    nothing = network, loss, activations.linear
-    if not isinstance(network, layers.Chain) or not network.layers or loss.from_logits or not is_own(loss):
+    last = network.layers[-1] if isinstance(network, layers.Chain) and network.layers else network
+    if isinstance(loss, OutputLosses) and type(last) is layers.Outputs:
+        last, loss, head = _fuse_each(last, loss)
+        return _with_last(network, last), loss, head
+    nothing = network, loss, None
+    if loss.from_logits or not is_own(loss):
         return nothing
-    last = network.layers[-1]
     if type(last) not in _ENDS_IN_ACTIVATION or getattr(last, "activity_regularizer", None) is not None:
         return nothing
     activation = vars(last)["activation"]
     fused = loss.fused_activation
     if fused is None or type(activation) is not type(activations.get(fused)):
         return nothing
-    return network.with_last(last.without_activation()), loss.with_logits(), activation
+    return _with_last(network, last.without_activation()), loss.with_logits(), activation
+
+
+def _fuse_each(outputs: layers.Outputs, loss: OutputLosses) -> tuple:
+    """Fuse each branch of a last layer of several outputs with the loss of that output."""
+    branches, each, heads = [], {}, []
+    for key, branch in zip(outputs.places, outputs.layers, strict=True):
+        head = None
+        if key in loss.each:
+            branch, each[key], head = fuse(branch, loss.each[key])
+        branches.append(branch)
+        heads.append(head)
+    return outputs.with_layers(branches), loss.with_each(each), outputs.together(heads)
+
+
+def _with_last(network, last) -> Layer:
+    return network.with_last(last) if isinstance(network, layers.Chain) else last
+
+
+def _apply_head(xp, head, output):
+    """Return the model's output from the network's; see `fuse`."""
+    if head is None:
+        return output
+    if isinstance(head, dict):
+        return {key: _apply_head(xp, head[key], output[key]) for key in output}
+    if isinstance(head, tuple):
+        return tuple(_apply_head(xp, *pair) for pair in zip(head, output, strict=True))
+    return head.forward(xp, output)

@@ -3,8 +3,10 @@
 import math
 
 from nnx import tree
-from nnx.layers.base import Layer, Shape, describe_shape
+from nnx.layers.base import Layer, describe_shape
 from nnx.layers.combine import Chain
+from nnx.layers.parallel import Inputs
+from nnx.shapes import elements
 
 HEADER = ("Layer", "Output shape", "Params", "FLOPs", "Memory")
 
@@ -30,7 +32,7 @@ def summary_table(model) -> str:
     return f"{_table(rows)}\n{footer}"
 
 
-def _add_rows(rows, key, layer: Layer, params, state, in_shape: Shape, bytes_each, depth):
+def _add_rows(rows, key, layer: Layer, params, state, in_shape, bytes_each, depth):
     out_shape = layer.out_shape(in_shape)
     name = type(layer).__name__
     cells = (
@@ -38,11 +40,13 @@ def _add_rows(rows, key, layer: Layer, params, state, in_shape: Shape, bytes_eac
         describe_shape(out_shape),
         f"{_count(params) + _count(state):,}",
         f"{layer.flops(in_shape):,}",
-        _bytes(math.prod(out_shape) * bytes_each),
+        _bytes(elements(out_shape) * bytes_each),
     )
     rows.append(cells)
     shape = in_shape
-    for inner_key, inner in layer.sublayers().items():
+    given = layer.parts(in_shape) if isinstance(layer, Inputs) else None
+    for number, (inner_key, inner) in enumerate(layer.sublayers().items()):
+        shape = shape if given is None else given[number]
         _add_rows(
             rows,
             inner_key,

@@ -16,7 +16,9 @@ import numpy as np
 from nnx import tree
 from nnx.backend import as_backend, available_backends
 from nnx.context import Context
+from nnx.data import rows_of
 from nnx.layers.base import Layer, run
+from nnx.shapes import as_shapes, map_shapes
 
 KEY = (0x12345678, 0x0BADCAFE)
 
@@ -27,6 +29,7 @@ def check_layer(
     *,
     batch: int = 3,
     x=None,
+    mask=None,
     modes=(False, True),
     backends=None,
     tolerance: float = 1e-9,
@@ -36,12 +39,14 @@ def check_layer(
     Parameters
     ----------
     layer : Layer
-    in_shape : tuple of int
+    in_shape : tuple of int, or dict or tuple of such
         The shape of one sample.
     batch : int
         Number of samples.
     x : array, optional
         The input, (batch, *in_shape); by default drawn from a normal distribution.
+    mask : array of bool, optional
+        Which time steps count, (batch, time); for several inputs a tuple or dict of masks or None.
     modes : tuple of bool
         The values of `ctx.training` to check.
     backends : list of str, optional
@@ -55,8 +60,10 @@ def check_layer(
     >>> check_layer(nnx.layers.Dense(3, activation="tanh"), (4,))
     """
     rng = np.random.default_rng(0)
-    in_shape = tuple(in_shape)
-    x = rng.standard_normal((batch, *in_shape)) if x is None else np.asarray(x, dtype=np.float64)
+    in_shape = as_shapes(in_shape)
+    if x is None:
+        x = map_shapes(lambda shape: rng.standard_normal((batch, *shape)), in_shape)
+    x = tree.map(lambda part: np.asarray(part, dtype=np.float64), x)
     params, out_shape = layer.init(rng, in_shape)
     assert layer.out_shape(in_shape) == out_shape, (
         f"out_shape says {layer.out_shape(in_shape)}, init {out_shape}"
@@ -64,10 +71,10 @@ def check_layer(
     # Weights away from their special starting values (zero biases, unit scales).
     params = tree.map(lambda w: w + 0.1 * rng.standard_normal(w.shape), params)
     state = tree.map(lambda s: s + 0.1 * rng.random(s.shape), layer.init_state(in_shape))
-    dy = rng.standard_normal((len(x), *out_shape))
+    dy = map_shapes(lambda shape: rng.standard_normal((rows_of(x), *shape)), out_shape)
 
     for training in modes:
-        case = _Case(layer, params, state, x, dy, training)
+        case = _Case(layer, params, state, x, dy, training, mask)
         expected = case.compute(as_backend("numpy"))
         _check_promises(case, expected, out_shape)
         _check_directional_derivative(case, expected, rng)
@@ -126,12 +133,13 @@ class _LossLayer(Layer):
 class _Case:
     """One layer with weights, input and output gradient, all on the host in float64."""
 
-    def __init__(self, layer, params, state, x, dy, training):
+    def __init__(self, layer, params, state, x, dy, training, mask=None):
         self.layer, self.params, self.state = layer, params, state
-        self.x, self.dy, self.training = x, dy, training
+        self.x, self.dy, self.training, self.mask = x, dy, training, mask
 
     def context(self, backend, state, **settings) -> Context:
-        return Context(backend, training=self.training, state=state, key=KEY, **settings)
+        mask = tree.map(lambda m: None if m is None else backend.asarray(np.asarray(m)), self.mask)
+        return Context(backend, training=self.training, state=state, key=KEY, mask=mask, **settings)
 
     def place(self, backend, dtype="float64"):
         """Return params, state, x and dy on the device."""
@@ -139,7 +147,7 @@ class _Case:
         def put(array):
             return backend.asarray(np.array(array, dtype=dtype))
 
-        return tree.map(put, self.params), tree.map(put, self.state), put(self.x), put(self.dy)
+        return tuple(tree.map(put, part) for part in (self.params, self.state, self.x, self.dy))
 
     def compute(self, backend) -> dict:
         """Return output, gradients and new state as the layer computes them, on the host."""
@@ -157,7 +165,8 @@ class _Case:
         """Return L = <y, dy> plus the layer's penalties, a scalar of the backend."""
         ctx = self.context(backend, state)
         y, _ = run(self.layer, ctx, params, x)
-        return sum(ctx.penalties, backend.xp.sum(y * dy))
+        products = tree.leaves(tree.map(lambda a, b: backend.xp.sum(a * b), y, dy))
+        return sum(ctx.penalties + products[1:], products[0])
 
     def derive(self, backend) -> dict | None:
         """Return the gradients that the backend derives by itself, or None if it cannot."""
@@ -178,9 +187,9 @@ class _Case:
 
 def _check_promises(case: _Case, expected: dict, out_shape) -> None:
     backend, name = as_backend("numpy"), type(case.layer).__name__
-    assert expected["y"].shape == (len(case.x), *out_shape), (
-        f"{name} announced outputs of shape {(len(case.x), *out_shape)}, and returned {expected['y'].shape}"
-    )
+    announced = map_shapes(lambda shape: (rows_of(case.x), *shape), out_shape)
+    returned = tree.map(lambda y: y.shape, expected["y"])
+    assert returned == announced, f"{name} announced outputs of shape {announced}, and returned {returned}"
     assert tree.paths(tree.copy(expected["grads"])) == tree.paths(tree.copy(case.params)), (
         f"{name} returned gradients for {tree.paths(expected['grads'])}, its weights are {tree.paths(case.params)}"
     )
@@ -196,7 +205,7 @@ def _check_promises(case: _Case, expected: dict, out_shape) -> None:
         assert all(np.array_equal(a, b) for a, b in zip(before, after, strict=True)), (
             f"{name} wrote into an array that it was given"
         )
-        for what in (y, *tree.leaves(_as_tree(first)), *tree.leaves(ctx.state)):
+        for what in (*tree.leaves(y), *tree.leaves(_as_tree(first)), *tree.leaves(ctx.state)):
             assert what.dtype == dtype, f"{name} makes {what.dtype} of {dtype}"
         ctx = case.context(backend, state, needs_input_gradient=False)
         grads = run(case.layer, ctx, params, x)[1](dy)[1]
@@ -214,18 +223,13 @@ def _check_directional_derivative(case: _Case, expected: dict, rng) -> None:
     params, state, x, dy = case.place(backend)
     errors = []
     for h in (1e-6, 1e-6, 1e-7):
-        vx = rng.standard_normal(x.shape)
+        vx = tree.map(lambda part: rng.standard_normal(part.shape), x)
         vp = tree.map(lambda w: rng.standard_normal(w.shape), params)
-        ends = [
-            case.objective(backend, tree.map(lambda w, v, s=s: w + s * v, params, vp), state, x + s * vx, dy)
-            for s in (h, -h)
-        ]
+        ends = [case.objective(backend, _moved(params, vp, s), state, _moved(x, vx, s), dy) for s in (h, -h)]
         numeric = float(ends[0] - ends[1]) / (2 * h)
-        slopes = [np.sum(expected["dx"] * vx)]
-        slopes += [
-            np.sum(g * v) for g, v in zip(tree.leaves(expected["grads"]), tree.leaves(vp), strict=True)
-        ]
-        size = max(1.0, float(np.sum(np.abs(slopes))), float(np.sum(np.abs(expected["y"] * dy))))
+        slopes = _products(expected["dx"], vx) + _products(expected["grads"], vp)
+        largest = sum(float(np.sum(np.abs(part))) for part in _products(expected["y"], dy, np.multiply))
+        size = max(1.0, float(np.sum(np.abs(slopes))), largest)
         errors.append(abs(numeric - float(np.sum(slopes))) / size)
     assert min(errors) < 1e-6, (
         f"{type(case.layer).__name__}'s pullback is not the derivative of its forward pass: along a random "
@@ -233,7 +237,24 @@ def _check_directional_derivative(case: _Case, expected: dict, rng) -> None:
     )
 
 
+def _moved(values, direction, distance):
+    return tree.map(lambda value, v: value + distance * v, values, direction)
+
+
+def _products(a, b, function=np.vdot) -> list:
+    """Return a function of each pair of leaves of two trees, by default the sum of their products."""
+    return [function(u, v) for u, v in zip(tree.leaves(a), tree.leaves(b), strict=True)]
+
+
+def _as_dicts(value):
+    """Return a tree with dicts in place of its tuples."""
+    if isinstance(value, tuple):
+        value = {str(i): item for i, item in enumerate(value)}
+    return {key: _as_dicts(item) for key, item in value.items()} if isinstance(value, dict) else value
+
+
 def _compare(what: str, found: dict, expected: dict, tolerance: float) -> None:
+    found, expected = _as_dicts(found), _as_dicts(expected)
     assert tree.paths(tree.copy(found)) == tree.paths(tree.copy(expected)), f"{what} differ in their keys"
     for path in tree.paths(tree.copy(expected)):
         if not path:

@@ -6,7 +6,6 @@
 import collections
 import contextlib
 import itertools
-import math
 import operator
 import time
 import warnings
@@ -19,6 +18,7 @@ from nnx.data import Samples, as_batch, batch_indices
 from nnx.failures import own_exceptions
 from nnx.interrupt import Interrupt
 from nnx.random import SHUFFLE, generator, step_keys
+from nnx.shapes import elements
 from nnx.sharing import shared_steps
 
 # Samples stay on the device if they take at most this share of the memory that is free there: the
@@ -100,7 +100,7 @@ class Engine:
             (totals,) = self.backend.all_reduce(self.communicator, [tree.map(self.backend.asarray, totals)])
         (read,) = self.backend.read([totals])
         read = tree.map(lambda a: np.asarray(a, dtype=np.float64), read)
-        logs = {"loss": float(read["loss"]["total"]) / samples}
+        logs = {name: float(read["loss"][name]) / samples for name in ("loss", *self.model.loss.parts)}
         for metric, _ in self.model.metrics_used:
             logs[metric.name] = metric.result(read[metric.name])
         return logs
@@ -172,7 +172,7 @@ class Engine:
 def parts_that_fit(model, starts: range, batch_size: int) -> list[range]:
     """Return the starts of batches in parts whose outputs fit on the device together."""
     free, bytes_a_batch = model.backend.free_memory(), np.dtype(model.weight_dtype).itemsize * batch_size
-    bytes_a_batch *= math.prod(model.output_shape)
+    bytes_a_batch *= elements(model.output_shape)
     count = len(starts) if free is None else max(1, int(DATA_SHARE * free) // bytes_a_batch)
     return [starts[i : i + count] for i in range(0, len(starts), count)]
 

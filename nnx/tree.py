@@ -4,6 +4,8 @@
 
 Leaves are visited in sorted order of their keys, so that the order in which a dict was filled
 (or handed back by a compiled function) never matters.
+
+What goes in and out of a network may also hold tuples, whose leaves are visited in their order.
 """
 
 from typing import Any
@@ -17,6 +19,8 @@ def leaves(tree) -> list:
     >>> leaves({"b": {"y": 2, "x": 1}, "a": 0})
     [0, 1, 2]
     """
+    if isinstance(tree, tuple):
+        return [leaf for item in tree for leaf in leaves(item)]
     if not isinstance(tree, dict):
         return [tree]
     return [leaf for key in sorted(tree) for leaf in leaves(tree[key])]
@@ -32,6 +36,8 @@ def rebuild(like, values) -> Any:
 
 
 def _rebuild(like, values):
+    if isinstance(like, tuple):
+        return tuple(_rebuild(item, values) for item in like)
     if not isinstance(like, dict):
         return next(values)
     return {key: _rebuild(like[key], values) for key in sorted(like)}
@@ -43,6 +49,8 @@ def map(function, tree, *others) -> Any:
     >>> map(lambda a, b: a + b, {"x": 1, "y": {"z": 2}}, {"x": 10, "y": {"z": 20}})
     {'x': 11, 'y': {'z': 22}}
     """
+    if isinstance(tree, tuple):
+        return tuple(map(function, *items) for items in zip(tree, *others, strict=True))
     if not isinstance(tree, dict):
         return function(tree, *others)
     return {key: map(function, tree[key], *(other[key] for other in others)) for key in sorted(tree)}

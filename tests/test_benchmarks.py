@@ -1,5 +1,6 @@
 """The benchmark suite's own helpers: statistics, floors, report. Nothing is timed here."""
 
+import dataclasses
 import importlib
 from pathlib import Path
 
@@ -86,6 +87,16 @@ def test_what_is_timed_runs(what, any_backend):
     run()
 
 
+@pytest.mark.parametrize("what", ["forward_and_backward", "train_step"])
+def test_what_is_timed_of_other_layers_runs(what, any_backend):
+    architectures = module("architectures")
+    for case in architectures.CASES:
+        small = dataclasses.replace(case, batch=2)
+        for run in getattr(architectures, what)(small, [any_backend]).values():
+            run()
+            run()
+
+
 def test_looped_floor_runs_in_one_dispatch():
     networks, jax = module("networks"), nnx.as_backend("jax")
     networks.floor(networks.Network("tiny", (5, 4, 3)), jax, batch=6, steps=3, looped=True)()
@@ -115,6 +126,7 @@ def saved_run():
         {"kind": "fit", "task": "digits", "samples": 100, "epochs": 2, "steps": 8, **contest("nnx, jax")},
         {"kind": "peer step", "network": "784-10", "batch": 1, **contest("floor, numpy")},
         {"kind": "peer step", "network": "784-10", "batch": 128, **contest("floor, numpy")},
+        {"kind": "architecture", "what": "train step", "network": "CNN", "batch": 8, **contest("nnx, numpy")},
         {"kind": "small", "title": "Import", **contest("import numpy")},
         {"kind": "memory", "backend": "numpy", "peak": 3 << 20, "needed": 2 << 20, "ratio": 1.5},
     ]
@@ -133,7 +145,15 @@ def saved_run():
 def test_report_makes_page_and_pictures(tmp_path):
     page, *pictures = module("report").write(saved_run(), tmp_path)
     text = page.read_text()
-    for expected in ("Fast CPU 3000", "numpy 2.0", "1.23 (1.11 to 1.35)", "PyTorch", "1.50", "2025-01-02"):
+    for expected in (
+        "Fast CPU 3000",
+        "numpy 2.0",
+        "1.23 (1.11 to 1.35)",
+        "PyTorch",
+        "1.50",
+        "Train step: CNN, batch 8",
+        "2025-01-02",
+    ):
         assert expected in text
     assert [p.name for p in pictures] == ["bench_throughput.png", "bench_peers.png"]
     for picture in pictures:

@@ -9,6 +9,8 @@ from hypothesis import strategies as st
 
 import nnx
 from nnx import layers
+from nnx.backend import Backend
+from nnx.layers.windows import Windows, reach
 from nnx.testing import check_layer
 
 small = st.integers(1, 3)
@@ -200,7 +202,7 @@ def test_a_1x1_convolution_forms_no_patches(monkeypatch):
     backend = nnx.as_backend("numpy")
     for name in ("concat", "take"):
         monkeypatch.setattr(backend.xp, name, None)
-    for name in ("pad", "unslice"):
+    for name in ("pad", "unslice"):  # of which the other two are made
         monkeypatch.setattr(backend, name, None)
     layer, x = layers.Conv2D(4, 1), np.ones((2, 3, 3, 5), np.float32)
     params, _ = layer.init(np.random.default_rng(0), x.shape[1:])
@@ -248,6 +250,35 @@ def test_pad_and_unslice_on_every_backend(data, value):
         np.testing.assert_array_equal(padded, np.pad(x, widths, constant_values=value))
         found = backend.unslice(x.shape, [2 * on_device[key] for key in keys], keys)
         np.testing.assert_allclose(backend.to_numpy(found), expected, rtol=1e-6)
+
+
+@given(data=st.data(), rank=st.integers(1, 2), dtype=st.sampled_from(("float16", "float32", "float64")))
+def test_patches_and_back_on_every_backend(data, rank, dtype):
+    """Whatever a backend does of its own, it is what the plain expressions give."""
+    draw = data.draw
+    spatial, size = draw(st.tuples(*[lengths] * rank)), draw(st.tuples(*[small] * rank))
+    strides, dilation = draw(st.tuples(*[small] * rank)), draw(st.tuples(*[st.integers(1, 2)] * rank))
+    padding = draw(st.tuples(*[st.tuples(st.integers(0, 2), st.integers(0, 2))] * rank))
+    spans = zip(spatial, padding, reach(size, dilation), strict=True)
+    assume(all(n + sum(pair) >= length for n, pair, length in spans))
+    windows = Windows(spatial, size, strides, dilation, padding)
+    rng, channels, batch = np.random.default_rng(0), draw(small), draw(st.integers(0, 2))
+    whole = rng.standard_normal((batch, *spatial, channels + 1)).astype(dtype)
+    dy = rng.standard_normal((batch, *windows.counts, math.prod(size) * channels)).astype(dtype)
+    plain = nnx.as_backend("numpy")
+    expected = Backend.patches(plain, whole[..., 1:], windows)
+    back = Backend.from_patches(plain, dy.astype("float64"), windows)
+    for name in [n for n, info in nnx.available_backends().items() if info.usable]:
+        backend = nnx.as_backend(name)
+        if dtype not in backend.dtypes:
+            continue
+        with backend.scope(dtype):
+            found = backend.patches(backend.asarray(whole)[..., 1:], windows)
+            np.testing.assert_array_equal(backend.to_numpy(found), expected)
+            found = backend.to_numpy(backend.from_patches(backend.asarray(dy), windows))
+        assert found.dtype == dtype
+        tolerance = {"float16": 2e-2, "float32": 1e-5, "float64": 1e-13}[dtype]
+        np.testing.assert_allclose(found, back, rtol=tolerance, atol=tolerance)
 
 
 # What a summary says

@@ -423,8 +423,10 @@ def test_a_computed_category_out_of_range_gives_nan(any_backend):
 
 
 def test_embedding_refuses():
-    with pytest.raises(ValueError, match="mask_zero=True is not supported: give padding"):
-        layers.Embedding(3, 2, mask_zero=True)
+    with pytest.raises(
+        ValueError, match=r"mask_zero=True expects input of shape \(batch, time\), got \(batch, 2, 2"
+    ):
+        layers.Embedding(3, 2, mask_zero=True).out_shape((2, 2))
     with pytest.raises(ValueError, match="output_dim must be a positive whole number, got 0"):
         layers.Embedding(3, 0)
     with pytest.raises(

@@ -90,6 +90,8 @@ def test_every_layer_loss_optimizer_and_so_on_can_be_written_and_read():
     given = {
         "Dense": (3,), "Dropout": (0.5,), "Activation": ("relu",), "Input": ((4,),), "Reshape": ((2, 2),),
         "Chain": ([layers.Dense(2)],), "Residual": (layers.Dense(2),), "Parallel": (layers.Dense(2), layers.Dense(3)),
+        "Inputs": ({"a": layers.Dense(2)},), "Outputs": (layers.Dense(2), []), "OutputLosses": (["mse", "mae"], [1, 2]),
+        "OutputMetric": ("price", "mae"),
         "SpatialDropout1D": (0.5,), "SpatialDropout2D": (0.5,), "GaussianNoise": (0.5,), "GaussianDropout": (0.5,),
         "AlphaDropout": (0.5,), "Permute": ((1,),), "RepeatVector": (2,), "Embedding": (2, 3),
         "Conv1D": (4, 3), "Conv2D": (4, 3), "Conv2DTranspose": (4, 3), "DepthwiseConv2D": (3,),

@@ -69,7 +69,7 @@ class Observer:
     def _run(self, name: str, forward, inside=()):
         """Return what `forward()` does, output and pullback, and keep what both give."""
         output, pullback = self._guarded("forward", name, forward)
-        self._keep("forward", name, "output", {"": output})
+        self._keep("forward", name, "output", _named(output))
 
         def observed(dy):
             self._pulling += 1
@@ -82,7 +82,7 @@ class Observer:
             if own:
                 self._keep("backward", name, "dL/dweights", own)
             if dx is not None:
-                self._keep("backward", name, "dL/dinput", {"": dx})
+                self._keep("backward", name, "dL/dinput", _named(dx))
             return found
 
         return output, observed
@@ -98,3 +98,15 @@ class Observer:
         count = sum(key[:2] == (stage, name) and key[2].split(" #")[0] == what for key in self.kept)
         key = (stage, name, f"{what} #{count + 1}" if count else what)  # a layer used again in one pass
         self.kept[key] = tree.map(self.backend.to_numpy, arrays)
+
+
+def _named(value, name: str = "") -> dict:
+    """Return the arrays of a dict or tuple by their place in it; one array under the empty name.
+
+    >>> _named((1, {"a": 2}))
+    {'0': 1, '1/a': 2}
+    """
+    if not isinstance(value, (dict, tuple)):
+        return {name: value}
+    items = value.items() if isinstance(value, dict) else enumerate(value)
+    return {k: v for key, part in items for k, v in _named(part, f"{name}/{key}".strip("/")).items()}

@@ -98,7 +98,7 @@ class Tracer:
             grads, state, sums = gradients(
                 placed["params"], placed["state"], engine.place(batch), self._numbers(step)
             )
-        found = self._host({"grads": grads, "state": state, "loss": sums["loss"]["total"]})
+        found = self._host({"grads": grads, "state": state, "loss": sums["loss"]["loss"]})
         return {**found, "loss": found["loss"] / len(batch)}
 
     def _updated(self, step: int, carry: dict) -> dict:

@@ -3,9 +3,11 @@
 import numpy as np
 
 from nnx import activations, layers
+from nnx.outputs import OutputLosses
 from nnx.random import generator
 from nnx.registry import REGISTRIES
 from nnx.sequential import Sequential
+from nnx.shapes import is_single
 
 TRIAL = 3  # as a purpose of random numbers, beside those of nnx.random
 
@@ -35,6 +37,8 @@ def trial_model(seed: int = 0) -> Sequential:
             layers.GaussianNoise(0.1),
             layers.GaussianDropout(0.1),
             layers.AlphaDropout(0.1),
+            layers.Outputs([], layers.Dense(4)),
+            layers.Inputs([], layers.Linear(), merge="add"),
             layers.Parallel(layers.Dense(4, "relu"), [layers.Dense(4), layers.BatchNormalization()], merge="add"),
             layers.Parallel(*every),
             layers.Permute((2, 1)),
@@ -85,10 +89,26 @@ def draw_batches(model, count: int, batch_size: int, seed: int = 0) -> list[tupl
     rng, out_shape = generator(seed, TRIAL), model.output_shape
     batches = []
     for _ in range(count):
-        shape, categories = (batch_size, *model.input_shape), model.network.categories
-        x = rng.standard_normal(shape) if categories is None else rng.integers(categories, size=shape)
-        batches.append((x, _accepted(model.loss, _targets(rng, batch_size, out_shape), out_shape)))
+        x = _features(rng, batch_size, model.input_shape, model.network.categories)
+        if isinstance(model.loss, OutputLosses):
+            y = model.loss.map(
+                lambda loss, shape: _accepted(loss, _targets(rng, batch_size, shape), shape), out_shape
+            )
+        else:
+            y = _accepted(model.loss, _targets(rng, batch_size, out_shape), out_shape)
+        batches.append((x, y))
     return batches
+
+
+def _features(rng, batch_size, in_shape, categories):
+    if isinstance(in_shape, dict):
+        each = {} if categories is None else categories
+        return {name: _features(rng, batch_size, part, each.get(name)) for name, part in in_shape.items()}
+    if not is_single(in_shape):
+        each = categories or [None] * len(in_shape)
+        return tuple(_features(rng, batch_size, *pair) for pair in zip(in_shape, each, strict=True))
+    shape = (batch_size, *in_shape)
+    return rng.standard_normal(shape) if categories is None else rng.integers(categories, size=shape)
 
 
 def _targets(rng, batch_size, out_shape):

@@ -24,7 +24,6 @@ from nnx.sequential import Sequential
 
 # Output activations are applied on the host: there the smallest probabilities are not rounded to 0.
 ON_HOST = {
-    activations.Linear: lambda z: z,
     activations.Sigmoid: expit,
     activations.Softmax: lambda z: softmax(z, axis=1),
     activations.Exponential: np.exp,
@@ -309,7 +308,7 @@ class Perceptron(BaseEstimator):
                 for i in range(0, X.shape[0], ROWS)
             ]
             found = np.concatenate(backend.read(parts))
-        return ON_HOST[type(steps.head)](found)
+        return found if steps.head is None else ON_HOST[type(steps.head)](found)
 
     def _checked_outputs(self, X) -> np.ndarray:
         return self._outputs(validate_data(self, X, accept_sparse=["csr"], reset=False))

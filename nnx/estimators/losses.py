@@ -20,10 +20,20 @@ from nnx.regularizers import Regularizer
 _register = REGISTRIES["loss"].register
 
 
-class _Likelihood(Loss):
-    """A loss whose slope is prediction - target for every output, of the values before the activation."""
+class _Mean(Loss):
+    """A loss that is, over a batch, the weighted mean: sum(weight * value) / sum(weight)."""
 
-    weighted_mean = True
+    def divisor(self, xp, weight):
+        return xp.sum(weight)
+
+    def total(self, ctx, target, output, weight, mask=None):
+        values, pullback = self.forward(ctx, target, output)
+        share = weight / self.divisor(ctx.xp, weight)
+        return ctx.xp.sum(values * share), lambda: pullback(share), {}
+
+
+class _Likelihood(_Mean):
+    """A loss whose slope is prediction - target for every output, of the values before the activation."""
 
     def values(self, xp, target, output):
         """Return the loss of each sample, and the prediction."""
@@ -94,10 +104,8 @@ class ClassLogLoss(_Likelihood):
 
 
 @_register("weighted_mean")
-class WeightedMean(Loss):
-    """Another loss, whose mean over a batch is divided by the sum of the weights."""
-
-    weighted_mean = True
+class WeightedMean(_Mean):
+    """Another loss, as a weighted mean over the samples of a batch."""
 
     def __init__(self, loss: Loss):
         self.loss = loss

@@ -19,7 +19,7 @@ from nnx.layers.activation import (
     Tanh,
 )
 from nnx.layers.base import Layer
-from nnx.layers.combine import Chain, Parallel, Residual
+from nnx.layers.combine import Chain, Residual
 from nnx.layers.conv import Conv1D, Conv2D
 from nnx.layers.conv_transpose import Conv2DTranspose
 from nnx.layers.dense import Dense
@@ -29,6 +29,7 @@ from nnx.layers.embedding import Embedding
 from nnx.layers.function import Lambda
 from nnx.layers.noise import AlphaDropout, GaussianDropout, GaussianNoise
 from nnx.layers.norm import BatchNormalization
+from nnx.layers.parallel import Inputs, Outputs, Parallel
 from nnx.layers.pooling import (
     AveragePooling1D,
     AveragePooling2D,
@@ -73,6 +74,7 @@ __all__ = [
     "GroupNormalization",
     "HardSigmoid",
     "Input",
+    "Inputs",
     "Lambda",
     "Layer",
     "LayerNormalization",
@@ -82,6 +84,7 @@ __all__ = [
     "MaxPooling1D",
     "MaxPooling2D",
     "Mish",
+    "Outputs",
     "PReLU",
     "Parallel",
     "Permute",

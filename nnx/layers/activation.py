@@ -15,6 +15,8 @@ class Activation(Layer):
     array([[0., 2.]], dtype=float32)
     """
 
+    supports_masking = True
+
     def __init__(self, activation, **settings):
         super().__init__(**settings)
         self.activation = activations.get(activation)

@@ -10,6 +10,7 @@ layer object holds settings only: its weights come in as `params`, its moving av
 
 import copy
 import math
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -17,12 +18,10 @@ from nnx import activations, regularizers, tree
 from nnx.context import Context
 from nnx.random import generator
 from nnx.registry import REGISTRIES, Configurable, init_arguments, suggest
+from nnx.shapes import Shape, as_shapes, describe_shape
 from nnx.tree import Tree
 
 register = REGISTRIES["layer"].register
-
-Shape = tuple[int, ...]
-"""The shape of one sample: the batch axis is left out."""
 
 Pullback = Callable[[Any], tuple[Any, Tree]]
 
@@ -46,12 +45,18 @@ class Layer(Configurable):
     full_precision = False
     """Whether it computes in float32 where the model computes in half precision."""
 
+    supports_masking = False
+    """Whether time step t of its output comes from that of its input, so that its mask is still right."""
+
     rearranges = False
     """Whether its output is made of values of its input, whatever they mean."""
 
     @property
-    def categories(self) -> int | None:
-        """How many categories there are, if the input is their numbers from 0 on; None: real numbers."""
+    def categories(self) -> Any:
+        """How many categories there are, if the input is their numbers from 0 on; None: real numbers.
+
+        Of several inputs, a dict or a tuple.
+        """
         return None
 
     def __init__(self, name: str | None = None, input_shape=None, **unknown):
@@ -64,7 +69,7 @@ class Layer(Configurable):
         if name is not None and "/" in name:
             raise ValueError(f"a layer's name must not contain '/', got {name!r}")
         self.name = name
-        self.input_shape = None if input_shape is None else _as_shape(self, input_shape)
+        self.input_shape: Any = None if input_shape is None else as_shapes(input_shape)
 
     @property
     def trainable(self) -> bool:
@@ -121,11 +126,16 @@ def run(layer: Layer, ctx: Context, params: Tree, x) -> tuple[Any, Pullback]:
     """Return output and pullback of `layer`, deriving the pullback if the layer defines none."""
     if layer.full_precision and str(x.dtype) in HALF:
         return _run_in_full_precision(layer, ctx, params, x)
+    mask = ctx.mask
     result = layer.forward(ctx, params, x)
+    if mask is not None and ctx.mask is mask and not layer.supports_masking:
+        ctx.mask = None
+        _warn_of_lost_mask(layer)
     if isinstance(result, tuple) and len(result) == 2 and callable(result[1]):
         return result
 
     def forward_only(params, x):
+        ctx.mask = mask
         return layer.forward(ctx, params, x)
 
     def pullback(dy):
@@ -139,6 +149,14 @@ def run(layer: Layer, ctx: Context, params: Tree, x) -> tuple[Any, Pullback]:
         return dx, grads
 
     return result, pullback
+
+
+def _warn_of_lost_mask(layer):
+    warnings.warn(
+        f"{type(layer).__name__} does not pass the mask of its input on: behind it padding counts like the rest. "
+        f"If time step t of its output comes from time step t of its input, let it say supports_masking = True",
+        stacklevel=3,
+    )
 
 
 def _run_in_full_precision(layer, ctx, params, x):
@@ -164,21 +182,6 @@ def expect_features(layer: Layer, in_shape: Shape) -> None:
             f"{type(layer).__name__} expects input of shape (batch, ..., features) with at least one "
             f"feature, got {describe_shape(in_shape)}"
         )
-
-
-def describe_shape(shape: Shape) -> str:
-    """Return the shape of a batch of such samples as text: `(batch, 28, 28)`."""
-    return f"(batch, {', '.join(map(str, shape))})" if shape else "(batch,)"
-
-
-def _as_shape(layer: Layer, shape) -> Shape:
-    shape = (shape,) if isinstance(shape, int) else tuple(shape)
-    if any(not isinstance(n, int) or isinstance(n, bool) or n < 1 for n in shape):
-        raise ValueError(
-            f"{type(layer).__name__}: input_shape is the shape of one sample, positive integers without "
-            f"the batch axis such as (4,) or (28, 28), got {shape}"
-        )
-    return shape
 
 
 def positive_int(layer: Layer, argument: str, value) -> int:

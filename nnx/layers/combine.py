@@ -1,23 +1,21 @@
-"""Layers made of layers: one after another, around, and side by side.
+"""Layers made of layers: one after another, and around.
 
 Chain(f, g)      y = g(f(x))
 Residual(f)      y = x + f(x)
-Parallel(f, g)   y = f(x) and g(x) side by side, or their sum, product, mean, ...
 """
 
 import copy
-import functools
-import itertools
-import operator
 import re
 
 from nnx.layers.base import Layer, Shape, describe_shape, register, run, size
+from nnx.shapes import is_single
 
 
-class _Container(Layer):
+class Container(Layer):
     """A layer that holds others, each under a key of its own in params and state."""
 
     layers: list[Layer]
+    supports_masking = True
 
     def sublayers(self):
         """Return the layers by key: each layer's name, or its class in snake case, made unique."""
@@ -35,7 +33,7 @@ class _Container(Layer):
 
 
 @register("chain")
-class Chain(_Container):
+class Chain(Container):
     """Run layers one after another; the pullbacks run in reverse.
 
     Examples
@@ -59,7 +57,7 @@ class Chain(_Container):
     def init(self, rng, in_shape):
         params = {}
         for key, layer in self._keyed:
-            weights, in_shape = _init(key, layer, rng, in_shape)
+            weights, in_shape = init_layer(key, layer, rng, in_shape)
             if weights:
                 params[key] = weights
         return params, in_shape
@@ -84,7 +82,9 @@ class Chain(_Container):
     def forward(self, ctx, params, x):
         steps, needed = [], ctx.needs_input_gradient
         for key, layer in self._keyed:
-            x, pullback = run(layer, ctx.at(key, needed), params.get(key, {}), x)
+            inner = ctx.at(key, needed)
+            x, pullback = run(layer, inner, params.get(key, {}), x)
+            ctx.mask = inner.mask
             steps.append((key, pullback, needed))
             needed = needed or key in params
 
@@ -112,7 +112,7 @@ class Chain(_Container):
 
 
 @register("residual")
-class Residual(_Container):
+class Residual(Container):
     """Add a layer's output to its input: y = x + inner(x), any shape that `inner` keeps.
 
     Source: He et al., "Deep Residual Learning", 2015 (arXiv:1512.03385).
@@ -135,7 +135,7 @@ class Residual(_Container):
         (self._key,) = self.sublayers()
 
     def init(self, rng, in_shape):
-        params, out_shape = _init(self._key, self.inner, rng, in_shape)
+        params, out_shape = init_layer(self._key, self.inner, rng, in_shape)
         if out_shape != in_shape:
             raise ValueError(
                 f"Residual: the inner layers turn {describe_shape(in_shape)} into "
@@ -162,144 +162,6 @@ class Residual(_Container):
 
     def flops(self, in_shape):
         return self.inner.flops(in_shape) + size(in_shape)
-
-
-@register("parallel")
-class Parallel(_Container):
-    """Feed the input to several layers and merge their outputs.
-
-    Parameters
-    ----------
-    *branches : Layer, or list of layers run one after another
-    merge : {"concat", "add", "multiply", "average", "maximum", "minimum"}
-        What Keras's Concatenate (along the last axis), Add, Multiply, Average, Maximum and Minimum
-        do with the outputs.
-
-    Examples
-    --------
-    >>> import nnx
-    >>> both = nnx.layers.Parallel(nnx.layers.Activation("relu"), nnx.layers.Activation("linear"))
-    >>> nnx.apply(both, [[-1.0, 2.0]])
-    array([[ 0.,  2., -1.,  2.]], dtype=float32)
-    """
-
-    def __init__(self, *branches, merge: str = "concat", **settings):
-        super().__init__(**settings)
-        if not branches:
-            raise ValueError("Parallel needs at least one branch")
-        if merge not in MERGES:
-            raise ValueError(f"Parallel: merge must be one of {', '.join(MERGES)}, got {merge!r}")
-        self.branches = tuple(as_layer(branch) for branch in branches)
-        self.merge = merge
-        self.layers = list(self.branches)
-        self._keyed = list(self.sublayers().items())
-
-    @property
-    def categories(self):
-        """The fewest of any branch, if all take numbers of categories."""
-        found = [branch.categories for branch in self.branches]
-        known = [count for count in found if count is not None]
-        return min(known) if len(known) == len(found) else None
-
-    def init(self, rng, in_shape):
-        params, shapes = {}, []
-        for key, branch in self._keyed:
-            weights, shape = _init(key, branch, rng, in_shape)
-            shapes.append(shape)
-            if weights:
-                params[key] = weights
-        return params, self._merged(shapes)
-
-    def out_shape(self, in_shape):
-        return self._merged([branch.out_shape(in_shape) for branch in self.branches])
-
-    def _merged(self, shapes):
-        joined = self.merge == "concat"
-        if len({shape[:-1] if joined else shape for shape in shapes}) != 1:
-            found = ", ".join(map(describe_shape, shapes))
-            what = "equal but for the last axis" if joined else "equal"
-            raise ValueError(f"Parallel(merge={self.merge!r}) needs outputs of {what} shapes, got {found}")
-        return (*shapes[0][:-1], sum(s[-1] for s in shapes)) if joined else shapes[0]
-
-    def init_state(self, in_shape):
-        states = {key: branch.init_state(in_shape) for key, branch in self._keyed}
-        return {key: state for key, state in states.items() if state}
-
-    def forward(self, ctx, params, x):
-        xp, needed = ctx.xp, ctx.needs_input_gradient
-        runs = [run(branch, ctx.at(key, needed), params.get(key, {}), x) for key, branch in self._keyed]
-        y, split = MERGES[self.merge](xp, [y for y, _ in runs])
-
-        def pullback(dy):
-            dx, grads = None, {}
-            for (key, _), (_, pull), part in zip(self._keyed, runs, split(dy), strict=True):
-                dpart, weights = pull(part)
-                if needed:
-                    dx = dpart if dx is None else dx + dpart
-                if weights:
-                    grads[key] = weights
-            return dx, grads
-
-        return y, pullback
-
-    def flops(self, in_shape):
-        merged = 0 if self.merge == "concat" else (len(self.branches) - 1) * size(self.out_shape(in_shape))
-        return sum(branch.flops(in_shape) for branch in self.branches) + merged
-
-
-# Ways to merge: (xp, outputs) -> the merged output, and the function that turns the gradient by it
-# into those by each output.
-
-
-def _concat(xp, outputs):
-    def split(dy):
-        stops = list(itertools.accumulate(y.shape[-1] for y in outputs))
-        return [dy[..., start:stop] for start, stop in zip([0, *stops], stops, strict=False)]
-
-    return xp.concat(outputs, axis=-1), split
-
-
-def _add(xp, outputs):
-    return functools.reduce(operator.add, outputs), lambda dy: [dy] * len(outputs)
-
-
-def _average(xp, outputs):
-    share = 1 / len(outputs)
-    return functools.reduce(operator.add, outputs) * share, lambda dy: [dy * share] * len(outputs)
-
-
-def _multiply(xp, outputs):
-    def split(dy):
-        return [
-            functools.reduce(operator.mul, outputs[:i] + outputs[i + 1 :], dy) for i in range(len(outputs))
-        ]
-
-    return functools.reduce(operator.mul, outputs), split
-
-
-def _extreme(name):
-    def merge(xp, outputs):
-        y = functools.reduce(getattr(xp, name), outputs)
-
-        def split(dy):
-            # Outputs that are equal share the gradient.
-            chosen = [xp.astype(output == y, dy.dtype) for output in outputs]
-            share = dy / functools.reduce(operator.add, chosen)
-            return [share * part for part in chosen]
-
-        return y, split
-
-    return merge
-
-
-MERGES = {
-    "concat": _concat,
-    "add": _add,
-    "multiply": _multiply,
-    "average": _average,
-    "maximum": _extreme("maximum"),
-    "minimum": _extreme("minimum"),
-}
 
 
 def as_layer(what) -> Layer:
@@ -329,8 +191,16 @@ def snake_case(name: str) -> str:
     return re.sub(r"(?<=[a-z])(?=[A-Z][a-z])|(?<=[a-z])(?=[A-Z]{2})", "_", name).lower()
 
 
-def _init(key, layer, rng, in_shape):
+def init_layer(key, layer, rng, in_shape):
+    """Return what `layer.init` does; an error says in which layer."""
     try:
         return layer.init(rng, in_shape)
     except ValueError as error:
         raise ValueError(f"layer {key!r}: {error}") from None
+    except (TypeError, KeyError, IndexError):
+        if is_single(in_shape):
+            raise
+        raise ValueError(
+            f"layer {key!r}: {type(layer).__name__} takes one array, got {describe_shape(in_shape)}: give each input "
+            f"layers of its own with nnx.layers.Inputs"
+        ) from None

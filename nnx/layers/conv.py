@@ -44,8 +44,7 @@ def convolve(ctx, x, kernel, windows: Windows):
         return array if len(pieces) == 1 else array[(piece, ...)]
 
     def patches(samples):
-        parts = windows.slices(ctx, cut(x, samples))
-        return xp.reshape(_joined(xp, parts, axis=-1), (-1, matrix.shape[0]))
+        return xp.reshape(ctx.backend.patches(cut(x, samples), windows), (-1, matrix.shape[0]))
 
     def pullback(dz):
         dmatrix, dx = None, []
@@ -55,9 +54,9 @@ def convolve(ctx, x, kernel, windows: Windows):
             dmatrix = found if dmatrix is None else dmatrix + found
             if ctx.needs_input_gradient:
                 dx.append(_from_patches(ctx, xp.matmul(d, matrix.T), windows))
-        return _joined(xp, dx, axis=0) if dx else None, xp.reshape(dmatrix, kernel.shape)
+        return _joined(xp, dx) if dx else None, xp.reshape(dmatrix, kernel.shape)
 
-    return _joined(xp, [xp.matmul(patches(samples), matrix) for samples, _ in pieces], axis=0), pullback
+    return _joined(xp, [xp.matmul(patches(samples), matrix) for samples, _ in pieces]), pullback
 
 
 def convolve_transposed(ctx, x, kernel, windows: Windows):
@@ -71,7 +70,7 @@ def convolve_transposed(ctx, x, kernel, windows: Windows):
 
     def pullback(dy):
         dy = xp.reshape(dy, (x.shape[0], *windows.spatial, filters))
-        patches = xp.reshape(_joined(xp, windows.slices(ctx, dy), axis=-1), (-1, matrix.shape[0]))
+        patches = xp.reshape(ctx.backend.patches(dy, windows), (-1, matrix.shape[0]))
         dkernel = xp.reshape(xp.matmul(patches.T, rows), kernel.shape)
         if not ctx.needs_input_gradient:
             return None, dkernel
@@ -82,11 +81,8 @@ def convolve_transposed(ctx, x, kernel, windows: Windows):
 
 def _from_patches(ctx, gradients, windows):
     """Return dL/dx from the gradients of its patches, (batch * windows, elements)."""
-    elements = math.prod(windows.size)
-    channels = gradients.shape[-1] // elements
-    gradients = ctx.xp.reshape(gradients, (-1, *windows.counts, elements * channels))
-    parts = [gradients[..., i * channels : (i + 1) * channels] for i in range(elements)]
-    return windows.unslice(ctx, parts if elements > 1 else [gradients])
+    gradients = ctx.xp.reshape(gradients, (-1, *windows.counts, gradients.shape[-1]))
+    return ctx.backend.from_patches(gradients, windows)
 
 
 def _pieces(batch, elements, budget, windows) -> list[tuple[int, int]]:
@@ -100,8 +96,8 @@ def _pieces(batch, elements, budget, windows) -> list[tuple[int, int]]:
     )
 
 
-def _joined(xp, arrays, axis):
-    return arrays[0] if len(arrays) == 1 else xp.concat(arrays, axis=axis)
+def _joined(xp, arrays):
+    return arrays[0] if len(arrays) == 1 else xp.concat(arrays, axis=0)
 
 
 class Convolution(Layer):

@@ -32,6 +32,8 @@ class Dense(Layer):
     array([[7., 7.]], dtype=float32)
     """
 
+    supports_masking = True
+
     def __init__(
         self,
         units: int,

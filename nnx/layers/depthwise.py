@@ -23,7 +23,7 @@ def convolve_depthwise(ctx, x, kernel, windows):
     weights = [weights[i, ...] for i in range(weights.shape[0])]
 
     def slices():
-        parts = windows.slices(ctx, x)
+        parts = windows.slices(ctx.backend, x)
         if multiplier == 1:
             return parts
         spread = [xp.broadcast_to(part[..., None], (*part.shape, multiplier)) for part in parts]
@@ -41,7 +41,7 @@ def convolve_depthwise(ctx, x, kernel, windows):
         parts = [ctx.kernel(kernels.multiply, dz, weight) for weight in weights]
         if multiplier > 1:
             parts = [xp.sum(xp.reshape(p, (*p.shape[:-1], channels, multiplier)), axis=-1) for p in parts]
-        return windows.unslice(ctx, parts), dkernel
+        return windows.unslice(ctx.backend, parts), dkernel
 
     y = ctx.kernel(kernels.weighted_sum, *slices(), *weights)
     return y, pullback

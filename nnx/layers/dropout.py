@@ -34,6 +34,8 @@ class Dropout(Layer):
     array([[1., 2.]], dtype=float32)
     """
 
+    supports_masking = True
+
     def __init__(self, rate: float, seed: int | None = None, **settings):
         super().__init__(**settings)
         if not 0 <= rate < 1:

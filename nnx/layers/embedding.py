@@ -10,7 +10,7 @@ Source: Bengio et al., "A neural probabilistic language model", JMLR 2003.
 import math
 
 from nnx import initializers, regularizers
-from nnx.layers.base import HALF, Layer, expect_features, positive_int, register
+from nnx.layers.base import HALF, Layer, describe_shape, expect_features, positive_int, register
 
 # The whole numbers that a half precision has without gaps.
 _EXACT = {"float16": 2048, "bfloat16": 256}
@@ -33,7 +33,8 @@ class Embedding(Layer):
         Starting vectors: embeddings (input_dim, output_dim).
     embeddings_regularizer : str or Regularizer, optional
     mask_zero : bool
-        Only False: masks are not supported.
+        Whether number 0 is padding: of a batch (batch, time) the layers behind are given the mask
+        x != 0, and recurrent layers, attention, averages and losses leave those steps out.
 
     Examples
     --------
@@ -55,8 +56,6 @@ class Embedding(Layer):
         **settings,
     ):
         super().__init__(**settings)
-        if mask_zero:
-            raise ValueError("Embedding: mask_zero=True is not supported: give padding a category of its own")
         self.input_dim = positive_int(self, "input_dim", input_dim)
         self.output_dim = positive_int(self, "output_dim", output_dim)
         self.embeddings_initializer = initializers.get(embeddings_initializer)
@@ -73,10 +72,16 @@ class Embedding(Layer):
         return {"embeddings": vectors}, self.out_shape(in_shape)
 
     def out_shape(self, in_shape):
+        if self.mask_zero and len(in_shape) != 1:
+            raise ValueError(
+                f"Embedding: mask_zero=True expects input of shape (batch, time), got {describe_shape(in_shape)}"
+            )
         return (*in_shape, self.output_dim)
 
     def forward(self, ctx, params, x):
         xp, ids = ctx.xp, ctx.xp.reshape(x, (-1,))
+        if self.mask_zero:
+            ctx.mask = x != 0
         if "int" in str(x.dtype):
             vectors = xp.take(params["embeddings"], ids, axis=0)
         else:

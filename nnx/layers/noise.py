@@ -37,6 +37,7 @@ class GaussianNoise(Layer):
     """
 
     full_precision = True  # its random numbers have 31 bits
+    supports_masking = True
 
     def __init__(self, stddev: float, seed: int | None = None, **settings):
         super().__init__(**settings)

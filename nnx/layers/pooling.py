@@ -47,7 +47,7 @@ class _MaxPooling(_Pooling):
 
     def forward(self, ctx, params, x):
         windows = self.windows(x.shape[1:])
-        slices = windows.slices(ctx, x, value=-math.inf)
+        slices = windows.slices(ctx.backend, x, value=-math.inf)
         y = slices[0] if len(slices) == 1 else ctx.kernel(kernels.maximum, *slices)
 
         def pullback(dy):
@@ -56,7 +56,7 @@ class _MaxPooling(_Pooling):
             for part in slices:
                 parts.append(ctx.kernel(kernels.where_equal, left, part, y))
                 left = left if part is slices[-1] else ctx.kernel(kernels.subtract, left, parts[-1])
-            return windows.unslice(ctx, parts), {}
+            return windows.unslice(ctx.backend, parts), {}
 
         return y, pullback
 
@@ -64,13 +64,13 @@ class _MaxPooling(_Pooling):
 class _AveragePooling(_Pooling):
     def forward(self, ctx, params, x):
         windows = self.windows(x.shape[1:])
-        slices = windows.slices(ctx, x)
+        slices = windows.slices(ctx.backend, x)
         share = self._share(ctx, windows, x.dtype)
         y = ctx.kernel(kernels.scaled_sum, share, *slices)
 
         def pullback(dy):
             part = ctx.kernel(kernels.multiply, dy, share)
-            return windows.unslice(ctx, [part] * len(slices)), {}
+            return windows.unslice(ctx.backend, [part] * len(slices)), {}
 
         return y, pullback
 

@@ -28,6 +28,8 @@ class PReLU(Layer):
     array([[-0.1,  2. ]], dtype=float32)
     """
 
+    supports_masking = True
+
     def __init__(self, alpha_initializer="Zeros", alpha_regularizer=None, shared_axes=None, **settings):
         super().__init__(**settings)
         self.alpha_initializer = initializers.get(alpha_initializer)

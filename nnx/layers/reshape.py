@@ -16,6 +16,8 @@ class Input(Layer):
 
     rearranges = True
 
+    supports_masking = True
+
     def __init__(self, shape, name: str | None = None):
         super().__init__(name=name, input_shape=shape)
         self.shape = self.input_shape

@@ -111,6 +111,8 @@ class LayerNormalization(_SampleNormalization):
            [-1.,  1.]], dtype=float32)
     """
 
+    supports_masking = True
+
     def normalise(self, ctx, x):
         return standardise(ctx, x, _axes(self.axis, x.ndim), self.epsilon)
 
@@ -194,6 +196,7 @@ class RMSNormalization(Layer):
     """
 
     full_precision = True  # sums of squares soon leave the range of float16
+    supports_masking = True
 
     def __init__(self, axis=-1, epsilon: float = 1e-6, **settings):
         super().__init__(**settings)

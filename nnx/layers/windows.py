@@ -59,29 +59,29 @@ class Windows:
         ]
         return [(slice(None), *key, ...) for key in itertools.product(*axes)]
 
-    def pad(self, ctx, x, value: float = 0.0):
+    def pad(self, backend, x, value: float = 0.0):
         """Return the input with its padding: (batch, *spatial, channels) -> (batch, *padded, channels)."""
-        return ctx.backend.pad(x, ((0, 0), *self.padding, (0, 0)), value) if self.is_padded else x
+        return backend.pad(x, ((0, 0), *self.padding, (0, 0)), value) if self.is_padded else x
 
     def crop(self, x):
         """Return padded input without its padding."""
         pairs = zip(self.padding, self.spatial, strict=True)
         return x[(slice(None), *(slice(b, b + n) for (b, _), n in pairs), ...)] if self.is_padded else x
 
-    def slices(self, ctx, x, value: float = 0.0) -> list:
+    def slices(self, backend, x, value: float = 0.0) -> list:
         """Return, for each element of a window, an array of it: (batch, *counts, channels)."""
         if self.is_whole:
             return [x]
-        x = self.pad(ctx, x, value)
+        x = self.pad(backend, x, value)
         return [x[key] for key in self.keys()]
 
-    def unslice(self, ctx, parts):
+    def unslice(self, backend, parts):
         """Return the input's gradient from those of its slices: the transpose of `slices`."""
         if self.is_whole:
             return parts[0]
         batch, channels = parts[0].shape[0], parts[0].shape[-1]
         padded = [n + before + after for n, (before, after) in zip(self.spatial, self.padding, strict=True)]
-        return self.crop(ctx.backend.unslice((batch, *padded, channels), parts, self.keys()))
+        return self.crop(backend.unslice((batch, *padded, channels), parts, self.keys()))
 
 
 def reach(size, dilation) -> Shape:

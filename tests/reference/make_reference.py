@@ -41,6 +41,7 @@ def main():
         layers,
         sample_layers,
         convolution,
+        models,
         regularizers,
         metrics,
         defaults,
@@ -621,6 +622,78 @@ REGULARIZERS = [
     ("L1L2", {}),
     ("L1L2", {"l1": 0.3, "l2": 0.2}),
 ]
+
+
+def models():
+    """Loss and metrics of training steps of models with masks, and with several inputs and outputs."""
+    return {"cases": [_masked_model(weighted) for weighted in (False, True)] + [_model_of_two()]}
+
+
+def _masked_model(weighted):
+    import keras
+
+    rng = np.random.default_rng(31)
+    ids = np.array([[1, 2, 3, 0, 0], [4, 0, 0, 0, 0], [2, 0, 1, 3, 5], [0, 0, 0, 0, 0]])
+    weight = rng.uniform(0.5, 2, len(ids)) if weighted else None
+    inner = [keras.layers.Dense(4, activation="tanh"), keras.layers.Dense(6, activation="softmax")]
+    model = keras.Sequential([keras.layers.Input((5,)), keras.layers.Embedding(6, 3, mask_zero=True), *inner])
+    starts = [rng.standard_normal(w.shape) for w in model.get_weights()]
+    model.set_weights(starts)
+    # The loss alone: Keras on JAX loses the mask on the way to its metrics.
+    model.compile(keras.optimizers.SGD(0.5), "sparse_categorical_crossentropy")
+    # Keras takes one weight a time step only.
+    spread = None if weight is None else np.broadcast_to(weight[:, None], ids.shape)
+    made = _steps(model, ids, ids, spread, starts)
+    return {
+        **made,
+        "name": "masked" + " and weighted" * weighted,
+        "source": "keras",
+        "weight": _as_lists(weight),
+    }
+
+
+def _model_of_two():
+    import keras
+
+    rng = np.random.default_rng(32)
+    x = {"numbers": rng.standard_normal((6, 3)), "city": rng.integers(0, 4, (6, 1))}
+    y = {"price": rng.standard_normal((6, 1)), "kind": rng.integers(0, 3, (6, 1))}
+    numbers, city = keras.Input((3,), name="numbers"), keras.Input((1,), name="city")
+    vectors = keras.layers.Flatten()(keras.layers.Embedding(4, 2)(city))
+    hidden = keras.layers.Dense(5, activation="tanh")(keras.layers.Concatenate()([numbers, vectors]))
+    price = keras.layers.Dense(1, name="price")(hidden)
+    kind = keras.layers.Dense(3, activation="softmax", name="kind")(hidden)
+    model = keras.Model({"numbers": numbers, "city": city}, {"price": price, "kind": kind})
+    starts = [rng.standard_normal(w.shape) for w in model.get_weights()]
+    model.set_weights(starts)
+    model.compile(
+        keras.optimizers.SGD(0.1),
+        {"price": "mse", "kind": "sparse_categorical_crossentropy"},
+        loss_weights={"price": 0.5, "kind": 2.0},
+        metrics={"price": ["mae"], "kind": ["accuracy"]},
+    )
+    return {"name": "two inputs, two outputs", "source": "keras", **_steps(model, x, y, None, starts)}
+
+
+def _steps(model, x, y, weight, starts):
+    logs = []
+    for _ in range(3):
+        model.reset_metrics()
+        logs.append(model.train_on_batch(x, y, weight, return_dict=True))
+    return {
+        "x": _as_lists(x), "y": _as_lists(y), "weight": _as_lists(weight), "starts": _as_lists(starts),
+        "logs": [{name: float(value) for name, value in log.items()} for log in logs],
+        "weights": [np.asarray(w).tolist() for w in model.get_weights()],
+    }  # fmt: skip
+
+
+def _as_lists(value):
+    """Return arrays inside dicts and lists as lists."""
+    if isinstance(value, dict):
+        return {name: _as_lists(part) for name, part in value.items()}
+    if isinstance(value, list):
+        return [_as_lists(part) for part in value]
+    return None if value is None else value.tolist()
 
 
 def regularizers():

@@ -1,0 +1,134 @@
+"""Networks of other layers than dense ones, in nnx and in PyTorch, for the same passes as in `networks`.
+
+A case is its layers, which the forward and backward pass goes through, and a head that makes logits of
+their output for train steps.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+import nnx
+
+from . import networks
+from .peers import CORES, RATE, installed
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """A network, what goes into it, and the same in PyTorch."""
+
+    name: str
+    in_shape: tuple[int, ...]
+    batch: int
+    body: Callable[[], list[nnx.layers.Layer]]
+    torch_body: Callable
+    """Returns PyTorch's module of `body`, which takes (batch, *in_shape)."""
+    head: Callable[[], list[nnx.layers.Layer]] = list
+    torch_head: Callable | None = None
+    classes: int = 10
+
+    def model(self, backend, dtype="float32") -> nnx.Sequential:
+        """Return the network as a compiled model: Adam and the cross-entropy of its logits."""
+        model = nnx.Sequential([*self.body(), *self.head()], seed=0, dtype=dtype, backend=backend)
+        model.build(self.in_shape)
+        loss = nnx.losses.SparseCategoricalCrossentropy(from_logits=True)
+        model.compile(optimizer=nnx.optimizers.Adam(RATE), loss=loss)
+        return model
+
+    def data(self, samples: int, dtype="float32") -> tuple[np.ndarray, np.ndarray]:
+        """Return random samples and classes."""
+        rng = np.random.default_rng(0)
+        return rng.standard_normal((samples, *self.in_shape), dtype), rng.integers(self.classes, size=samples)
+
+
+def convolutions() -> list[nnx.layers.Layer]:
+    """Return two convolutions, 32 and 64 filters of 3 x 3."""
+    return [nnx.layers.Conv2D(32, 3, activation="relu"), nnx.layers.Conv2D(64, 3, activation="relu")]
+
+
+def torch_convolutions():
+    """Return the same for images with their channels last."""
+    import torch
+
+    class Body(torch.nn.Sequential):
+        def forward(self, x):
+            return super().forward(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+
+    first, second = torch.nn.Conv2d(1, 32, 3), torch.nn.Conv2d(32, 64, 3)
+    return Body(first, torch.nn.ReLU(), second, torch.nn.ReLU()).to(memory_format=torch.channels_last)
+
+
+def pooled_logits() -> list[nnx.layers.Layer]:
+    """Return the mean over all places, and a dense layer."""
+    return [nnx.layers.GlobalAveragePooling2D(), nnx.layers.Dense(10)]
+
+
+def torch_pooled_logits():
+    """Return the same in PyTorch."""
+    import torch
+
+    class Head(torch.nn.Linear):
+        def forward(self, x):
+            return super().forward(x.mean(dim=(1, 2)))
+
+    return Head(64, 10)
+
+
+CASES = [
+    Architecture(
+        "CNN, 28x28x1, 3x3 convolutions to 32 and 64 channels",
+        (28, 28, 1),
+        128,
+        convolutions,
+        torch_convolutions,
+        pooled_logits,
+        torch_pooled_logits,
+    ),
+]
+
+
+def forward_and_backward(case: Architecture, backends) -> dict[str, Callable]:
+    """Return functions that run both passes through the layers without head, loss and optimizer."""
+    body = replace(case, head=list)
+    runs = {f"nnx, {b.name}": networks.gradients(body, b, case.batch, 1) for b in backends}
+    return runs | ({"PyTorch": _torch_gradients(case)} if installed("torch") else {})
+
+
+def train_step(case: Architecture, backends) -> dict[str, Callable]:
+    """Return functions that take a training step; that of PyTorch returns its loss."""
+    runs = {f"nnx, {b.name}": networks.train(case, b, case.batch, 1) for b in backends}
+    return runs | ({"PyTorch": _torch_step(case)} if installed("torch") else {})
+
+
+def _torch_gradients(case):
+    import torch
+
+    torch.set_num_threads(CORES)
+    net, x = case.torch_body(), torch.from_numpy(case.data(case.batch)[0])
+    dy = torch.randn_like(net(x))
+
+    def run():
+        net.zero_grad()
+        net(x).backward(dy)
+
+    return run
+
+
+def _torch_step(case):
+    import torch
+
+    torch.set_num_threads(CORES)
+    net = torch.nn.Sequential(case.torch_body(), case.torch_head())
+    optimizer = torch.optim.Adam(net.parameters(), lr=RATE, fused=True)
+    x, y = map(torch.from_numpy, case.data(case.batch))
+
+    def run():
+        optimizer.zero_grad()
+        loss = torch.nn.functional.cross_entropy(net(x), y)
+        loss.backward()
+        optimizer.step()
+        return loss.item()
+
+    return run

@@ -1,0 +1,278 @@
+"""Layers side by side: on one input, on an input each, and with an output each.
+
+Parallel(f, g)                      y = f(x) and g(x) merged: joined, or their sum, product, mean, ...
+Inputs({"a": f, "b": g})            y = f(x["a"]) and g(x["b"]) merged
+Outputs({"a": f, "b": g})           y = {"a": f(x), "b": g(x)}
+"""
+
+import copy
+import functools
+import operator
+from typing import Any
+
+from nnx import tree
+from nnx.layers.base import describe_shape, register, run, size
+from nnx.layers.combine import Container, as_layer, init_layer
+from nnx.layers.merges import MERGES
+from nnx.shapes import is_single
+
+
+class _Branches(Container):
+    """Several layers side by side, in order or by name, whose outputs are merged if `merge` is given."""
+
+    merge: str | None
+
+    def __init__(self, *branches, **settings):
+        super().__init__(**settings)
+        kind = type(self).__name__
+        self.named = len(branches) == 1 and isinstance(branches[0], dict)
+        if not branches or (self.named and not branches[0]):
+            raise ValueError(f"{kind} needs at least one branch")
+        if self.named:
+            self._keyed = [(str(name), as_layer(branch)) for name, branch in branches[0].items()]
+            self.branches: tuple = (dict(self._keyed),)
+            self.layers = [branch for _, branch in self._keyed]
+        else:
+            self.branches = tuple(as_layer(branch) for branch in branches)
+            self.layers = list(self.branches)
+            self._keyed = list(super().sublayers().items())
+        if self.merge is not None and self.merge not in MERGES:
+            raise ValueError(f"{kind}: merge must be one of {', '.join(MERGES)}, got {self.merge!r}")
+
+    def sublayers(self):
+        """Return the branches by name; those without one by their class in snake case, made unique."""
+        return dict(self._keyed)
+
+    @property
+    def places(self) -> list:
+        """The names of the branches, or their numbers."""
+        return [key for key, _ in self._keyed] if self.named else list(range(len(self._keyed)))
+
+    def with_layers(self, layers):
+        """Return the same with other branches in their places, weights included."""
+        changed = copy.copy(self)
+        changed.layers = list(layers)
+        changed._keyed = [(key, layer) for (key, _), layer in zip(self._keyed, layers, strict=True)]
+        return changed
+
+    def parts(self, whole) -> list:
+        """Return what each branch is given of the input, or of its shape."""
+        return [whole] * len(self._keyed)
+
+    def each(self, whole) -> list:
+        """Return the entries of a dict or a tuple, one for each branch."""
+        return [whole[key] for key, _ in self._keyed] if self.named else list(whole)
+
+    def together(self, parts) -> Any:
+        """Return the dict or tuple of one entry for each branch."""
+        parts = list(parts)
+        return (
+            {key: part for (key, _), part in zip(self._keyed, parts, strict=True)}
+            if self.named
+            else tuple(parts)
+        )
+
+    def init(self, rng, in_shape):
+        params, shapes = {}, []
+        for (key, branch), part in zip(self._keyed, self.parts(in_shape), strict=True):
+            weights, shape = init_layer(key, branch, rng, part)
+            shapes.append(shape)
+            if weights:
+                params[key] = weights
+        return params, self._merged_shape(shapes)
+
+    def out_shape(self, in_shape):
+        parts = zip(self.layers, self.parts(in_shape), strict=True)
+        return self._merged_shape([branch.out_shape(part) for branch, part in parts])
+
+    def _merged_shape(self, shapes):
+        if self.merge is None:
+            return self.together(shapes)
+        joined = self.merge == "concat"
+        single = all(map(is_single, shapes))
+        if not single or len({shape[:-1] if joined else shape for shape in shapes}) != 1:
+            found = ", ".join(map(describe_shape, shapes))
+            what = "equal but for the last axis" if joined else "equal"
+            raise ValueError(
+                f"{type(self).__name__}(merge={self.merge!r}) needs outputs of {what} shapes, got {found}"
+            )
+        return (*shapes[0][:-1], sum(s[-1] for s in shapes)) if joined else shapes[0]
+
+    def init_state(self, in_shape):
+        states = {
+            key: branch.init_state(part)
+            for (key, branch), part in zip(self._keyed, self.parts(in_shape), strict=True)
+        }
+        return {key: state for key, state in states.items() if state}
+
+    def forward(self, ctx, params, x):
+        needed, masks, runs = ctx.needs_input_gradient, [], []
+        given = [None] * len(self._keyed) if ctx.mask is None else self.parts(ctx.mask)
+        for (key, branch), part, mask in zip(self._keyed, self.parts(x), given, strict=True):
+            inner = ctx.at(key, needed)
+            inner.mask = mask
+            runs.append(run(branch, inner, params.get(key, {}), part))
+            masks.append(inner.mask)
+        ctx.mask = self._merged_mask(ctx.xp, masks)
+        outputs = [y for y, _ in runs]
+        merge = MERGES[self.merge] if self.merge is not None else self._side_by_side
+        y, split = merge(ctx.xp, outputs)
+
+        def pullback(dy):
+            dparts, grads = [], {}
+            for (key, _), (_, pull), part in zip(self._keyed, runs, split(dy), strict=True):
+                dpart, weights = pull(part)
+                dparts.append(dpart)
+                if weights:
+                    grads[key] = weights
+            return self.gather_gradients(dparts) if needed else None, grads
+
+        return y, pullback
+
+    def _side_by_side(self, xp, outputs):
+        return self.together(outputs), self.each
+
+    def _merged_mask(self, xp, masks):
+        known = [mask for mask in masks if mask is not None]
+        if self.merge is None:
+            return self.together(masks) if known else None
+        return functools.reduce(xp.logical_and, known) if known else None
+
+    def gather_gradients(self, dparts) -> Any:
+        """Return the gradient by the input from those by what each branch was given of it."""
+        return functools.reduce(_add, dparts)
+
+    def flops(self, in_shape):
+        merged = 0
+        if self.merge not in (None, "concat"):
+            merged = (len(self.layers) - 1) * size(self.out_shape(in_shape))
+        parts = zip(self.layers, self.parts(in_shape), strict=True)
+        return sum(branch.flops(part) for branch, part in parts) + merged
+
+
+@register("parallel")
+class Parallel(_Branches):
+    """Feed the input to several layers and merge their outputs.
+
+    Parameters
+    ----------
+    *branches : Layer, or list of layers run one after another
+        Or one dict of them.
+    merge : {"concat", "add", "multiply", "average", "maximum", "minimum"}
+        What Keras's Concatenate (along the last axis), Add, Multiply, Average, Maximum and Minimum
+        do with the outputs.
+
+    Examples
+    --------
+    >>> import nnx
+    >>> both = nnx.layers.Parallel(nnx.layers.Activation("relu"), nnx.layers.Activation("linear"))
+    >>> nnx.apply(both, [[-1.0, 2.0]])
+    array([[ 0.,  2., -1.,  2.]], dtype=float32)
+    """
+
+    def __init__(self, *branches, merge: str = "concat", **settings):
+        self.merge = merge
+        super().__init__(*branches, **settings)
+        if merge is None:
+            raise ValueError("Parallel: merge must name a way to merge; for several outputs use Outputs")
+
+    @property
+    def categories(self):
+        """The fewest of any branch, if all take numbers of categories."""
+        return _fewest(self.layers)
+
+
+def _fewest(branches):
+    found = [branch.categories for branch in branches]
+    known = [count for count in found if isinstance(count, int)]
+    return min(known) if len(known) == len(found) else None
+
+
+@register("outputs")
+class Outputs(_Branches):
+    """Feed the input to several layers and return all their outputs: as the last layer of a model.
+
+    A model that ends so is compiled with a loss for each output, and predicts a dict (or a tuple)
+    of arrays.
+
+    Parameters
+    ----------
+    *branches : dict of Layer, or list of layers run one after another, by the name of the output
+        Or the layers alone: then the outputs are a tuple.
+
+    Examples
+    --------
+    >>> import nnx
+    >>> heads = nnx.layers.Outputs({"up": nnx.layers.ReLU(), "same": []})
+    >>> nnx.apply(heads, [[-1.0, 2.0]])
+    {'same': array([[-1.,  2.]], dtype=float32), 'up': array([[0., 2.]], dtype=float32)}
+    """
+
+    merge = None
+
+    @property
+    def categories(self):
+        return _fewest(self.layers)
+
+
+@register("inputs")
+class Inputs(_Branches):
+    """Give each of several inputs to layers of its own, and merge: as the first layer of a model.
+
+    The model is given a dict of arrays with these names, or a tuple of arrays.
+
+    Parameters
+    ----------
+    *branches : dict of Layer, or list of layers run one after another, by the name of the input
+        Or the layers alone: then the input is a tuple. An empty list leaves an input as it is.
+    merge : {"concat", "add", "multiply", "average", "maximum", "minimum"}, optional
+        As in `Parallel`; None keeps the outputs apart, as a dict or a tuple.
+
+    Examples
+    --------
+    >>> import nnx
+    >>> sides = nnx.layers.Inputs({"left": [], "right": nnx.layers.ReLU()})
+    >>> nnx.apply(sides, {"left": [[1.0, 2.0]], "right": [[-3.0]]})
+    array([[1., 2., 0.]], dtype=float32)
+    """
+
+    def __init__(self, *branches, merge: str | None = "concat", **settings):
+        self.merge = merge
+        super().__init__(*branches, **settings)
+
+    @property
+    def categories(self):
+        """Those of each branch, if any has some."""
+        found = [branch.categories for branch in self.layers]
+        return None if all(count is None for count in found) else self.together(found)
+
+    def init(self, rng, in_shape):
+        self._expect(in_shape)
+        return super().init(rng, in_shape)
+
+    def out_shape(self, in_shape):
+        self._expect(in_shape)
+        return super().out_shape(in_shape)
+
+    def _expect(self, in_shape):
+        names = [key for key, _ in self._keyed]
+        if self.named and not (isinstance(in_shape, dict) and set(in_shape) == set(names)):
+            raise ValueError(
+                f"Inputs expects a dict of arrays with the names {', '.join(map(repr, names))}, got "
+                f"{describe_shape(in_shape)}"
+            )
+        if not self.named and (
+            is_single(in_shape) or len(in_shape) != len(names) or isinstance(in_shape, dict)
+        ):
+            raise ValueError(f"Inputs expects a tuple of {len(names)} arrays, got {describe_shape(in_shape)}")
+
+    def parts(self, whole):
+        return self.each(whole)
+
+    def gather_gradients(self, dparts):
+        return self.together(dparts)
+
+
+def _add(a, b):
+    """Return a + b, of arrays or trees of arrays."""
+    return tree.map(operator.add, a, b)
