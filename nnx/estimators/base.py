@@ -6,16 +6,18 @@ them. The model beside them holds what else goes on: the optimizer's slots, and 
 
 import copy
 import warnings
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from scipy.special import expit, softmax
+from sklearn import model_selection
 from sklearn.base import BaseEstimator
-from sklearn.model_selection import train_test_split
-from sklearn.utils import check_random_state
+from sklearn.utils import check_random_state, validation
 from sklearn.utils.optimize import _check_optimize_result
-from sklearn.utils.validation import _check_sample_weight, validate_data
+from sklearn.utils.validation import _check_sample_weight
 
 from nnx import activations, losses, optimizers, tree
+from nnx.distributed import LAUNCH
 from nnx.estimators import lbfgs, perceptron, sparse
 from nnx.estimators.epochs import Epochs, Order
 from nnx.estimators.losses import WeightedMean
@@ -28,6 +30,9 @@ ON_HOST = {
     activations.Softmax: lambda z: softmax(z, axis=1),
     activations.Exponential: np.exp,
 }
+# scikit-learn has no types; those that are guessed are wrong.
+validate_data: Any = validation.validate_data
+train_test_split: Any = model_selection.train_test_split
 # Samples computed at a time in predictions.
 ROWS = 4096
 # What has no meaning for L-BFGS, and its default.
@@ -48,6 +53,13 @@ OF_MODEL = ("alpha", "activation", "loss", "dropout", "batch_norm", "metrics", "
 
 class Perceptron(BaseEstimator):
     """Base of `MLPClassifier` and `MLPRegressor`."""
+
+    _model: Any
+
+    if TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any:
+            """Return a parameter, or what `fit` has set."""
 
     # What a subclass says
 
@@ -182,16 +194,24 @@ class Perceptron(BaseEstimator):
             self._model = self._make_model(dtype)
             self._settings = settings
             if old is not None and tree.paths(old.params) == tree.paths(self._model.params):
-                self._model.params = tree.map(np.asarray, old.params)
-                self._model.state = tree.map(np.asarray, old.state)
-                if goes_on:
-                    self._model.optimizer, self._model.step = old.optimizer, old.step
-                    self._model.set_slots(
-                        [tree.map(old.backend.to_numpy, slot) for slot in old.carry["slots"]]
-                    )
+                self._take_over(old, with_optimizer=goes_on)
         model = self._model
+        if model.engine.communicator is not None:
+            raise ValueError(
+                f"{type(self).__name__} trains on one process: run it without {LAUNCH}, or train a nnx.Sequential"
+            )
         model.params = perceptron.with_dense(model.params, self.coefs_, self.intercepts_)
         return model
+
+    def _take_over(self, old, with_optimizer: bool):
+        """Let the new model go on from another of the same layers."""
+        with old.backend.scope(old.dtype):
+            trees = [old.params, old.state, *(old.carry["slots"] if with_optimizer else [])]
+            params, state, *slots = (tree.map(old.backend.to_numpy, values) for values in trees)
+        self._model.params, self._model.state = params, state
+        if with_optimizer:
+            self._model.optimizer, self._model.step = old.optimizer, old.step
+            self._model.set_slots(slots)
 
     def _keep_weights(self, model):
         """Let `coefs_` and `intercepts_` be the weights of the model."""
@@ -245,11 +265,12 @@ class Perceptron(BaseEstimator):
             return min(200, samples)
         if self.batch_size > samples:
             warnings.warn(
-                "Got `batch_size` less than 1 or larger than sample size. It is going to be clipped", stacklevel=5
+                "Got `batch_size` less than 1 or larger than sample size. It is going to be clipped",
+                stacklevel=5,
             )
         return int(min(self.batch_size, samples))
 
-    def _dense_validation(self, validation):
+    def _dense_validation(self, validation: Any):
         if validation is None:
             return None
         X, y, weight = validation
@@ -301,7 +322,10 @@ class Perceptron(BaseEstimator):
         dtype = str(np.result_type(X.dtype, self.coefs_[0]))
         with backend.scope(dtype):
             if weights is None:
-                dense = ([backend.asarray(np.asarray(w, dtype)) for w in ws] for ws in (self.coefs_, self.intercepts_))
+                dense = (
+                    [backend.asarray(np.asarray(w, dtype)) for w in ws]
+                    for ws in (self.coefs_, self.intercepts_)
+                )
                 weights = {"params": perceptron.with_dense(model.params, *dense), "state": model.state}
             parts = [
                 steps.output(weights, backend.asarray(np.asarray(sparse.rows(X, i, i + ROWS), dtype)))

@@ -40,6 +40,7 @@ class Epochs(Callback):
         own = self.estimator
         own.n_iter_ += 1
         own.t_ += self.samples
+        logs = logs or {}
         own.loss_ = logs["loss"]
         own.loss_curve_.append(own.loss_)
         if own.verbose:
@@ -83,7 +84,9 @@ class Epochs(Callback):
         """Stop, or go on with a smaller learning rate."""
         own = self.estimator
         what = "Training loss" if self.score is None else "Validation score"
-        said = f"{what} did not improve more than tol={own.tol:f} for {own.n_iter_no_change} consecutive epochs."
+        said = (
+            f"{what} did not improve more than tol={own.tol:f} for {own.n_iter_no_change} consecutive epochs."
+        )
         stops = self.schedule != "adaptive" or optimizer.learning_rate <= 1e-6
         if self.schedule != "adaptive":
             said += " Stopping."

@@ -45,5 +45,8 @@ def minimize(model, x, y, weight, *, max_iter: int, max_fun: int, tol: float):
             loss_and_gradient, start, method="L-BFGS-B", jac=True, options=options
         )
     model.params = unpacked(found.x)
-    arrays = [found.x[start:stop].reshape(tree.at(shapes, path)) for path, (start, stop) in zip(paths, places, strict=True)]
+    arrays = [
+        found.x[start:stop].reshape(tree.at(shapes, path))
+        for path, (start, stop) in zip(paths, places, strict=True)
+    ]
     return found, arrays[: len(arrays) // 2], arrays[len(arrays) // 2 :]

@@ -12,12 +12,18 @@ from sklearn.preprocessing import LabelBinarizer
 from sklearn.utils import column_or_1d, compute_sample_weight
 from sklearn.utils.metaestimators import available_if
 from sklearn.utils.multiclass import _check_partial_fit_first_call, type_of_target, unique_labels
-from sklearn.utils.validation import check_is_fitted, validate_data
+from sklearn.utils.validation import check_is_fitted
 
 from nnx import losses
 from nnx.estimators import parameters
-from nnx.estimators.base import Perceptron
-from nnx.estimators.losses import ClassLogLoss, HalfPoissonDeviance, HalfSquaredError, LabelLogLoss, WeightedMean
+from nnx.estimators.base import Perceptron, validate_data
+from nnx.estimators.losses import (
+    ClassLogLoss,
+    HalfPoissonDeviance,
+    HalfSquaredError,
+    LabelLogLoss,
+    WeightedMean,
+)
 
 
 def _has_epochs(estimator) -> bool:

@@ -65,7 +65,7 @@ def starting_weights(rng, sizes, chosen, dtype) -> tuple[list[np.ndarray], list[
     return coefs, intercepts
 
 
-def dense_paths(params) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
+def dense_paths(params) -> tuple[list[tuple[str, ...]], list[tuple[str, ...]]]:
     """Return the paths of the kernels and of the biases, from the first layer to the last."""
     hidden = sum(name.startswith("hidden_") for name in params)
     names = [*(f"hidden_{number}" for number in range(hidden)), "output"]
