@@ -123,7 +123,7 @@ class Perceptron(BaseEstimator):
         """Return the weights with those of the classes; only the classifier has any."""
         return sample_weight
 
-    def _checked_validation(self, X, y, sample_weight=None):
+    def _checked_validation(self, X, y, sample_weight=None) -> Any:
         X = validate_data(self, X, accept_sparse=["csr"], dtype=(np.float64, np.float32), reset=False)
         y = self._as_targets(np.asarray(y))
         return X, y, None if sample_weight is None else _check_sample_weight(sample_weight, X)
@@ -280,7 +280,7 @@ class Perceptron(BaseEstimator):
         """Return what the validation samples are drawn in equal shares of; None for nothing."""
         return None
 
-    def _split(self, X, y, weight, validation):
+    def _split(self, X, y, weight, validation) -> Any:
         """Return the samples to train on, and those to validate on."""
         if validation is not None:
             return X, y, weight, validation
