@@ -197,6 +197,14 @@ class CupyBackend(EagerBackend):
         kernel = self.plan(function, arrays, (None,))
         return function(self.xp, *arrays) if kernel is None else kernel(*arrays)
 
+    def kernel_into(self, function, arguments, count):
+        into = tuple(range(len(arguments), len(arguments) + count))
+        kernel = self.plan(function, arguments, into)
+        if kernel is None:
+            return super().kernel_into(function, arguments, count)
+        shape = max((a.shape for a in arguments if self.is_array(a)), key=math.prod)
+        return shape, kernel.result_dtypes, lambda given, results: kernel(*given, *results)
+
     def run_scatter_add(self, indices, values, length):
         half = values.dtype.itemsize == 2  # which CUDA cannot add atomically everywhere
         total = self.cupy.zeros((length, values.shape[1]), "float32" if half else values.dtype)

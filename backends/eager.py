@@ -113,6 +113,49 @@ class EagerBackend(FlatBackend):
         """Run a kernel on arrays of this library; see `kernel`."""
         raise NotImplementedError
 
+    def scan(self, step, carry, xs, fixed=(), reverse=False):
+        arguments = step, tuple(carry), tuple(xs), tuple(fixed), reverse
+        trace = trace_of(arguments)
+        # One call of a compiled step, however many time steps it has.
+        return self.run_scan(*arguments) if trace is None else trace.call(self.run_scan, arguments)
+
+    def run_scan(self, step, carry, xs, fixed, reverse):
+        """Run a recurrence on arrays of this library; see `scan`.
+
+        Each kernel writes its results to where they stay: stacking them would copy every one.
+        """
+        times, count, stacks, places, run = range(xs[0].shape[0]), len(carry), [], [], None
+        for t in reversed(times) if reverse else times:
+            arguments = step.arguments(self, fixed, carry, [x[t] for x in xs])
+            if run is None:
+                shape, dtypes, run = self.kernel_into(step, arguments, sum(step.join))
+                firsts = [dtypes[sum(step.join[:k])] for k in range(len(step.join))]
+                stacks = [
+                    self.empty((len(times), *shape[:-1], shape[-1] * parts), dtype)
+                    for parts, dtype in zip(step.join, firsts, strict=True)
+                ]
+                places = [
+                    (stack, slice(k * shape[-1], (k + 1) * shape[-1])) if parts > 1 else (stack, None)
+                    for stack, parts in zip(stacks, step.join, strict=True)
+                    for k in range(parts)
+                ]
+            run(arguments, [stack[t] if part is None else stack[t, ..., part] for stack, part in places])
+            carry = tuple(stack[t] for stack in stacks[:count])
+        return tuple(stacks)
+
+    def kernel_into(self, function, arguments, count: int) -> tuple:
+        """Return (shape, dtypes, run) of a kernel of `count` results, all of one shape.
+
+        `run(arguments, results)` writes the results for arguments such as these into arrays.
+        """
+        found = function(self.xp, *arguments)
+
+        def run(arguments, results):
+            for result, value in zip(results, function(self.xp, *arguments), strict=True):
+                result[...] = value
+
+        return found[0].shape, [value.dtype for value in found], run
+
     def scatter_add(self, indices, values, length):
         return self.noted(self.run_scatter_add, indices, values, length)
 

@@ -7,7 +7,7 @@ import os
 import numpy as np
 
 from nnx import tree
-from nnx.backend import Backend, BackendError, BackendInfo, host_memory
+from nnx.backend import Backend, BackendError, BackendInfo, host_memory, joined
 
 from .prefetch import prefetch
 
@@ -96,6 +96,14 @@ class JaxBackend(Backend):
 
     def scatter_add(self, indices, values, length):
         return self.xp.zeros((length, values.shape[1]), values.dtype).at[indices].add(values)
+
+    def scan(self, step, carry, xs, fixed=(), reverse=False):
+        def run(carry, x):
+            results = step(self.xp, *step.arguments(self, fixed, carry, x))
+            stacked = joined(self.xp, step.join, results)
+            return stacked[: len(carry)], stacked
+
+        return self.jax.lax.scan(run, tuple(carry), list(xs), reverse=reverse)[1]
 
     @property
     def _x64(self) -> bool:

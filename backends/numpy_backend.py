@@ -10,7 +10,7 @@ from nnx.backend import BackendInfo, host_memory
 
 from . import numpy_namespace, replay
 from .eager import EagerBackend
-from .numpy_fusion import BLOCK, Fusion
+from .numpy_fusion import BLOCK, Fusion, largest
 from .numpy_writer import NumpyWriter, is_reduction
 from .tracing import untraced
 
@@ -82,6 +82,15 @@ class NumpyBackend(EagerBackend):
             if results is not None:
                 return results[0]
         return function(self.xp, *arrays)
+
+    def kernel_into(self, function, arguments, count):
+        plan = self.fusion.find(function, arguments, (None,) * count)
+        if plan is None:
+            return super().kernel_into(function, arguments, count)
+        main = largest(arguments)
+        length = len(main)
+        step = max(1, min(length, BLOCK * length // max(main.size, 1)))
+        return main.shape, plan.result_dtypes, lambda given, results: plan.run(given, results, length, step)
 
     def run_scatter_add(self, indices, values, length):
         # Element by element: 0.17 ms for 3200 rows of 32, where whole rows take 0.75 and sorting 0.52.

@@ -38,6 +38,9 @@ class Plan:
         last_use = {
             int(v): i for i, op in enumerate(program.block) for v in op.arguments if isinstance(v, Value)
         }
+        last_use.update(
+            dict.fromkeys(map(int, self.results), len(program.block))
+        )  # those in buffers are copied
         free: list[int] = []
         for i, op in enumerate(program.block):
             done = {int(v) for v in op.arguments if isinstance(v, Value) and last_use[v] == i}
@@ -195,7 +198,7 @@ class Fusion:
 
     def find(self, function, arguments, into: tuple[int | None, ...]) -> Plan | None:
         """Return the plan of a kernel for arguments such as these, or None if it cannot be run so."""
-        main = _largest(arguments)
+        main = largest(arguments)
         is_cut = tuple(isinstance(a, np.ndarray) and a.shape == main.shape for a in arguments)
         if not all(cut or _is_whole(a, main) for a, cut in zip(arguments, is_cut, strict=True)):
             return None
@@ -206,7 +209,7 @@ class Fusion:
         plan = self.find(function, arguments, into)
         if plan is None:
             return None
-        main, is_cut = _largest(arguments), plan.is_cut
+        main, is_cut = largest(arguments), plan.is_cut
         results = tuple(
             np.empty(main.shape, dtype) if target is None else arguments[target]
             for target, dtype in zip(into, plan.result_dtypes, strict=True)
@@ -229,7 +232,8 @@ class Fusion:
         return results
 
 
-def _largest(arguments) -> np.ndarray:
+def largest(arguments) -> np.ndarray:
+    """Return the array that has the shape of the results."""
     return max((a for a in arguments if isinstance(a, np.ndarray)), key=lambda a: a.size)
 
 

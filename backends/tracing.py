@@ -108,6 +108,8 @@ class Call:
     """The values whose memory it overwrites."""
     plan: Any = None
     results: tuple = ()
+    unpacks: bool = False
+    """Whether it returns a tuple of its results."""
 
 
 class Trace:
@@ -129,8 +131,8 @@ class Trace:
         self.values.append(kind)
         return Traced(self, len(self.values) - 1, value)
 
-    def call(self, function, arguments, settings=None, writes=(), plan=None, run=None) -> "Traced | None":
-        """Do a call, or `run` in its place, and note it."""
+    def call(self, function, arguments, settings=None, writes=(), plan=None, run=None) -> Any:
+        """Do a call, or `run` in its place, and note it. It returns an array, a tuple of new arrays, or None."""
         given, named = untraced(arguments), untraced(settings or {})
         numbers_only = all(isinstance(a, (int, float)) for a in given)
         if not numbers_only:
@@ -148,6 +150,10 @@ class Trace:
         self.calls.append(noted)
         if value is None:
             return None
+        if type(value) is tuple:
+            results = tuple(map(self.input, value))
+            noted.results, noted.unpacks = tuple(Ref(result.index) for result in results), True
+            return results
         is_array = self.backend.is_array
         is_view = (
             is_array(value)

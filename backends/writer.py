@@ -103,7 +103,7 @@ class Writer:
 
     def _drop_repetitions(self) -> None:
         """Let a call that has been made before, on the same values, stand for its repetition."""
-        first, instead, kept = {}, {}, []
+        first, instead, kept, changeable = {}, {}, [], self.escaping | self.overwritten
         for call in self.calls:
             call = replace(
                 call, arguments=_renamed(call.arguments, instead), settings=_renamed(call.settings, instead)
@@ -111,7 +111,7 @@ class Writer:
             kept.append(call)
             if call.writes:
                 first.clear()
-            elif call.plan is None and call.results[0] not in self.escaping | self.overwritten:
+            elif call.plan is None and len(call.results) == 1 and call.results[0] not in changeable:
                 text = self._call_text(call)
                 if text in first:
                     instead[call.results[0]] = first[text]
@@ -204,7 +204,7 @@ class Writer:
             return [line for _, line in self.flat[call.results[0]]]
         if call.plan is not None:
             return self._kernel_lines(call)
-        results = ", ".join(f"v{result}" for result in call.results)
+        results = ", ".join(f"v{result}" for result in call.results) + "," * call.unpacks
         return [f"{results} = {self._call_text(call)}" if results else self._call_text(call)]
 
     def _call_text(self, call: Call) -> str:

@@ -8,6 +8,7 @@ entry-point group `nnx.backends`, so one of your own is installed, not patched i
 
 import contextlib
 import functools
+import itertools
 import math
 import operator
 import os
@@ -163,6 +164,26 @@ class Backend:
         """
         return function(self.xp, *arrays)
 
+    def scan(self, step, carry, xs, fixed=(), reverse: bool = False) -> tuple:
+        """Run a recurrence over the first axis of arrays, and return the stacked results of all its steps.
+
+        A step at t is one kernel, a pure elementwise function with several results:
+
+            results = step(xp, *step.arguments(backend, fixed, carry, [x[t] for x in xs]))
+
+        `step.join` says how many results after one another lie side by side, along the last axis, in
+        each of the stacked arrays. The next step's carry is the first of these: as many as `carry` has,
+        which is that of the first step. With `reverse` the steps are taken from the last t to the first.
+        All that changes from call to call comes in as arrays; steps that are equal do the same.
+        """
+        times, found = range(xs[0].shape[0]), []
+        for t in reversed(times) if reverse else times:
+            arguments = step.arguments(self, fixed, carry, [x[t, ...] for x in xs])
+            found.append(joined(self.xp, step.join, step(self.xp, *arguments)))
+            carry = found[-1][: len(carry)]
+        rows = found[::-1] if reverse else found
+        return tuple(self.xp.stack(list(column)) for column in zip(*rows, strict=True))
+
     def compile(self, function, consume: bool = False) -> Callable:
         """Return `function` compiled, where the library can.
 
@@ -295,6 +316,13 @@ class Backend:
 
     def __repr__(self):
         return f"<nnx backend {self.name!r}>"
+
+
+def joined(xp, join, results) -> tuple:
+    """Return results with those that belong together side by side; see `Backend.scan`."""
+    rest = iter(results)
+    groups = [list(itertools.islice(rest, count)) for count in join]
+    return tuple(group[0] if len(group) == 1 else xp.concat(group, axis=-1) for group in groups)
 
 
 # The registry. A backend is made once in a process, when it is first asked for.

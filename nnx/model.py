@@ -234,8 +234,9 @@ class Model:
 
     def context(self, training: bool = False, state=None, step: int = 0) -> Context:
         """Return the context of one pass: in training, with the masks that `fit` draws at `step`."""
-        key = tuple(step_keys(self.seed, step, step + 1)[0].tolist())
-        return Context(self.backend, training=training, state=self.state if state is None else state, key=key)
+        key = self.backend.stage({"key": step_keys(self.seed, step, step + 1)[0]})["key"]
+        state = self.state if state is None else state
+        return Context(self.backend, training=training, state=state, key=(key[0], key[1]))
 
     def apply(self, params, x, ctx: Context | None = None):
         """Return the output for `x` and the pullback: `dx, grads = pullback(dy)`.

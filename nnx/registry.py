@@ -105,6 +105,12 @@ class Configurable:
 
     kind: ClassVar[str]
 
+    def __setattr__(self, name, value):
+        # A NumPy number, as a random search draws it, would widen the dtype of what it meets.
+        if hasattr(value, "item") and getattr(value, "shape", None) == ():
+            value = value.item()
+        super().__setattr__(name, value)
+
     def get_config(self) -> dict:
         """Return the `__init__` arguments as plain data: numbers, strings, lists and dicts."""
         return {name: encode(getattr(self, name)) for name in init_arguments(type(self))}

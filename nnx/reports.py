@@ -44,6 +44,7 @@ def classification_metrics(y_true, y_prob, threshold: float = 0.5) -> dict:
         predicted, labels, average = (y_prob >= threshold).astype(int), [0, 1], "binary"
     else:
         predicted, labels, average = y_prob.argmax(axis=1), list(range(y_prob.shape[1])), "macro"
+    _check_class_numbers(y_true, len(labels))
     settings = {"labels": labels, "average": average, "zero_division": 0}
     precision, recall, f1, _ = sk.precision_recall_fscore_support(y_true, predicted, **settings)
     complete = set(labels) <= set(np.unique(y_true).tolist())
@@ -57,6 +58,15 @@ def classification_metrics(y_true, y_prob, threshold: float = 0.5) -> dict:
     }
 
 
+def _check_class_numbers(y_true, classes) -> None:
+    unknown = np.setdiff1d(y_true, np.arange(classes)) if y_true.dtype.kind in "buif" else y_true[:1]
+    if len(unknown):
+        raise ValueError(
+            f"y_true must be class numbers from 0 to {classes - 1}, as many as y_prob has classes, got "
+            f"{unknown[0].item()!r}: number other labels with classes, y_true = np.unique(y, return_inverse=True)"
+        )
+
+
 def _auc(sk, y_true, y_prob, labels):
     if len(labels) == 2:
         return sk.roc_auc_score(y_true, y_prob)
@@ -65,6 +75,11 @@ def _auc(sk, y_true, y_prob, labels):
 
 def regression_metrics(y_true, y_pred) -> dict:
     """Return mean squared error, its root, mean absolute error and R2 of predictions.
+
+    Parameters
+    ----------
+    y_true, y_pred : array, (samples,) or (samples, targets)
+        Of several targets the means over all.
 
     Examples
     --------
@@ -75,7 +90,7 @@ def regression_metrics(y_true, y_pred) -> dict:
 
     y_true = np.asarray(y_true, dtype=np.float64)
     y_pred = np.asarray(y_pred, dtype=np.float64)
-    if y_true.size != y_pred.size:
+    if y_true.squeeze().shape != y_pred.squeeze().shape:
         raise ValueError(f"y_true has shape {y_true.shape}, y_pred has {y_pred.shape}")
     y_pred = y_pred.reshape(y_true.shape)
     mse = float(sk.mean_squared_error(y_true, y_pred))

@@ -85,6 +85,52 @@ def test_other_convolutions():
     assert_counts(layers.Conv2DTranspose(2, 2), (4, 4, 3), launches=2 + 2, products=3)
 
 
+@pytest.mark.parametrize(
+    ("layer", "launches", "products"),
+    [
+        (layers.SimpleRNN(3), 6, 4),
+        (layers.LSTM(3), 8, 4),
+        (layers.GRU(3), 12, 4),
+        (layers.LSTM(3, return_sequences=True), 7, 4),
+        (layers.LSTM(3, dropout=0.2, recurrent_dropout=0.2), 20, 4),
+    ],
+    ids=repr,
+)
+def test_a_time_step_is_one_product_and_one_kernel(layer, launches, products):
+    """Forward and backward each; the products and launches over all time steps are the rest."""
+    for steps in (2, 4, 9):
+        assert_counts(layer, (steps, 2), launches=launches + 2 * steps, products=products + 2 * steps)
+
+
+def test_a_time_step_with_a_mask():
+    found = {
+        steps: layer_counts(layers.Chain([layers.Masking(), layers.LSTM(3)]), (steps, 2)) for steps in (4, 9)
+    }
+    assert found[9].keys() == {"launches", "products"}
+    assert {name: found[9][name] - found[4][name] for name in found[9]} == {"launches": 10, "products": 10}
+
+
+def test_a_time_step_of_the_gru_of_2014():
+    """Two products and two kernels; backward the first gradients are cut out of the others."""
+    found = {steps: layer_counts(layers.GRU(3, reset_after=False), (steps, 2)) for steps in (4, 9)}
+    assert {name: found[9][name] - found[4][name] for name in found[9]} == {"launches": 25, "products": 20}
+
+
+@pytest.mark.parametrize("kind", [layers.LSTM, layers.GRU])
+def test_a_training_step_of_a_recurrent_network(kind):
+    """In a compiled step, too, and nothing waits for the device or comes from the host."""
+    found = {}
+    for steps in (3, 8):
+        x = RNG.standard_normal((200, steps, 2)).astype(np.float32)
+        model = nnx.Sequential([kind(4), layers.Dense(3, "softmax")], seed=0)
+        model.compile("adam", "sparse_categorical_crossentropy")
+        found[steps] = counts_of_a_step(model, x)
+        waits = ("syncs", "mallocs", "host_to_device_copies", "device_to_host_copies", "library_calls")
+        assert not any(found[steps].get(name) for name in waits)
+    growth = {name: found[8][name] - found[3][name] for name in found[8]}
+    assert {name: count for name, count in growth.items() if count} == {"launches": 2 * 5, "products": 2 * 5}
+
+
 def test_a_change_of_size():
     """Zeros are filled in, not launched; a part that is cut out is a view."""
     assert_counts(layers.ZeroPadding1D(), (4, 3), launches=1)
@@ -305,12 +351,17 @@ def step_counts(hidden, optimizer="adam", dtype="float32", **compiled) -> dict[s
     inner = [layers.Dense(16, "relu") for _ in range(hidden)] if isinstance(hidden, int) else [hidden]
     model = nnx.Sequential([*inner, layers.Dense(3, "softmax")], seed=0, dtype=dtype)
     model.compile(optimizer, "sparse_categorical_crossentropy", **compiled)
+    return counts_of_a_step(model, X)
+
+
+def counts_of_a_step(model, x) -> dict[str, float]:
+    """Return what one more step of `fit` asks for, on batches of `x`."""
 
     def fit(samples):
         model.engine.steps_a_run = 1000  # however slow the machine: what a run of steps prepares counts once
-        model.fit(X[:samples], Y[:samples], batch_size=20, verbose=0)
+        model.fit(x[:samples], Y[:samples], batch_size=20, verbose=0)
 
-    model.build((6,))
+    model.build(x.shape[1:])
     short, long = (device_counts(lambda n=n: fit(n)) for n in (120, 200))
     names = {*short, *long}
     assert (long["syncs"], long["host_to_device_copies"]) == (short["syncs"], short["host_to_device_copies"])

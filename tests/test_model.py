@@ -424,13 +424,29 @@ def test_weights_trained_by_hand_come_back_into_the_model():
         model.params = {"dense": {"kernel": np.zeros(3)}}
 
 
-def test_masks_of_a_context_are_those_of_fit():
+def test_settings_may_be_numpy_numbers(any_backend):
+    """As a random search draws them: a float64 would widen what it is multiplied with."""
+
+    def losses_with(number, whole):
+        model = nnx.Sequential(
+            [layers.Dense(whole(8), "relu"), layers.Dropout(number(0.25)), layers.Dense(1)], seed=0
+        )
+        model.compile(nnx.optimizers.Adam(number(0.125), weight_decay=number(0.5)), "mse")
+        assert type(model.layers[1].rate) is float
+        return model.fit(X, Y, epochs=4, batch_size=4, verbose=0).history["loss"]
+
+    assert losses_with(np.float64, np.int64) == losses_with(float, int)
+
+
+def test_masks_of_a_context_are_those_of_fit(any_backend):
     model = nnx.Sequential([layers.Dropout(0.5)], seed=3)
     model.compile(nnx.optimizers.SGD(0.0), "mse")
     target = np.zeros((4, 5), np.float32)
-    loss = model.train_on_batch(X[:4], target)
-    output, _ = model.apply({}, model.backend.asarray(X[:4]), model.context(training=True, step=0))
-    assert loss == pytest.approx(np.mean(model.backend.to_numpy(output) ** 2), rel=1e-5)
+    for step in range(3):
+        loss = model.train_on_batch(X[:4], target)
+        ctx = model.context(training=True, step=step)
+        output, _ = model.apply({}, model.backend.asarray(X[:4].astype("float32")), ctx)
+        assert loss == pytest.approx(np.mean(model.backend.to_numpy(output) ** 2), rel=1e-5)
 
 
 def test_an_activity_penalty_on_a_final_softmax_looks_at_the_probabilities():

@@ -88,6 +88,22 @@ def test_optimizers(optimizer, dtype):
         assert a.dtype == dtype
 
 
+@pytest.mark.parametrize("optimizer", OPTIMIZERS, ids=repr)
+def test_optimizers_with_a_gradient_of_higher_precision(optimizer):
+    """As a layer gives it that multiplies by a number of NumPy. Results then wait in buffers to the end."""
+    mine = [RNG.standard_normal(50_000).astype(dtype) for dtype in ("float32", "float64")]
+    mine += [np.full(50_000, optimizer.slot_start, "float32") for _ in optimizer.slots]
+    plain = [a.copy() for a in mine]
+    for step in range(3):
+        scalars = optimizer.scalars(step)
+        after = [a.astype("float32") for a in optimizer._whole_rule(np, *plain, **scalars)]
+        plain[0], plain[2:] = after[0], after[1:]
+        backend.update_in_place(optimizer._whole_rule, mine, scalars)
+    for a, b in zip(mine, plain, strict=True):
+        np.testing.assert_array_equal(a, b)
+        assert a.dtype == b.dtype
+
+
 def test_every_rule_is_recorded():
     for optimizer in OPTIMIZERS:
         arguments = [np.zeros(50_000, np.float32) for _ in range(2 + len(optimizer.slots))]

@@ -1,5 +1,6 @@
 """Pictures: what is drawn, where, and that nothing else is touched."""
 
+import importlib.util
 import subprocess
 import sys
 
@@ -23,6 +24,7 @@ HISTORY = {
 
 @pytest.fixture(autouse=True)
 def close_figures():
+    pyplot.close("all")  # those of doctests
     yield
     pyplot.close("all")
 
@@ -48,13 +50,40 @@ class Halves:
         return scores / scores.sum(axis=1, keepdims=True)
 
 
+SEARCH = {
+    "param_net__units": np.ma.array([2, 2, 40, 40, 8, 8]),
+    "param_rate": [0.1, 0.2, 0.1, 0.2, 0.1, 0.2],
+    "mean_test_score": np.array([0.1, 0.2, 0.6, 0.5, 0.8, 0.7]),
+    "std_test_score": np.full(6, 0.05),
+}
+
+
+def network(activation="tanh", depth=1):
+    hidden = [nnx.layers.Dense(8, activation) for _ in range(depth)]
+    model = nnx.Sequential([nnx.Input((2,)), *hidden, nnx.layers.Dropout(0.5), nnx.layers.Dense(1)], seed=0)
+    model.compile("sgd", "mse")
+    return model
+
+
 PLANE = np.array([[-1.0, 0], [-1, 1], [0, 0], [0, 1], [1, 0], [1, 1]])
 DRAWINGS = {
     "learning_curves": lambda **to: plot.learning_curves(HISTORY, **to),
     "confusion_matrix": lambda **to: plot.confusion_matrix([0, 1, 1], [0, 1, 0], **to),
     "decision_boundary": lambda **to: plot.decision_boundary(Halves(), PLANE, [0, 0, 0, 1, 1, 1], **to),
     "predicted_against_true": lambda **to: plot.predicted_against_true([1, 2, 3], [1, 2, 2], **to),
+    "residuals": lambda **to: plot.residuals([1, 2, 3], [1, 2, 2], **to),
+    "validation_curve": lambda **to: plot.validation_curve(SEARCH, "net__units", **to),
+    "search_heatmap": lambda **to: plot.search_heatmap(SEARCH, "net__units", "rate", **to),
+    "weight_histograms": lambda **to: plot.weight_histograms(network(), **to),
+    "gradient_histograms": lambda **to: plot.gradient_histograms(network(), PLANE, PLANE[:, 0], **to),
 }
+if importlib.util.find_spec("sklearn"):
+    DRAWINGS["roc_curve"] = lambda **to: plot.roc_curve([0, 1, 1, 0], [0.2, 0.9, 0.4, 0.5], **to)
+    DRAWINGS["precision_recall_curve"] = lambda **to: plot.precision_recall_curve([0, 1], [0.2, 0.9], **to)
+
+
+def test_everything_public_is_tested_here():
+    assert set(DRAWINGS) == set(plot.__all__) - {"activation_gallery"}
 
 
 @pytest.mark.parametrize("draw", DRAWINGS.values(), ids=DRAWINGS)
@@ -261,6 +290,196 @@ def test_predicted_against_true():
 def test_predicted_against_true_refuses_what_does_not_fit():
     with pytest.raises(ValueError, match="y_true has 3 values, y_pred has 2"):
         plot.predicted_against_true([1, 2, 3], [1, 2])
+
+
+def test_residuals():
+    ax = plot.residuals([1.0, 2.0, 4.0], [[1.5], [2.0], [2.5]], unit="kg")
+    assert ax.collections[0].get_offsets().tolist() == [[1.5, -0.5], [2, 0], [2.5, 1.5]]
+    assert ax.get_ylabel() == "true - predicted value (kg)"
+    with pytest.raises(ValueError, match="y_true has 3 values, y_pred has 2"):
+        plot.residuals([1, 2, 3], [1, 2])
+
+
+def test_decision_boundary_of_an_estimator_names_its_labels():
+    pytest.importorskip("sklearn")
+    y = np.array(["no", "no", "no", "yes", "yes", "yes"])
+    ax = plot.decision_boundary(nnx.estimators.Classifier(epochs=1).fit(PLANE, y), PLANE, y)
+    assert legend_of(ax) == ["no", "yes"]
+
+
+# Over all thresholds
+
+
+@pytest.mark.parametrize(
+    ("y", "p"),
+    [
+        ([0, 1, 1, 0, 1], [0.2, 0.9, 0.4, 0.5, 0.6]),
+        (["a", "b", "b", "a", "b"], np.array([[0.2], [0.9], [0.4], [0.5], [0.6]])),
+        ([-1, 1, 1, -1, 1], np.array([[0.8, 0.2], [0.1, 0.9], [0.6, 0.4], [0.5, 0.5], [0.4, 0.6]])),
+    ],
+    ids=["numbers", "text", "signs"],
+)
+def test_curves_of_two_classes(y, p):
+    pytest.importorskip("sklearn")
+    ax = plot.roc_curve(y, p)
+    curve, chance = ax.get_lines()
+    # By hand: from the highest probability down, positives are 0.9, 0.6 and 0.4, negatives 0.5 and 0.2.
+    assert curve.get_xydata()[[0, -1]].tolist() == [[0, 0], [1, 1]]
+    assert {(0, 2 / 3), (0.5, 1)} <= {tuple(point) for point in curve.get_xydata()}
+    assert chance.get_xydata().tolist() == [[0, 0], [1, 1]]
+    assert legend_of(ax) == ["AUC 0.833", "chance"]
+    assert ax.get_title() == f"ROC curve of {'b' if 'b' in y else 'class 1'}"
+    ax = plot.precision_recall_curve(y, p)
+    curve, chance = ax.get_lines()
+    assert {(1, 0.75), (2 / 3, 1)} <= {tuple(point) for point in curve.get_xydata()}
+    assert chance.get_ydata() == [0.6, 0.6]
+    assert legend_of(ax) == ["AP 0.917", "chance"]
+
+
+def test_curves_of_several_classes():
+    sklearn = pytest.importorskip("sklearn.metrics")
+    y = np.array([0, 1, 2, 2, 1, 0, 2])
+    p = np.random.default_rng(0).dirichlet([1, 1, 1], 7)
+    area = [sklearn.roc_auc_score(y == k, p[:, k]) for k in range(3)]
+    mean = [sklearn.average_precision_score(y == k, p[:, k]) for k in range(3)]
+    for true in (y, np.eye(3)[y]):
+        ax = plot.roc_curve(true, p, class_names=["x", "y", "z"])
+        assert legend_of(ax) == [*(f"{k}: AUC {a:.3f}" for k, a in zip("xyz", area, strict=True)), "chance"]
+        assert legend_of(plot.precision_recall_curve(true, p)) == [
+            f"class {k}: AP {mean[k]:.3f}" for k in range(3)
+        ]
+
+
+def test_curves_refuse_what_does_not_fit():
+    pytest.importorskip("sklearn")
+    with pytest.raises(
+        ValueError, match="y_prob has 3 classes, y_true has samples of 2: a curve needs samples of each"
+    ):
+        plot.roc_curve([0, 1, 1], np.full((3, 3), 1 / 3))
+    with pytest.raises(ValueError, match="y_true has 3 samples, y_prob has 2"):
+        plot.roc_curve([0, 1, 1], [0.1, 0.2])
+    with pytest.raises(ValueError, match="class_names has 1 names, y_prob has 2 classes"):
+        plot.precision_recall_curve([0, 1], [0.1, 0.2], class_names=["one"])
+
+
+# Searches
+
+
+def test_validation_curve_takes_the_best_of_each_value():
+    ax = plot.validation_curve(SEARCH, "net__units")
+    validation, best = ax.get_lines()
+    assert validation.get_xydata().tolist() == [[2, 0.2], [8, 0.8], [40, 0.6]]
+    assert best.get_xydata().tolist() == [[8, 0.8]]
+    assert legend_of(ax) == ["validation", "best: 0.8 at 8"]
+    assert ax.get_xscale() == "log"
+    assert ax.get_xlabel() == "units"
+    assert plot.validation_curve(SEARCH, "rate").get_xscale() == "linear"
+
+
+def test_validation_curve_of_names_and_with_training_scores():
+    results = {
+        "param_build": [np.mean, np.sum, None],
+        "mean_test_score": [0.5, np.nan, 0.7],
+        "std_test_score": [0, np.nan, 0],
+        "mean_train_score": [0.6, 0.8, 0.7],
+        "std_train_score": [0, 0, 0],
+    }
+    ax = plot.validation_curve(results, "build")
+    assert [label.get_text() for label in ax.get_xticklabels()] == ["mean", "sum", "None"]
+    assert legend_of(ax) == ["training", "validation", "best: 0.7 at None"]
+
+
+def test_search_heatmap_of_a_real_search():
+    model_selection = pytest.importorskip("sklearn.model_selection")
+    rng = np.random.default_rng(0)
+    X = rng.standard_normal((60, 2))
+    grid = {"build__units": [1, 4], "optimizer__learning_rate": [0.0, 0.1], "epochs": [1, 2]}
+    search = model_selection.GridSearchCV(nnx.estimators.Regressor(random_state=0), grid, cv=2).fit(
+        X, X[:, 0]
+    )
+    ax = plot.search_heatmap(search, "build__units", "optimizer__learning_rate")
+    cells = np.array(ax.images[0].get_array()).ravel()
+    assert cells.max() == pytest.approx(search.best_score_)
+    assert ax.get_title() == f"Score, at best {search.best_score_:.3f}"
+    (frame,) = ax.patches
+    place = (round(frame.get_x() + 0.48), round(frame.get_y() + 0.46))
+    found = search.best_params_
+    assert place == ([1, 4].index(found["build__units"]), [0.0, 0.1].index(found["optimizer__learning_rate"]))
+
+
+def test_search_pictures_say_what_is_wrong():
+    with pytest.raises(
+        ValueError,
+        match=r"unknown parameter of the search 'unit': .*Known: net__units, rate",
+    ):
+        plot.validation_curve(SEARCH, "unit")
+    with pytest.raises(ValueError, match="expected a fitted search or its cv_results_"):
+        plot.search_heatmap(object(), "a", "b")
+
+
+# Weights
+
+
+def areas_of(ax):
+    return [float(np.sum(np.diff(step.get_data().edges) * (step.get_data().values - step.get_data().baseline)))
+            for step in ax.patches]  # fmt: skip
+
+
+def test_weight_histograms_count_each_weight():
+    model = network()
+    ax = plot.weight_histograms(model)
+    names = [label.get_text() for label in ax.get_yticklabels()]
+    assert names == ["dense/kernel", "dense/bias", "dense_1/kernel", "dense_1/bias"]
+    kernel = model.get_weights()[0]
+    step = ax.patches[0].get_data()
+    heights = step.values - step.baseline
+    counts, _ = np.histogram(kernel, step.edges)
+    assert heights / heights.max() == pytest.approx(counts / counts.max())
+    assert step.edges[[0, -1]] == pytest.approx(
+        [min(map(np.min, model.get_weights())), max(map(np.max, model.get_weights()))]
+    )
+
+
+def test_gradient_histograms_are_those_of_the_next_step(any_backend):
+    model = network().to(any_backend)
+    before, y = model.get_weights(), PLANE[:, :1] ** 2
+    ax = plot.gradient_histograms(model, PLANE, y)
+    assert all(np.array_equal(a, b) for a, b in zip(before, model.get_weights(), strict=True))
+    assert model.step == 0
+    model.compile(nnx.optimizers.SGD(1.0), "mse")
+    model.train_on_batch(PLANE, y)
+    sizes = [np.abs(a - b).ravel() for a, b in zip(before, model.get_weights(), strict=True)]
+    edges = ax.patches[0].get_data().edges
+    largest = max(size.max() for size in sizes)
+    assert edges[-1] == pytest.approx(largest, rel=1e-3)
+    zeros = [float(np.mean(size == 0)) for size in sizes]
+    labels = [label.get_text() for label in ax.get_yticklabels()]
+    assert [f"{share:.0%} are 0" in label for share, label in zip(zeros, labels, strict=True)] == [
+        z > 0 for z in zeros
+    ]
+
+
+def test_gradients_of_a_deep_network_of_sigmoids_vanish_towards_its_input():
+    ax = plot.gradient_histograms(network("sigmoid", depth=6), PLANE, PLANE[:, 0])
+    first, last = (ax.patches[k].get_data() for k in (0, -4))
+    means = [
+        np.average((d.edges[1:] * d.edges[:-1]) ** 0.5, weights=d.values - d.baseline) for d in (first, last)
+    ]
+    assert means[0] < means[1] / 100
+
+
+def test_histograms_of_equal_weights_and_of_none():
+    model = nnx.Sequential([nnx.layers.Dense(2, kernel_initializer="zeros", input_shape=(2,))])
+    assert plot.weight_histograms(model).get_xlim()[0] < 0
+    model.compile("sgd", "mse")
+    assert (
+        plot.gradient_histograms(model, PLANE, 0 * PLANE)
+        .get_yticklabels()[0]
+        .get_text()
+        .endswith("100% are 0")
+    )
+    with pytest.raises(ValueError, match="no weights to draw"):
+        plot.weight_histograms(nnx.Sequential([nnx.layers.Flatten(input_shape=(2, 2))]))
 
 
 def test_without_matplotlib_it_says_what_to_install(monkeypatch):

@@ -121,6 +121,21 @@ EACH_LAYER = {
     "parallel, averaged": layers.Parallel(layers.Dense(4), layers.Dense(4), merge="average"),
     "parallel, maximum": layers.Parallel(layers.Dense(4), layers.Dense(4), merge="maximum"),
     "embedding": layers.Chain([layers.Lambda(_as_ids), layers.Embedding(4, 3), layers.Flatten()]),
+    "recurrent": [
+        layers.Reshape((3, 2)),
+        layers.Masking(),
+        layers.SimpleRNN(3, return_sequences=True, dropout=0.2),
+        layers.TimeDistributed(layers.Dense(3, "relu")),
+        layers.LSTM(3, recurrent_dropout=0.2, return_sequences=True, go_backwards=True),
+        layers.BatchNormalization(),
+        layers.GRU(3),
+    ],
+    "recurrent, both ways": [
+        layers.Reshape((2, 3)),
+        layers.Bidirectional(layers.GRU(2, reset_after=False, return_sequences=True), "mul"),
+        layers.Bidirectional(layers.LSTM(2, "gelu", return_sequences=True)),
+        layers.GlobalAveragePooling1D(),
+    ],
     "wide": layers.Dense(900, "relu"),  # beyond the block of a kernel
     **{name: layers.Dense(5, name) for name in sorted(activations._registry.names())},
     **{name: [layers.Reshape((2, 3) if "1D" in name else (3, 2, 1)), *made, layers.Flatten()]

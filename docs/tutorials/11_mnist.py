@@ -23,7 +23,7 @@ from nnx.layers import (
 )
 
 
-def build():
+def build(dtype="float32"):
     return nnx.Sequential(
         [
             Input((28, 28, 1)),
@@ -42,6 +42,7 @@ def build():
             Dense(10, "softmax"),
         ],
         seed=0,
+        dtype=dtype,
     )
 
 

@@ -2,6 +2,7 @@
 
 from nnx.callbacks.base import Callback, CallbackList, LambdaCallback
 from nnx.callbacks.monitors import EarlyStopping, ModelCheckpoint
+from nnx.callbacks.pruning import OptunaPruning
 from nnx.callbacks.rates import LearningRateScheduler, ReduceLROnPlateau
 from nnx.callbacks.reporting import CSVLogger, ProgressBar, TerminateOnNaN, format_number
 
@@ -13,6 +14,7 @@ __all__ = [
     "LambdaCallback",
     "LearningRateScheduler",
     "ModelCheckpoint",
+    "OptunaPruning",
     "ProgressBar",
     "ReduceLROnPlateau",
     "TerminateOnNaN",

@@ -60,6 +60,12 @@ def trial_model(seed: int = 0) -> Sequential:
                 [layers.Reshape((8, 2)), layers.ZeroPadding1D(), layers.Cropping1D((0, 2)),
                  layers.AveragePooling1D(2), layers.GlobalMaxPooling1D()],
             ),
+            layers.Reshape((4, 2)),
+            layers.Masking(),
+            layers.Parallel(
+                [layers.Bidirectional(layers.LSTM(2, return_sequences=True, dropout=0.1)), layers.GRU(2)],
+                [layers.TimeDistributed(layers.Dense(2)), layers.SimpleRNN(2, recurrent_dropout=0.1)],
+            ),
             layers.RepeatVector(2),
             layers.PReLU("uniform"),
             layers.Flatten(),

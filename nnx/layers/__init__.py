@@ -41,19 +41,24 @@ from nnx.layers.pooling import (
     MaxPooling2D,
 )
 from nnx.layers.prelu import PReLU
+from nnx.layers.recurrent import GRU, LSTM, SimpleRNN
 from nnx.layers.reshape import Flatten, Input, Permute, RepeatVector, Reshape
 from nnx.layers.resize import Cropping1D, Cropping2D, UpSampling2D, ZeroPadding1D, ZeroPadding2D
 from nnx.layers.sample_norm import GroupNormalization, LayerNormalization, RMSNormalization
+from nnx.layers.sequences import Bidirectional, Masking, TimeDistributed
 
 __all__ = [
     "ELU",
     "GELU",
+    "GRU",
+    "LSTM",
     "SELU",
     "Activation",
     "AlphaDropout",
     "AveragePooling1D",
     "AveragePooling2D",
     "BatchNormalization",
+    "Bidirectional",
     "Chain",
     "Conv1D",
     "Conv2D",
@@ -81,6 +86,7 @@ __all__ = [
     "LeakyReLU",
     "Linear",
     "LogSoftmax",
+    "Masking",
     "MaxPooling1D",
     "MaxPooling2D",
     "Mish",
@@ -96,12 +102,14 @@ __all__ = [
     "SeparableConv2D",
     "SiLU",
     "Sigmoid",
+    "SimpleRNN",
     "Softmax",
     "Softplus",
     "Softsign",
     "SpatialDropout1D",
     "SpatialDropout2D",
     "Tanh",
+    "TimeDistributed",
     "UpSampling2D",
     "ZeroPadding1D",
     "ZeroPadding2D",

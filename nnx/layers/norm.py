@@ -4,7 +4,8 @@ then given a learnt scale and offset,
     y = gamma * (x - mean) / sqrt(variance + epsilon) + beta.
 
 In training, mean and variance are those of the batch, and moving averages of them are kept;
-otherwise the moving averages are used.
+otherwise the moving averages are used. Time steps that a mask leaves out are normalised like the
+others, but do not count in mean and variance.
 
 Source: Ioffe and Szegedy, "Batch Normalization", 2015 (arXiv:1502.03167).
 """
@@ -38,6 +39,7 @@ class BatchNormalization(Layer):
            [ 1.,  1.]], dtype=float32)
     """
 
+    supports_masking = True
     full_precision = True  # sums over a batch soon leave the range of float16
 
     def __init__(
@@ -98,9 +100,16 @@ class BatchNormalization(Layer):
             None if w is None else xp.reshape(w, broadcast) for w in map(params.get, ("gamma", "beta"))
         )
 
+        n, weight = size(x.shape) // x.shape[axis], None
         if ctx.training:
-            mean = xp.mean(x, axis=others, keepdims=True)
-            variance = xp.mean((x - mean) ** 2, axis=others, keepdims=True)
+            if ctx.mask is None:
+                mean = xp.mean(x, axis=others, keepdims=True)
+                variance = xp.mean((x - mean) ** 2, axis=others, keepdims=True)
+            else:
+                weight = _weight(xp, ctx.mask, x)
+                n = xp.maximum(xp.sum(weight, axis=others, keepdims=True), 1.0)
+                mean = xp.sum(x * weight, axis=others, keepdims=True) / n
+                variance = xp.sum((x - mean) ** 2 * weight, axis=others, keepdims=True) / n
             for name, batch in (("moving_mean", mean), ("moving_variance", variance)):
                 old, new = ctx.state[name], xp.reshape(batch, ctx.state[name].shape)
                 ctx.state[name] = old * self.momentum + new * (1 - self.momentum)
@@ -128,10 +137,18 @@ class BatchNormalization(Layer):
                 return dy * scale, grads
             # Mean and variance depend on x too: remove from the gradient its mean and its part
             # along the normalised input.
-            n = size(x.shape) // x.shape[axis]
-            return (dy - total / n - normalised * (along / n)) * scale, grads
+            by_statistics = total / n + normalised * (along / n)
+            if weight is not None:
+                by_statistics = by_statistics * weight
+            return (dy - by_statistics) * scale, grads
 
         return y, pullback
 
     def flops(self, in_shape):
         return 4 * size(in_shape)
+
+
+def _weight(xp, mask, x):
+    """Return 1 for each element of x at a time step that a mask, (batch, time), counts; 0 for the others."""
+    counts = xp.reshape(mask, (*mask.shape, *(1,) * (x.ndim - mask.ndim)))
+    return xp.astype(xp.broadcast_to(counts, x.shape), x.dtype)

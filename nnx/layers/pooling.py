@@ -118,6 +118,8 @@ class _GlobalMaxPooling(_GlobalPooling):
 
 class _GlobalAveragePooling(_GlobalPooling):
     def forward(self, ctx, params, x):
+        if ctx.mask is not None and self.supports_masking:
+            return self._masked(ctx, x)
         xp, axes = ctx.xp, tuple(range(1, self.rank + 1))
 
         def pullback(dy):
@@ -125,6 +127,17 @@ class _GlobalAveragePooling(_GlobalPooling):
             return xp.broadcast_to(share, x.shape), {}
 
         return xp.mean(x, axis=axes, keepdims=self.keepdims), pullback
+
+    def _masked(self, ctx, x):
+        """Return the mean over the time steps that count, and its pullback."""
+        xp, counts = ctx.xp, ctx.xp.astype(ctx.mask[..., None], x.dtype)
+        ctx.mask = None
+        share = counts / xp.maximum(xp.sum(counts, axis=1, keepdims=True), 1.0)
+
+        def pullback(dy):
+            return xp.reshape(dy, (x.shape[0], 1, -1)) * share, {}
+
+        return xp.sum(x * share, axis=1, keepdims=self.keepdims), pullback
 
 
 @register("max_pooling1d", "max_pool1d")
@@ -223,9 +236,13 @@ class GlobalMaxPooling2D(_GlobalMaxPooling):
 
 @register("global_average_pooling1d", "global_avg_pool1d")
 class GlobalAveragePooling1D(_GlobalAveragePooling):
-    """Mean of each channel: (batch, steps, channels) -> (batch, channels); see `GlobalMaxPooling2D`."""
+    """Mean of each channel: (batch, steps, channels) -> (batch, channels); see `GlobalMaxPooling2D`.
+
+    It is that of the time steps which the mask counts; 0 if there are none. (Keras gives nan.)
+    """
 
     rank = 1
+    supports_masking = True
 
 
 @register("global_average_pooling2d", "global_avg_pool2d")

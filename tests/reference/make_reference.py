@@ -40,6 +40,7 @@ def main():
         activations,
         layers,
         sample_layers,
+        sequences,
         convolution,
         models,
         regularizers,
@@ -610,6 +611,109 @@ def _keras_object(value):
     if not isinstance(value, dict):
         return value
     return getattr(keras.regularizers, value["class_name"])(**value["config"])
+
+
+# Layers of sequences: (class, settings, batch, what else); layers inside are (class, settings)
+
+SEQUENCES = [
+    *[(name, settings, 2, more)
+      for name, other in (
+          ("SimpleRNN", {"activation": "relu", "use_bias": False}),
+          ("LSTM", {"activation": "gelu", "recurrent_activation": "hard_sigmoid"}),
+          ("GRU", {"reset_after": False}),
+      )
+      for settings, more in (
+          ({}, {}),
+          ({"return_sequences": True}, {"mask": True}),
+          ({"return_sequences": True, "return_state": True, "go_backwards": True}, {"states": True}),
+          ({"go_backwards": True}, {"mask": True}),
+          ({**other, "return_state": True}, {"mask": True, "states": True}),
+      )],
+    ("GRU", {"return_sequences": True, "zero_output_for_mask": True}, 2, {"mask": True}),
+    ("GRU", {"use_bias": False}, 2, {}),
+    ("LSTM", {}, 1, {"steps": 1}),
+    *[("Bidirectional", {"layer": ("LSTM", {"return_sequences": True}), "merge_mode": mode}, 2, {"mask": True})
+      for mode in ("concat", "sum", "mul", "ave", None)],
+    ("Bidirectional", {"layer": ("GRU", {})}, 2, {}),
+    ("Bidirectional", {"layer": ("SimpleRNN", {"return_state": True}),
+                       "backward_layer": ("SimpleRNN", {"return_state": True, "go_backwards": True})},
+     2, {"mask": True, "states": True}),
+    ("TimeDistributed", {"layer": ("Dense", {})}, 2, {}),
+    ("Masking", {"mask_value": 0.5}, 2, {}),
+    ("BatchNormalization", {}, 3, {"mask": True}),
+    ("GlobalAveragePooling1D", {}, 2, {"mask": True}),
+]  # fmt: skip
+
+
+def sequences():
+    """Output, gradients and new state of Keras's layers, some with a mask whose first sequence counts nowhere."""
+    return {"cases": [_sequence_case(*case) for case in SEQUENCES]}
+
+
+def _sequence_case(name, settings, batch, more):
+    import jax
+    import keras
+
+    rng = np.random.default_rng(5)
+    settings = {"units": 2, **settings} if name in ("SimpleRNN", "LSTM", "GRU") else settings
+    given = {key: _inner_layer(value) for key, value in settings.items()}
+    layer = getattr(keras.layers, name)(**given)
+    x = rng.normal(size=(batch, more.get("steps", 4), 3)).round(2)
+    if name == "Masking":
+        x[0, 1:3] = settings["mask_value"]
+    layer.build(x.shape)
+    mask = None
+    if more.get("mask"):
+        mask = rng.random(x.shape[:2]) < 0.6
+        mask[0] = name == "GlobalAveragePooling1D"  # Keras's mean of nothing is nan
+        mask[-1, -1] = False
+    keywords = {"training": True} if name == "BatchNormalization" else {}
+    keywords |= {} if mask is None else {"mask": mask}
+    count = {"LSTM": 2, "Bidirectional": 2}.get(name, 1) if more.get("states") else 0
+    states = [rng.normal(size=(batch, 2)).round(2) for _ in range(count)]
+    weights = [rng.normal(size=v.shape).round(2) for v in layer.trainable_variables]
+    state = [
+        rng.uniform(0.5, 1.5, v.shape).round(2) for v in layer.non_trainable_variables if "seed" not in v.path
+    ]
+    kept = [v.value for v in layer.non_trainable_variables if "seed" in v.path]
+
+    def outputs(weights, x, states):
+        if states:
+            keywords["initial_state"] = states
+        y, after = layer.stateless_call(weights, [*state, *kept], x, **keywords)
+        return (list(y) if isinstance(y, (list, tuple)) else [y]), after[: len(state)]
+
+    y, _ = outputs(weights, x, states)
+    dy = [rng.normal(size=part.shape).round(2) for part in y]
+
+    def total(*arguments):
+        y, after = outputs(*arguments)
+        return sum((a * b).sum() for a, b in zip(y, dy, strict=True)), (y, after)
+
+    (_, (y, after)), (grads, dx, dstates) = jax.value_and_grad(total, argnums=(0, 1, 2), has_aux=True)(
+        weights, x, states
+    )
+    return {
+        "layer": name, "settings": settings, "source": "keras",
+        "x": [x, *states], "mask": None if mask is None else mask.tolist(),
+        "weights": weights, "state": state, "dy": dy,
+        "y": [_rounded(part) for part in y], "dx": [_rounded(part) for part in (dx, *dstates)],
+        "grads": [_rounded(part) for part in grads], "state_after": [_rounded(part) for part in after],
+    }  # fmt: skip
+
+
+def _rounded(array):
+    """Return an array with as many digits as it is compared to."""
+    return np.asarray(array, dtype=np.float64).round(9)
+
+
+def _inner_layer(value):
+    import keras
+
+    if not isinstance(value, tuple):
+        return value
+    name, settings = value
+    return getattr(keras.layers, name)(2, **settings)
 
 
 # Regularizers

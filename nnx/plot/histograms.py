@@ -1,0 +1,109 @@
+"""How weights and gradients are spread, layer by layer, from the input at the top to the output."""
+
+import numpy as np
+
+from nnx import tree
+from nnx.plot.axes import BLUE, GREY, new_axes, tidy
+
+
+def weight_histograms(model, ax=None):
+    """Draw a histogram of each weight array of a model, all on one scale.
+
+    Parameters
+    ----------
+    model : Model
+    ax : matplotlib Axes, optional
+
+    Returns
+    -------
+    matplotlib Axes
+
+    Examples
+    --------
+    >>> import nnx
+    >>> model = nnx.Sequential([nnx.layers.Dense(8, input_shape=(4,)), nnx.layers.Dense(1)], seed=0)
+    >>> ax = nnx.plot.weight_histograms(model)
+    >>> [label.get_text() for label in ax.get_yticklabels()]
+    ['dense/kernel', 'dense/bias', 'dense_1/kernel', 'dense_1/bias']
+    """
+    ax = _draw(_named(model, model.params), ax)
+    ax.set(xlabel="weight", title="Weights by layer")
+    return ax
+
+
+def gradient_histograms(model, X, y, ax=None):
+    """Draw a histogram of the size of the gradient of the loss by each weight array, all on one scale.
+
+    Sizes that shrink from the output at the bottom to the input at the top vanish, as deep networks of
+    sigmoids have it; sizes that grow explode. Weights whose gradient is 0, such as those of units that
+    are off for all samples, are counted beside the name.
+
+    Parameters
+    ----------
+    model : Model
+        Compiled; it is not changed.
+    X, y : array
+        The samples of one training step.
+    ax : matplotlib Axes, optional
+
+    Returns
+    -------
+    matplotlib Axes, with the size on a logarithmic scale
+
+    Examples
+    --------
+    >>> import nnx
+    >>> model = nnx.Sequential([nnx.layers.Dense(8, input_shape=(4,)), nnx.layers.Dense(1)], seed=0)
+    >>> model.compile("sgd", "mse")
+    >>> ax = nnx.plot.gradient_histograms(model, [[1.0, 2.0, 3.0, 4.0]], [1.0])
+    >>> ax.get_xlabel(), ax.get_xscale()
+    ('size of the gradient', 'log')
+    """
+    engine, samples = model.engine, model.check_batch((X, y, None))
+    numbers = engine.numbers(model.step, model.step + 1)
+    with model.backend.scope(model.dtype):
+        row = {name: values[0] for name, values in model.backend.stage(numbers).items()}
+        grads, _, _ = engine.steps.gradients(model.params, model.state, engine.place(samples), row)
+    sizes = {name: np.abs(grad) for name, grad in _named(model, grads).items()}
+    shares = {name: np.mean(size == 0) for name, size in sizes.items()}
+    named = {
+        f"{name}\n{shares[name]:.0%} are 0" if shares[name] else name: size for name, size in sizes.items()
+    }
+    ax = _draw(named, ax, logarithmic=True)
+    ax.set(xlabel="size of the gradient", title="Gradients by layer")
+    return ax
+
+
+def _named(model, arrays) -> dict[str, np.ndarray]:
+    """Return the arrays of a tree like the weights on the host, flat, by path."""
+    paths = [path for kind, path in model.weight_paths() if kind == "params"]
+    with model.backend.scope(model.dtype):
+        return {
+            "/".join(path): np.asarray(model.backend.to_numpy(tree.at(arrays, path)), float).ravel()
+            for path in paths
+        }
+
+
+def _draw(named: dict[str, np.ndarray], ax, logarithmic: bool = False):
+    """Draw histograms one below the other, each as high as its row."""
+    if not named:
+        raise ValueError("the model has no weights to draw")
+    ax = tidy(new_axes((6.0, 1.2 + 0.38 * len(named))) if ax is None else ax)
+    values = [array[np.isfinite(array) & (array > 0 if logarithmic else True)] for array in named.values()]
+    everything = np.concatenate([*values, np.zeros(0)])
+    everything = everything if everything.size else np.ones(1)
+    low, high = everything.min(), everything.max()
+    if low == high:
+        low, high = (low / 10, high * 10) if logarithmic else (low - 1, high + 1)
+    edges = np.geomspace(low, high, 61) if logarithmic else np.linspace(low, high, 61)
+    rows = np.arange(len(named))[::-1]
+    for row, array in zip(rows, values, strict=True):
+        counts, _ = np.histogram(array, edges)
+        ax.stairs(
+            row + 0.85 * counts / max(counts.max(), 1), edges, baseline=row, fill=True, color=BLUE, alpha=0.85
+        )
+        ax.axhline(row, color=GREY, linewidth=0.6)
+    ax.set_yticks(rows, list(named))
+    ax.tick_params(axis="y", length=0)
+    ax.set(ylim=(-0.1, len(named)), ylabel="how many, by layer", xscale="log" if logarithmic else "linear")
+    return ax

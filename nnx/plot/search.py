@@ -1,0 +1,156 @@
+"""Scores of a search over settings, from the `cv_results_` of scikit-learn's searches."""
+
+import numpy as np
+
+from nnx.plot.axes import BLUE, ORANGE, new_axes, tidy, write_cells
+from nnx.registry import suggest
+
+
+def validation_curve(search, parameter: str, ax=None):
+    """Draw the score of a search over one parameter, with the best value marked.
+
+    Of settings that agree in this parameter the best one counts. Bands are a standard deviation over
+    the folds, above and below. Training scores are drawn if the search kept them
+    (`return_train_score=True`): where they part from the validation scores, the model overfits.
+
+    Parameters
+    ----------
+    search : fitted search, or its `cv_results_`
+        Such as `GridSearchCV` or `RandomizedSearchCV`.
+    parameter : str
+        Its name, for example `build__units`.
+    ax : matplotlib Axes, optional
+
+    Returns
+    -------
+    matplotlib Axes, with a logarithmic scale where values span a factor of 20 or more
+
+    Examples
+    --------
+    >>> import nnx
+    >>> results = {"param_units": [4, 16, 64], "mean_test_score": [0.8, 0.9, 0.85], "std_test_score": [0.1] * 3}
+    >>> ax = nnx.plot.validation_curve(results, "units")
+    >>> ax.get_legend().get_texts()[-1].get_text()
+    'best: 0.9 at 16'
+    """
+    results = _results(search, [parameter])
+    values, best = _best_by(results, [parameter])
+    names = [value for (value,) in values]
+    numeric = all(isinstance(name, (int, float)) and not isinstance(name, bool) for name in names)
+    x = np.asarray(names, float) if numeric else np.arange(len(names))
+    ax = tidy(new_axes() if ax is None else ax)
+    for kind, colour, label in (("train", BLUE, "training"), ("test", ORANGE, "validation")):
+        if f"mean_{kind}_score" in results:
+            mean, spread = (np.asarray(results[f"{of}_{kind}_score"])[best] for of in ("mean", "std"))
+            ax.plot(x, mean, color=colour, marker="o", markersize=4, label=label)
+            ax.fill_between(x, mean - spread, mean + spread, color=colour, alpha=0.15, linewidth=0)
+    mean = np.asarray(results["mean_test_score"], float)[best]
+    k = np.nanargmax(mean)
+    shown = f"{names[k]:.4g}" if numeric else _short(names[k])
+    ax.plot(x[k], mean[k], "o", color=ORANGE, markeredgecolor="black", zorder=3,
+            label=f"best: {mean[k]:.4g} at {shown}")  # fmt: skip
+    if numeric and x.min() > 0 and x.max() >= 20 * x.min():
+        ax.set_xscale("log")
+    if len(names) <= 12:
+        ax.set_xticks(x, [_short(name) for name in names])
+        ax.set_xticks([], minor=True)
+    ax.set(xlabel=_short_name(parameter), ylabel="score", title=f"Score over {_short_name(parameter)}")
+    ax.legend(frameon=False)
+    return ax
+
+
+def search_heatmap(search, x: str, y: str, ax=None):
+    """Draw the score of a grid search over two parameters, a cell each, with the best one framed.
+
+    Of settings that agree in both the best one counts.
+
+    Parameters
+    ----------
+    search : fitted search, or its `cv_results_`
+    x, y : str
+        Names of the parameters of the columns and the rows.
+    ax : matplotlib Axes, optional
+
+    Returns
+    -------
+    matplotlib Axes
+
+    Examples
+    --------
+    >>> import nnx
+    >>> results = {"param_units": [4, 4, 8, 8], "param_rate": [0.1, 0.2, 0.1, 0.2],
+    ...            "mean_test_score": [0.7, 0.8, 0.75, 0.95]}
+    >>> ax = nnx.plot.search_heatmap(results, "units", "rate")
+    >>> [text.get_text() for text in ax.texts]
+    ['0.700', '0.750', '0.800', '0.950']
+    """
+    results = _results(search, [x, y])
+    pairs, best = _best_by(results, [x, y])
+    columns, rows = (_in_order([pair[axis] for pair in pairs]) for axis in (0, 1))
+    scores = np.full((len(rows), len(columns)), np.nan)
+    for (column, row), k in zip(pairs, best, strict=True):
+        scores[rows.index(row), columns.index(column)] = results["mean_test_score"][k]
+    ax = new_axes((2.4 + 0.62 * len(columns), 1.8 + 0.42 * len(rows))) if ax is None else ax
+    picture = ax.imshow(scores, cmap="Blues", aspect="auto", origin="lower")
+    write_cells(ax, picture, scores, lambda score: "" if np.isnan(score) else f"{score:.3f}")
+    row, column = np.unravel_index(np.nanargmax(scores), scores.shape)
+    ax.add_patch(_frame(column, row))
+    ax.set_xticks(range(len(columns)), [_short(value) for value in columns])
+    ax.set_yticks(range(len(rows)), [_short(value) for value in rows])
+    ax.tick_params(length=0)
+    ax.spines[:].set_visible(False)
+    ax.set(xlabel=_short_name(x), ylabel=_short_name(y), title=f"Score, at best {np.nanmax(scores):.3f}")
+    return ax
+
+
+def _results(search, parameters) -> dict:
+    """Return the `cv_results_` of a search, after a look whether it has these parameters."""
+    results = getattr(search, "cv_results_", search)
+    if not hasattr(results, "keys") or "mean_test_score" not in results:
+        raise ValueError(
+            f"expected a fitted search or its cv_results_, with a mean_test_score, got {search!r}"
+        )
+    known = [name.removeprefix("param_") for name in results if name.startswith("param_")]
+    for parameter in parameters:
+        if parameter not in known:
+            raise ValueError(suggest("parameter of the search", parameter, known))
+    return results
+
+
+def _best_by(results, parameters) -> tuple[list[tuple], list[int]]:
+    """Return each combination of values of these parameters, in order, and its best setting's number."""
+    best: dict[tuple, int] = {}
+    scores = np.asarray(results["mean_test_score"], float)
+    columns = [list(results[f"param_{parameter}"]) for parameter in parameters]
+    for k, values in enumerate(zip(*columns, strict=True)):
+        key = tuple(value.item() if hasattr(value, "item") else value for value in values)
+        if key not in best or scores[k] > scores[best[key]] or np.isnan(scores[best[key]]):
+            best[key] = k
+    keys = _in_order(list(best))
+    return keys, [best[key] for key in keys]
+
+
+def _in_order(values: list) -> list:
+    """Return the different values, sorted if they can be, else in the order they come in."""
+    different = list(dict.fromkeys(values))
+    try:
+        return sorted(different)
+    except TypeError:
+        return different
+
+
+def _short(value) -> str:
+    if isinstance(value, float):
+        return f"{value:.3g}"
+    return getattr(value, "__name__", None) or str(value)
+
+
+def _short_name(parameter: str) -> str:
+    """Return the last part of `step__build__units`, for people to read."""
+    return parameter.rpartition("__")[2].replace("_", " ")
+
+
+def _frame(column, row):
+    from matplotlib.patches import Rectangle
+
+    return Rectangle((column - 0.48, row - 0.46), 0.96, 0.92, fill=False, edgecolor="#D55E00", linewidth=2)
