@@ -1,26 +1,56 @@
 """Files of arrays: safetensors, with a description as JSON in the metadata.
 
 A file appears whole or not at all: it is written under a temporary name, flushed to the disk and
-renamed. Nothing in it is ever executed.
+renamed. A checksum tells a damaged one. Nothing in it is ever executed.
 """
 
 import contextlib
+import hashlib
 import json
+import math
 import os
 from pathlib import Path
 
 import numpy as np
 
-FORMAT = 1
+FORMAT = 2
+"""What is written. Files of format 1, which had no checksum, are read too."""
+
+LARGEST_HEADER = 100_000_000
+"""Bytes of names, shapes and description: as much as every reader of safetensors takes."""
+
+PARTIAL = ".partial"
+"""How the names of temporary files end. One stays behind where a process was killed while it wrote."""
+
+DTYPES = {"F16": "<f2", "F32": "<f4", "F64": "<f8", "I32": "<i4", "I64": "<i8"}
+
+# What JSON and an array raise on something that is not what it should be.
+UNFIT = (ValueError, TypeError, KeyError, AttributeError, RecursionError, MemoryError, OverflowError)
 
 
 def write(path, arrays: dict[str, np.ndarray], description: dict) -> None:
     """Write arrays and description to `path`: the whole new file appears, or the old one stays."""
     from safetensors.numpy import save
 
-    metadata = {"nnx": json.dumps({"format": FORMAT, **description})}
+    text = json.dumps({"format": FORMAT, **description})
     contiguous = {name: np.asarray(array, order="C") for name, array in arrays.items()}
-    write_whole(path, save(contiguous, metadata=metadata))
+    content = save(contiguous, metadata={"nnx": text, "checksum": checksum(text, contiguous)})
+    if (header := int.from_bytes(content[:8], "little")) > LARGEST_HEADER:
+        raise ValueError(
+            f"cannot save to {path}: names, shapes and settings take {header:,} bytes, and {LARGEST_HEADER:,} can "
+            f"be read again. Set large constants by set_weights, not as settings of layers"
+        )
+    write_whole(path, content)
+
+
+def checksum(text: str, arrays: dict[str, np.ndarray]) -> str:
+    """Return a checksum of a description and of names, shapes, types and bytes of all arrays."""
+    digest = hashlib.blake2b(text.encode(), digest_size=16)
+    for name in sorted(arrays):
+        array = arrays[name]
+        digest.update(f"{name} {array.dtype.str} {array.shape}".encode())
+        digest.update(array.reshape(-1).view(np.uint8))
+    return digest.hexdigest()
 
 
 def write_whole(path, content: bytes) -> None:
@@ -30,7 +60,7 @@ def write_whole(path, content: bytes) -> None:
     path = Path(path)
     if not path.parent.is_dir():
         raise FileNotFoundError(f"cannot save to {path}: there is no folder {path.parent}")
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=PARTIAL)
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(content)
@@ -42,6 +72,7 @@ def write_whole(path, content: bytes) -> None:
         with contextlib.suppress(FileNotFoundError):
             Path(temporary).unlink()
         raise
+    _flush_folder(path.parent)
 
 
 def _umask() -> int:
@@ -50,29 +81,94 @@ def _umask() -> int:
     return mask
 
 
-def read(path) -> tuple[dict[str, np.ndarray], dict]:
-    """Return the arrays and the description of a file, or raise a ValueError that says what is wrong."""
-    from safetensors import SafetensorError, safe_open
+def _flush_folder(folder: Path) -> None:
+    """Flush the new name of a file to the disk, where the system lets a folder be flushed."""
+    with contextlib.suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
+
+def read(path) -> tuple[dict[str, np.ndarray], dict]:
+    """Return the arrays and the description of a file.
+
+    Takes time and memory in proportion to the size of the file, whatever the file says.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file.
+    ValueError
+        If the file is damaged, of a newer format, or not one of nnx.
+    """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {path}")
     try:
-        with safe_open(path, framework="numpy") as file:
-            metadata = file.metadata() or {}
-            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except SafetensorError as error:
-        raise ValueError(f"{path} is not a whole safetensors file: {error}") from None
+        with path.open("rb") as file:
+            metadata, arrays = _read(file, path.stat().st_size)
+    except UNFIT as error:
+        raise ValueError(f"{path} is not a whole safetensors file: {one_line(error)}") from None
     if "nnx" not in metadata:
         raise ValueError(f"{path} holds tensors, but was not saved by nnx: it has no description of a model")
     try:
-        description = json.loads(metadata["nnx"])
-    except (ValueError, RecursionError):
-        description = None
-    if not isinstance(description, dict) or not isinstance(description.get("format"), int):
-        raise ValueError(f"{path} is damaged: its description cannot be read")
-    if description["format"] > FORMAT:
+        text = metadata["nnx"]
+        description = json.loads(text)
+        version = description["format"]
+        if type(version) is not int or version < 1:
+            raise ValueError(f"there is no format {version!r}")
+        whole = version == 1 or version > FORMAT or metadata.get("checksum") == checksum(text, arrays)
+    except UNFIT as error:
+        raise ValueError(f"{path} is damaged: its description cannot be read ({one_line(error)})") from None
+    if version > FORMAT:
         raise ValueError(
-            f"{path} has format {description['format']}, this nnx reads up to {FORMAT}: install a newer nnx-engine"
+            f"{path} has format {one_line(version)}, this nnx reads up to {FORMAT}: install a newer nnx-engine"
         )
+    if not whole:
+        raise ValueError(f"{path} is damaged: its content is not what its checksum says. Use another copy")
     return arrays, description
+
+
+def _read(file, size: int) -> tuple[dict, dict[str, np.ndarray]]:
+    """Return metadata and arrays of an open file of `size` bytes, or raise one of UNFIT."""
+    length = int.from_bytes(file.read(8), "little")
+    if size < 8 or length > min(size - 8, LARGEST_HEADER):
+        raise ValueError(f"its header of {length} bytes does not fit into the {size} bytes of the file")
+    header = json.loads(file.read(length))
+    metadata = header.pop("__metadata__", {})
+    if not all(isinstance(value, str) for value in metadata.values()):
+        raise ValueError("its metadata is not text")
+    arrays, end = {}, 0
+    for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
+        dtype, shape, (start, stop) = _dtype(name, entry["dtype"]), entry["shape"], entry["data_offsets"]
+        if (
+            any(type(n) is not int or not 0 <= n < 2**63 for n in (*shape[:65], start, stop))
+            or len(shape) > 64
+        ):
+            raise ValueError(f"{name!r} has no possible shape or place")
+        if start != end or stop - start != math.prod(shape) * dtype.itemsize or stop > size - 8 - length:
+            raise ValueError(f"{name!r} of shape {shape} is not at bytes {start} to {stop}")
+        arrays[name] = np.frombuffer(bytearray(file.read(stop - start)), dtype).reshape(shape)
+        end = stop
+    if end != size - 8 - length:
+        raise ValueError(f"{size - 8 - length - end} bytes are left over")
+    return metadata, arrays
+
+
+def _dtype(name: str, code) -> np.dtype:
+    if code not in DTYPES:
+        raise ValueError(f"{name!r} has dtype {code!r}, not one of {', '.join(DTYPES)}")
+    return np.dtype(DTYPES[code])
+
+
+def one_line(what) -> str:
+    """Return the text of an error as one line of bearable length.
+
+    >>> one_line(ValueError("first\\nsecond"))
+    'first second'
+    """
+    text = f"{what} is missing" if isinstance(what, KeyError) else str(what)
+    text = " ".join(text[:3000].split()) or type(what).__name__
+    return text if len(text) <= 2000 else f"{text[:1997]}..."

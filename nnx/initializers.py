@@ -8,7 +8,10 @@ Sources: Glorot and Bengio, 2010; He et al., 2015 (arXiv:1502.01852); Klambauer 
 
 from __future__ import annotations  # naming np.random in a signature would import it, 35 ms
 
+import contextlib
+import functools
 import math
+from contextvars import ContextVar
 
 import numpy as np
 
@@ -18,6 +21,41 @@ _registry = REGISTRIES["initializer"]
 
 # The standard deviation of a normal distribution cut off at two standard deviations.
 _TRUNCATED_STDDEV = 0.87962566103423978
+
+
+_most: ContextVar[int | None] = ContextVar("nnx_most_weights", default=None)
+
+
+@contextlib.contextmanager
+def only_shapes(most: int):
+    """Inside a `with` block initializers draw nothing and take no memory: arrays have a shape only.
+
+    Raises a ValueError instead of an array of more than `most` numbers.
+
+    >>> import nnx
+    >>> with only_shapes(most=10**9):
+    ...     params, _ = nnx.layers.Dense(10**5).init(None, (10**4,))
+    >>> params["kernel"].shape
+    (10000, 100000)
+    """
+    token = _most.set(most)
+    try:
+        yield
+    finally:
+        _most.reset(token)
+
+
+def _unless_only_shapes(draw):
+    @functools.wraps(draw)
+    def call(initializer, rng, shape):
+        if (most := _most.get()) is None:
+            return draw(initializer, rng, shape)
+        if math.prod(shape) > most:
+            raise ValueError(f"a weight of shape {shape} was asked for where there are {most} numbers in all")
+        # One number seen at all places, which a layer may write to.
+        return np.lib.stride_tricks.as_strided(np.zeros(1), shape, (0,) * len(shape))
+
+    return call
 
 
 class Initializer(Configurable):
@@ -30,6 +68,11 @@ class Initializer(Configurable):
     """
 
     kind = "initializer"
+
+    def __init_subclass__(cls, **settings):
+        super().__init_subclass__(**settings)
+        if "__call__" in vars(cls):
+            cls.__call__ = _unless_only_shapes(vars(cls)["__call__"])
 
     def __call__(self, rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
         """Return starting values of `shape`, drawn from `rng`."""

@@ -148,7 +148,10 @@ class Model:
         """Make the starting weights for samples of this shape (the batch axis left out)."""
         shape = as_shapes(input_shape, batch_axis=True)  # None in front, as Keras writes it
         params, _ = self.network.init(generator(self.seed, WEIGHTS), shape)
-        state = self.network.init_state(shape)
+        self.build_from(shape, params, self.network.init_state(shape))
+
+    def build_from(self, shape: Shape, params, state) -> None:
+        """Take these trees of host arrays as the weights for samples of this shape."""
         self._paths = list(_ordered_paths(self.network, params, state))
         self.input_shape = shape
         self._params, self._state = self._to_device(params), self._to_device(state, packed=False)
@@ -615,9 +618,9 @@ class Model:
         """Save the weights and moving averages alone."""
         saving.save_weights(self, path)
 
-    def load_weights(self, path) -> None:
+    def load_weights(self, path, check_finite: bool = True) -> None:
         """Load weights from a file of `save_weights` or `save` into a model of the same architecture."""
-        saving.load_weights(self, path)
+        saving.load_weights(self, path, check_finite)
 
 
 def _holds_no_sample(x, shape) -> bool:

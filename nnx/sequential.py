@@ -78,8 +78,17 @@ def _same_shapes(a, b) -> bool:
     return [np.shape(leaf) for leaf in tree.leaves(a)] == [np.shape(leaf) for leaf in tree.leaves(b)]
 
 
-def load(path, backend=None) -> Model:
+def load(path, backend=None, check_finite: bool = True) -> Model:
     """Load a model that `model.save` wrote, on any backend whatever it was saved on.
+
+    Takes time and memory in proportion to the size of the file, and runs no code from it.
+
+    Parameters
+    ----------
+    path : str or Path
+    backend : str or Backend, optional
+    check_finite : bool
+        Whether weights that are infinite or not a number are an error.
 
     Raises
     ------
@@ -88,13 +97,13 @@ def load(path, backend=None) -> Model:
     """
     arrays, description = files.read(path)
     saving.check_description(path, description)
-    try:
+    with saving.blamed_on(path):
         network = decode(description["network"])
-        settings = {"seed": description["seed"], "dtype": description["dtype"], "backend": backend}
+        settings = {"seed": description["seed"], "dtype": description["dtype"]}
         sequential = isinstance(network, Chain)
         model = Sequential(network.layers, **settings) if sequential else Model(network, **settings)
         model.name = description["name"]
-        saving.restore(model, path, arrays, description)
-    except (TypeError, AttributeError, KeyError, MemoryError, OverflowError, RecursionError) as error:
-        raise ValueError(f"{path} is damaged: its description makes no model ({error!r})") from None
+    if backend is not None:
+        model.to(backend)
+    saving.restore(model, path, arrays, description, check_finite)
     return model

@@ -8,7 +8,10 @@ import copy
 import re
 
 from nnx.layers.base import Layer, Shape, describe_shape, register, run, size
-from nnx.shapes import is_single
+from nnx.shapes import elements, is_single
+
+LARGEST_OUTPUT = 2**40
+"""Numbers in one sample's output of a layer: 4 TiB in float32."""
 
 
 class Container(Layer):
@@ -20,14 +23,14 @@ class Container(Layer):
     def sublayers(self):
         """Return the layers by key: each layer's name, or its class in snake case, made unique."""
         found: dict[str, Layer] = {}
+        counts: dict[str, int] = {}
         for layer in self.layers:
             name = key = layer.name or snake_case(type(layer).__name__)
-            count = 0
             while key in found:
                 if layer.name:
                     raise ValueError(f"two layers are called {name!r}: give each a name of its own")
-                count += 1
-                key = f"{name}_{count}"
+                counts[name] = counts.get(name, 0) + 1
+                key = f"{name}_{counts[name]}"
             found[key] = layer
         return found
 
@@ -194,7 +197,10 @@ def snake_case(name: str) -> str:
 def init_layer(key, layer, rng, in_shape):
     """Return what `layer.init` does; an error says in which layer."""
     try:
-        return layer.init(rng, in_shape)
+        params, shape = layer.init(rng, in_shape)
+        if elements(shape) > LARGEST_OUTPUT:
+            raise ValueError(f"one output would be {describe_shape(shape)}, more than any machine can hold")
+        return params, shape
     except ValueError as error:
         raise ValueError(f"layer {key!r}: {error}") from None
     except (TypeError, KeyError, IndexError):
