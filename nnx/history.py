@@ -14,6 +14,8 @@ class History(Callback):
         The epochs, counted from 0.
     """
 
+    keeps = ("history", "epoch")
+
     def __init__(self):
         super().__init__()
         self.history: dict[str, list[float]] = {}

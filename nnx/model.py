@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from nnx import distributed, losses, optimizers, precision, saving, training, tree
+from nnx import resume as resuming
 from nnx.backend import Backend, as_backend
 from nnx.callbacks import Callback, CallbackList, ProgressBar, format_number
 from nnx.context import Context
@@ -389,7 +390,7 @@ class Model:
     def fit(self, x, y=None, batch_size: int | None = 32, epochs: int = 1, verbose="auto", callbacks=None,
             validation_split: float = 0.0, validation_data=None, shuffle: Any = True, class_weight=None,
             sample_weight=None, initial_epoch: int = 0, steps_per_epoch: int | None = None,
-            validation_batch_size: int | None = None, validation_freq: int = 1) -> History:  # fmt: skip
+            validation_batch_size: int | None = None, validation_freq: int = 1, resume=None) -> History:  # fmt: skip
         """Train, and return the history.
 
         Parameters
@@ -414,6 +415,9 @@ class Model:
         sample_weight : array, (samples,)
         steps_per_epoch : int
             For an iterable without end: batches an epoch.
+        resume : str or Path, optional
+            A folder in which `ModelCheckpoint(..., save_state=True)` left the state of a training that was
+            cut off: go on from there, as if it never had been. See docs/reliability.md.
 
         Raises
         ------
@@ -451,9 +455,18 @@ class Model:
         given = [callbacks] if isinstance(callbacks, Callback) else callbacks or []
         hooks = CallbackList([*given, self.history, *shown], distributed.rank())
         hooks.set_model(self)
+        facts, begun = {}, None
+        if resume is not None or resuming.is_wanted(hooks):
+            facts = {
+                "batch_size": batch_size, "initial_epoch": initial_epoch, "steps_per_epoch": steps_per_epoch,
+                "validation_freq": validation_freq, "shuffle": shuffle if isinstance(shuffle, bool) else "function",
+                "training data": resuming.describe(samples), "validation data": resuming.describe(validation),
+            }  # fmt: skip
+        if resume is not None and (begun := resuming.begin(self, hooks, facts, resume)) is not None:
+            initial_epoch += begun["epochs"]
         steps = steps_per_epoch if samples is None else -(-len(samples) // batch_size)
         hooks.set_params({
-            "epochs": epochs, "steps": steps, "verbose": verbose,
+            "epochs": epochs, "steps": steps, "verbose": verbose, "resumed": begun is not None,
             "do_validation": validation is not None, "validation_freq": validation_freq,
         })  # fmt: skip
         with self.backend.scope(self.dtype):
@@ -472,6 +485,8 @@ class Model:
                 validation_freq=validation_freq,
                 shuffle=shuffle,
                 steps_per_epoch=steps_per_epoch,
+                facts=facts,
+                run=begun,
             )
         return self.history
 

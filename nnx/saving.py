@@ -53,7 +53,7 @@ def load_weights(model, path, check_finite: bool) -> None:
         f"{kind}/{'/'.join(p)}": np.shape(tree.at(getattr(model, kind), p))
         for kind, p in model.weight_paths()
     }
-    _check_arrays(path, shapes, arrays, check_finite)
+    check_arrays(path, shapes, arrays, check_finite)
     model.set_weights([arrays[name] for name in shapes])
 
 
@@ -96,8 +96,7 @@ def restore(model, path, arrays: dict[str, np.ndarray], description: dict, check
     expected = {**trees, **{f"slots/{name}": trees["params"] for name in slots}}
     if compiled and model.dtype == "float16" and shape is not None:
         expected["loss_scale"] = {"factor": np.zeros(()), "good_steps": np.zeros(())}
-    shapes = {name: np.shape(tree.at(expected[kind], p)) for kind, p, name in _named(expected)}
-    _check_arrays(path, shapes, arrays, check_finite)
+    check_arrays(path, shapes_of(expected), arrays, check_finite)
     if shape is None:
         return
     model.build_from(shape, *(filled(trees[kind], kind, arrays) for kind in KINDS))
@@ -154,7 +153,12 @@ def _named(trees):
         yield from ((kind, path, "/".join((kind, *path))) for path in tree.paths(arrays) if path)
 
 
-def _check_arrays(path, shapes: dict[str, tuple], arrays, check_finite: bool) -> None:
+def shapes_of(trees: dict[str, Any]) -> dict[str, tuple]:
+    """Return the shape of each array in trees, under the name of its tree and its path in it."""
+    return {name: np.shape(tree.at(trees[kind], path)) for kind, path, name in _named(trees)}
+
+
+def check_arrays(path, shapes: dict[str, tuple], arrays, check_finite: bool) -> None:
     """Raise a ValueError unless these are arrays of these shapes, of real numbers."""
     if different := sorted(shapes.keys() ^ arrays.keys()):
         shown = ", ".join(different[:10]) + (

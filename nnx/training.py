@@ -12,7 +12,7 @@ import warnings
 
 import numpy as np
 
-from nnx import distributed, tree
+from nnx import distributed, resume, tree
 from nnx.callbacks import CallbackList
 from nnx.data import Samples, as_batch, batch_indices
 from nnx.failures import own_exceptions
@@ -194,8 +194,11 @@ def counted(sums, part: distributed.Part) -> dict:
 
 
 def train(model, samples, stream, validation, callbacks: CallbackList, *, epochs, initial_epoch, batch_size,
-          validation_batch_size, validation_freq, shuffle, steps_per_epoch):  # fmt: skip
-    """Run the epochs of a fit. `samples` are on the host; or `stream` is an iterable of batches."""
+          validation_batch_size, validation_freq, shuffle, steps_per_epoch, facts, run):  # fmt: skip
+    """Run the epochs of a fit. `samples` are on the host; or `stream` is an iterable of batches.
+
+    `facts` and `run`, which goes on: see `nnx.resume`.
+    """
     engine = model.engine
     placed = engine.place_if_it_fits(samples) if samples is not None else None
     placed_validation = engine.place_if_it_fits(validation) if isinstance(validation, Samples) else None
@@ -205,10 +208,16 @@ def train(model, samples, stream, validation, callbacks: CallbackList, *, epochs
         engine.begin({"epochs": epochs, "initial_epoch": initial_epoch, **data})
     model.stop_training = False
     callbacks.on_train_begin()
+    if run is not None:
+        resume.continue_callbacks(model, callbacks, run)
+        if source is not None:  # the batches of the epochs that are done
+            collections.deque(itertools.islice(source, run["epochs"] * steps_per_epoch), maxlen=0)
     with contextlib.ExitStack() as stack:
         stack.callback(callbacks.on_train_end)
         interrupt = stack.enter_context(Interrupt())
         for epoch in range(initial_epoch, epochs):
+            if model.stop_training:  # before it was cut off
+                break
             callbacks.on_epoch_begin(epoch)
             if samples is not None:
                 order = np.arange(len(samples))
@@ -237,6 +246,7 @@ def train(model, samples, stream, validation, callbacks: CallbackList, *, epochs
                     numbers = engine.evaluate_stream(engine.checked(validation), interrupt.check, shared=True)
                 logs.update({f"val_{name}": value for name, value in numbers.items()})
             callbacks.on_epoch_end(epoch, logs)
+            resume.save(model, callbacks, facts, epoch)
             interrupt.check()
             if model.stop_training:
                 break

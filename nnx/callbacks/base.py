@@ -25,8 +25,21 @@ class Callback:
     """Where several processes train together, whether it is called in that of rank 0 alone: if it
     writes files, say. All others are called in each, with the same numbers, and decide alike."""
 
+    keeps: tuple[str, ...] = ()
+    """Attributes that a training which is cut off and goes on gets back: numbers, text, lists and
+    dicts of them, or a `model.snapshot()`. See `fit(resume=)`."""
+
     def __init__(self):
         self.params = {}
+
+    def get_state(self) -> dict[str, Any]:
+        """Return what `keeps` names; called after each epoch whose state is saved."""
+        return {name: getattr(self, name) for name in self.keeps}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Take back what `get_state` returned; called after `on_train_begin` of a training that goes on."""
+        for name in self.keeps:
+            setattr(self, name, state[name])
 
     def set_model(self, model):
         """Receive the model; called before training."""

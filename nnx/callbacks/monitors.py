@@ -6,6 +6,7 @@ import warnings
 from pathlib import Path
 
 from nnx.callbacks.base import Callback
+from nnx.resume import STATE
 
 
 class Monitor(Callback):
@@ -70,6 +71,8 @@ class EarlyStopping(Monitor):
         Epochs to wait before watching.
     """
 
+    keeps = ("wait", "stopped_epoch", "best_epoch", "best", "best_weights")
+
     def __init__(self, monitor: str = "val_loss", min_delta: float = 0.0, patience: int = 0, verbose: int = 0,
                  mode: str = "auto", baseline: float | None = None, restore_best_weights: bool = False,
                  start_from_epoch: int = 0):  # fmt: skip
@@ -127,13 +130,22 @@ class ModelCheckpoint(Monitor):
         Whether an epoch that is not better than all before is left out.
     save_weights_only : bool
         Whether architecture and optimizer are left out.
+    save_state : bool
+        Whether after each epoch the state of the whole training is written to `state.nnx` in the same
+        folder, so that `fit(..., resume=folder)` can go on from there if this process is killed.
     """
 
     first_rank_only = True
+    keeps = ("best",)
 
     def __init__(self, filepath, monitor: str = "val_loss", verbose: int = 0, save_best_only: bool = False,
-                 save_weights_only: bool = False, mode: str = "auto"):  # fmt: skip
+                 save_weights_only: bool = False, mode: str = "auto", save_state: bool = False):  # fmt: skip
         super().__init__(monitor, mode)
+        if save_state and "{" in str(Path(filepath).parent):
+            raise ValueError(
+                f"ModelCheckpoint: save_state=True needs one folder for all epochs, got {filepath}"
+            )
+        self.state_path = Path(filepath).parent / STATE if save_state else None
         self.filepath = filepath
         self.verbose = verbose
         self.save_best_only = save_best_only

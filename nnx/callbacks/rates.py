@@ -10,6 +10,8 @@ from nnx.callbacks.monitors import Monitor
 class ReduceLROnPlateau(Monitor):
     """Multiply the learning rate by `factor` when a number has not got better for `patience` epochs."""
 
+    keeps = ("best", "wait", "cooldown_left")
+
     def __init__(self, monitor: str = "val_loss", factor: float = 0.1, patience: int = 10, verbose: int = 0,
                  mode: str = "auto", min_delta: float = 1e-4, cooldown: int = 0, min_lr: float = 0.0):  # fmt: skip
         super().__init__(monitor, mode, min_delta)

@@ -2,6 +2,7 @@
 
 import csv
 import math
+import os
 import sys
 import time
 from pathlib import Path
@@ -70,9 +71,14 @@ def format_number(value: float) -> str:
 
 
 class CSVLogger(Callback):
-    """Write the numbers of each epoch to a CSV file, a line an epoch, as they come."""
+    """Write the numbers of each epoch to a CSV file, a line an epoch, as they come.
+
+    A training that goes on (`fit(resume=)`) goes on with the file: lines of epochs that are done again
+    are taken off.
+    """
 
     first_rank_only = True
+    keeps = ("columns", "end")
 
     def __init__(self, filename, separator: str = ",", append: bool = False):
         super().__init__()
@@ -85,8 +91,30 @@ class CSVLogger(Callback):
     def on_train_begin(self, logs=None):
         path = Path(self.filename)
         self._has_header = self.append and path.exists() and path.stat().st_size > 0
-        self._file = path.open("a" if self.append else "w", newline="")
+        keep = self.append or self.params.get("resumed")
+        self._file = path.open("a" if keep else "w", newline="", encoding="utf-8")
         self._writer = None
+
+    def get_state(self):
+        """Return the columns, and where the lines so far end in the file, which are on the disk then."""
+        os.fsync(self._file.fileno())
+        return {"columns": list(self._writer.fieldnames), "end": self._file.tell()}
+
+    def set_state(self, state):
+        """Go on after those lines."""
+        if Path(self.filename).stat().st_size < state["end"]:
+            raise ValueError(
+                f"CSVLogger: {self.filename} is shorter than when the state of this training was saved: put back the "
+                f"file, or train without resume"
+            )
+        self._file.seek(state["end"])
+        self._file.truncate()
+        self._writer = self._make_writer(state["columns"])
+
+    def _make_writer(self, names):
+        return csv.DictWriter(
+            self._file, names, restval="NA", delimiter=self.separator, extrasaction="ignore"
+        )
 
     def on_epoch_end(self, epoch, logs=None):
         row = {"epoch": epoch, **(logs or {})}
@@ -97,9 +125,7 @@ class CSVLogger(Callback):
                     name for name in logs or {} if not name.startswith("val_") and name != "learning_rate"
                 ]
                 names += [f"val_{name}" for name in measured if f"val_{name}" not in row]
-            self._writer = csv.DictWriter(
-                self._file, names, restval="NA", delimiter=self.separator, extrasaction="ignore"
-            )
+            self._writer = self._make_writer(names)
             if not self._has_header:
                 self._writer.writeheader()
         self._writer.writerow(row)
