@@ -170,6 +170,38 @@ def peer_step_table(run: dict) -> str:
     return table(["batch", *floors, *names], rows)
 
 
+def estimator_table(run: dict) -> str:
+    """Return the table of the estimators over scikit-learn's, a row for each number of samples and width."""
+    infos = of_kind(run, "estimator")
+    names = unique(n for i in infos for n in i["times"] if n != "scikit-learn")
+    rows = [
+        [
+            f"{i['samples']:,}",
+            str(tuple(i["widths"])),
+            duration(i["times"]["scikit-learn"]["time"]["median"] / i["epochs"]),
+        ]
+        + [spread(faster(i["times"][n]["ratio"]), "{:.2f}".format) if n in i["times"] else "" for n in names]
+        + [duration(i["times"][n]["first"]) if n in i["times"] else "" for n in names]
+        for i in infos
+    ]
+    firsts = [f"first fit beyond that, {name}" for name in names]
+    return table(
+        [
+            "samples",
+            "hidden layers",
+            "scikit-learn, an epoch",
+            *(f"{n}: times as fast" for n in names),
+            *firsts,
+        ],
+        rows,
+    )
+
+
+def faster(ratio: dict) -> dict:
+    """Return how many times as fast something is, from quartiles of how many times as long it takes."""
+    return {"low": 1 / ratio["high"], "median": 1 / ratio["median"], "high": 1 / ratio["low"]}
+
+
 def small_tables(run: dict) -> str:
     parts = [f"### {info['title']}\n\n{contest_table(info)}" for info in of_kind(run, "small")]
     rows = [
@@ -181,6 +213,10 @@ def small_tables(run: dict) -> str:
         parts.append(f"### Memory of a fit\n\n{MEMORY}\n\n{table(header, rows)}")
     return "\n\n".join(parts)
 
+
+ESTIMATORS = """`nnx.estimators.MLPClassifier` and scikit-learn's, with the same parameters, data (20 features, 3
+classes, float32) and starting weights, batches of 200, for the same number of epochs. Their losses are checked to be
+equal."""
 
 MEMORY = """A process of its own fits 40,000 samples of 784 features (784-256-128-10, batch 512). It must hold data,
 parameters and their gradients, the optimizer's slots, and the activations of a batch. Under JAX, XLA's compiler
@@ -246,6 +282,8 @@ def page(run: dict) -> str:
         parts.append(f"{title}\n\n{peer_step_table(run)}\n")
     if of_kind(run, "architecture"):
         parts.append(f"## Other layers\n\n{architecture_tables(run)}\n")
+    if of_kind(run, "estimator"):
+        parts.append(f"## The estimators against scikit-learn's\n\n{ESTIMATORS}\n\n{estimator_table(run)}\n")
     if of_kind(run, "small") or of_kind(run, "memory"):
         parts.append(f"## Small things\n\n{small_tables(run)}\n")
     return "\n".join(parts)

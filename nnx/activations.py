@@ -236,6 +236,17 @@ class Softplus(Activation):
         return dy * -xp.expm1(-saved)  # sigmoid(x) = 1 - exp(-y)
 
 
+@_registry.register("exponential")
+class Exponential(Activation):
+    """y = exp(x)"""
+
+    def forward(self, xp, x):
+        return xp.exp(x)
+
+    def gradient(self, xp, dy, saved):
+        return dy * saved
+
+
 @_registry.register("softsign")
 class Softsign(Activation):
     """y = x / (1 + |x|)"""
@@ -320,6 +331,7 @@ def names() -> list[str]:
 _instances: dict[str, Activation] = {name: _registry.find(name)() for name in _registry.names()}
 linear, sigmoid, tanh, relu = (_instances[name] for name in ("linear", "sigmoid", "tanh", "relu"))
 leaky_relu, elu, selu, gelu = (_instances[name] for name in ("leaky_relu", "elu", "selu", "gelu"))
+exponential = _instances["exponential"]
 gelu_tanh, silu, softplus, softsign = (_instances[n] for n in ("gelu_tanh", "silu", "softplus", "softsign"))
 hard_sigmoid, mish, softmax = (_instances[name] for name in ("hard_sigmoid", "mish", "softmax"))
 log_softmax = _instances["log_softmax"]

@@ -61,6 +61,10 @@ class Loss(Configurable):
         share = _shares(ctx.xp, weight, mask, values)
         return ctx.xp.sum(values * share), lambda: pullback(share), {}
 
+    def divisor(self, xp, weight) -> Any:
+        """Return what penalties that are shared by the samples of a batch are divided by: their number."""
+        return weight.shape[0]
+
     def value_and_grad(self, ctx, target, output):
         """Return the mean over the samples, a scalar, and its gradient by the output."""
         values, pullback = self.forward(ctx, target, output)
@@ -179,6 +183,32 @@ class Huber(_Pointwise):
 
     def slope(self, xp, target, output):
         return xp.minimum(xp.maximum(output - target, -self.delta), self.delta)
+
+
+@_registry.register("quantile", "pinball")
+class Quantile(_Pointwise):
+    """mean max(quantile * (target - output), (quantile - 1) * (target - output)): the pinball loss.
+
+    The output that makes it least is that quantile of the target: 0.5, half the absolute error, gives
+    the median. Source: Koenker and Bassett, "Regression quantiles", Econometrica 1978.
+
+    >>> import nnx
+    >>> float(nnx.losses.Quantile(0.9)([[1.0]], [[0.0]]))
+    0.9
+    """
+
+    def __init__(self, quantile: float = 0.5):
+        if not 0 < quantile < 1:
+            raise ValueError(f"Quantile: quantile must lie between 0 and 1, got {quantile}")
+        self.quantile = quantile
+
+    def value(self, xp, target, output):
+        missing = target - output
+        return xp.maximum(self.quantile * missing, (self.quantile - 1) * missing)
+
+    def slope(self, xp, target, output):
+        # Halfway between both slopes where the output is the target, as the absolute error has 0 there.
+        return 0.5 * xp.sign(output - target) + (0.5 - self.quantile)
 
 
 @_registry.register("poisson")
@@ -468,6 +498,7 @@ mean_squared_error = _as_function(MeanSquaredError, "mean_squared_error")
 mean_absolute_error = _as_function(MeanAbsoluteError, "mean_absolute_error")
 log_cosh = _as_function(LogCosh, "log_cosh")
 huber = _as_function(Huber, "huber")
+quantile = _as_function(Quantile, "quantile")
 poisson = _as_function(Poisson, "poisson")
 hinge = _as_function(Hinge, "hinge")
 squared_hinge = _as_function(SquaredHinge, "squared_hinge")

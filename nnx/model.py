@@ -384,7 +384,7 @@ class Model:
 
     @explained
     def fit(self, x, y=None, batch_size: int | None = 32, epochs: int = 1, verbose="auto", callbacks=None,
-            validation_split: float = 0.0, validation_data=None, shuffle: bool = True, class_weight=None,
+            validation_split: float = 0.0, validation_data=None, shuffle: Any = True, class_weight=None,
             sample_weight=None, initial_epoch: int = 0, steps_per_epoch: int | None = None,
             validation_batch_size: int | None = None, validation_freq: int = 1) -> History:  # fmt: skip
         """Train, and return the history.
@@ -404,8 +404,9 @@ class Model:
         validation_split : float
             This last share of the samples is kept out of training, to validate on.
         validation_data : (x, y), (x, y, sample_weight) or iterable of batches
-        shuffle : bool
-            Whether the samples are visited in a new order each epoch.
+        shuffle : bool or function
+            Whether the samples are visited in a new order each epoch. A function is given the numbers of
+            the samples at each epoch, and returns them in the order to visit them in.
         class_weight : dict of class number to weight
         sample_weight : array, (samples,)
         steps_per_epoch : int

@@ -53,11 +53,25 @@ def generator(seed: int, *purpose: int) -> np.random.Generator:
     return np.random.default_rng([seed, *purpose])
 
 
+# Keys are made for this many steps at a time: for one alone it takes as long.
+_KEYS = 1024
+
+
 def step_keys(seed: int, start: int, stop: int) -> np.ndarray:
     """Return the keys of steps start, ..., stop - 1 as an array of uint32, (steps, 2)."""
+    first, last = start // _KEYS, max(start, stop - 1) // _KEYS
+    parts = [_part_of_keys(seed, part) for part in range(first, last + 1)]
+    keys = parts[0] if len(parts) == 1 else np.concatenate(parts)
+    return keys[start - first * _KEYS : stop - first * _KEYS]
+
+
+@functools.lru_cache(maxsize=64)
+def _part_of_keys(seed: int, part: int) -> np.ndarray:
     words = _mask_words(seed)
-    steps = np.arange(start, stop, dtype=np.uint32)
-    return np.stack([hash_bits(np, steps, *words[:2]), hash_bits(np, steps, *words[2:])], axis=1)
+    steps = np.arange(part * _KEYS, (part + 1) * _KEYS, dtype=np.uint32)
+    keys = np.stack([hash_bits(np, steps, *words[:2]), hash_bits(np, steps, *words[2:])], axis=1)
+    keys.flags.writeable = False  # it is kept
+    return keys
 
 
 @functools.lru_cache(maxsize=64)

@@ -3,6 +3,8 @@
 L1: l1 * sum |w|        L2: l2 * sum w**2        L1L2: both
 """
 
+from typing import Any
+
 from nnx.registry import REGISTRIES, Configurable
 
 _registry = REGISTRIES["regularizer"]
@@ -17,13 +19,15 @@ class Regularizer(Configurable):
     """
 
     kind = "regularizer"
+    per_sample = False
+    """Whether the samples of a batch share the penalty: it is then divided by `Loss.divisor`."""
 
     def penalty(self, xp, w):
         """Return the scalar that is added to the loss."""
         raise NotImplementedError
 
-    def gradient(self, xp, w):
-        """Return its derivative by w."""
+    def gradient(self, xp, w, share: Any = 1.0):
+        """Return its derivative by w, times `share`."""
         raise NotImplementedError
 
 
@@ -40,8 +44,8 @@ class L1L2(Regularizer):
     def penalty(self, xp, w):
         return self.l1 * xp.sum(xp.abs(w)) + self.l2 * xp.sum(w * w)
 
-    def gradient(self, xp, w):
-        return self.l1 * xp.sign(w) + (2 * self.l2) * w
+    def gradient(self, xp, w, share=1.0):
+        return (share * self.l1) * xp.sign(w) + (share * 2 * self.l2) * w
 
 
 @_registry.register("l1")

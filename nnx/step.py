@@ -43,6 +43,8 @@ class Steps:
         self.train_one = backend.one_step(self._train_row)
         self.evaluate = backend.repeat(self._evaluate_row)
         self.evaluate_one = backend.one_step(self._evaluate_row)
+        self.output = backend.compile(self._output)
+        self.loss_and_gradients = backend.compile(self._loss_and_gradients)
 
     def _train_row(self, carry, row, data):
         return self._train_step(carry, self._take(row, data), row)
@@ -83,7 +85,17 @@ class Steps:
         if self.dtype in precision.HALF:
             factor = 1.0 if loss_scale is None else 1.0 / loss_scale
             grads = self.backend.map_kernel(precision.unscale, self.backend.pack(grads), factor)
-        return self._add_penalty_gradients(params, grads), ctx.state, sums
+        return self._add_penalty_gradients(params, grads, batch["weight"]), ctx.state, sums
+
+    def _loss_and_gradients(self, weights, batch):
+        """Return the loss of a batch and its gradients, for a network without masks and moving averages."""
+        numbers = {"key_0": 0, "key_1": 0}
+        grads, _, sums = self.gradients(weights["params"], weights["state"], batch, numbers)
+        return {"loss": sums["loss"]["loss"] / batch["weight"].shape[0], "gradients": grads}
+
+    def _output(self, weights, x):
+        """Return the network's output, before the activation that `fuse` took out of it (`head`)."""
+        return self._run(Context(self.backend, state=weights["state"]), weights["params"], x)[0]
 
     def _run(self, ctx, params, x):
         if self.dtype in precision.HALF:
@@ -108,8 +120,7 @@ class Steps:
     def _sums(self, ctx, params, batch, output, loss, parts) -> dict:
         """Return the sums of loss and metrics of a batch. The loss counts by samples."""
         count = batch["weight"].shape[0]
-        for path, penalty in self.penalties:
-            loss = loss + penalty.penalty(ctx.xp, tree.at(params, path))
+        loss = loss + self._penalties(ctx.xp, params, batch["weight"])
         for term in ctx.penalties:
             loss = loss + term
         sums = {"loss": {name: part * count for name, part in {**parts, "loss": loss}.items()}}
@@ -119,9 +130,22 @@ class Steps:
             sums[metric.name] = metric.update_masked(ctx, batch["y"], predicted, weight, ctx.mask)
         return sums
 
-    def _add_penalty_gradients(self, params, grads):
+    def _penalties(self, xp, params, weight):
+        """Return the sum of the penalties on the weights of the network."""
+        total: Any = 0.0
+        shared: Any = 0.0
         for path, penalty in self.penalties:
-            gradient = penalty.gradient(self.backend.xp, tree.at(params, path))
+            term = penalty.penalty(xp, tree.at(params, path))
+            total, shared = (total, shared + term) if penalty.per_sample else (total + term, shared)
+        if any(penalty.per_sample for _, penalty in self.penalties):
+            total = total + shared / self.loss.divisor(xp, weight)
+        return total
+
+    def _add_penalty_gradients(self, params, grads, weight):
+        xp = self.backend.xp
+        for path, penalty in self.penalties:
+            share = {"share": 1.0 / self.loss.divisor(xp, weight)} if penalty.per_sample else {}
+            gradient = penalty.gradient(xp, tree.at(params, path), **share)
             grads = _with_added(grads, path, gradient)
         return grads
 
@@ -162,9 +186,8 @@ def fuse(network: Layer, loss: Loss) -> tuple[Layer, Loss, Any]:
     if type(last) not in _ENDS_IN_ACTIVATION or getattr(last, "activity_regularizer", None) is not None:
         return nothing
     activation = vars(last)["activation"]
-    if type(activation) is not {"softmax": activations.Softmax, "sigmoid": activations.Sigmoid}.get(
-        loss.fused_activation or ""
-    ):
+    fused = loss.fused_activation
+    if fused is None or type(activation) is not type(activations.get(fused)):
         return nothing
     return _with_last(network, last.without_activation()), loss.with_logits(), activation
 

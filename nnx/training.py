@@ -212,7 +212,9 @@ def train(model, samples, stream, validation, callbacks: CallbackList, *, epochs
             callbacks.on_epoch_begin(epoch)
             if samples is not None:
                 order = np.arange(len(samples))
-                if shuffle:
+                if callable(shuffle):
+                    order = shuffle(order)
+                elif shuffle:
                     generator(model.seed, SHUFFLE, model.step).shuffle(order)
                 if placed is not None:
                     totals, seen = _train_on_placed(engine, placed, order, batch_size, callbacks, interrupt)

@@ -127,6 +127,7 @@ def saved_run():
         {"kind": "peer step", "network": "784-10", "batch": 1, **contest("floor, numpy")},
         {"kind": "peer step", "network": "784-10", "batch": 128, **contest("floor, numpy")},
         {"kind": "architecture", "what": "train step", "network": "CNN", "batch": 8, **contest("nnx, numpy")},
+        {"kind": "estimator", "samples": 100, "widths": [10], "epochs": 2, **contest("scikit-learn")},
         {"kind": "small", "title": "Import", **contest("import numpy")},
         {"kind": "memory", "backend": "numpy", "peak": 3 << 20, "needed": 2 << 20, "ratio": 1.5},
     ]

@@ -1,6 +1,7 @@
-"""scikit-learn estimators that train on nnx: `Classifier` and `Regressor`, of any network.
+"""scikit-learn estimators that train on nnx: multilayer perceptrons, and any network.
 
-They need scikit-learn: pip install 'nnx-engine[sklearn]'. Each is imported when it is first used.
+`MLPClassifier` and `MLPRegressor` are scikit-learn's; `Classifier` and `Regressor` train a network of
+one's own. They need scikit-learn: pip install 'nnx-engine[sklearn]'. Each is imported when first used.
 """
 
 import importlib
@@ -10,7 +11,7 @@ if importlib.util.find_spec("sklearn") is None:
     raise ImportError("nnx.estimators needs scikit-learn: pip install 'nnx-engine[sklearn]'")
 
 # In which module of this package each name is.
-_HOMES = {"Classifier": "classifier", "Regressor": "regressor"}
+_HOMES = {"MLPClassifier": "mlp", "MLPRegressor": "mlp", "Classifier": "classifier", "Regressor": "regressor"}
 
 __all__ = list(_HOMES)  # pyright: ignore[reportUnsupportedDunderAll]
 
