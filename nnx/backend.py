@@ -137,6 +137,9 @@ class Backend:
         parts = [gradients[..., i * channels : (i + 1) * channels] for i in range(elements)]
         return windows.unslice(self, parts if elements > 1 else [gradients])
 
+    score_bytes: int = 1 << 40
+    """Bytes of scores that attention forms at a time: on a CPU what stays in its caches."""
+
     def pad(self, x, widths, value: float = 0.0) -> Any:
         """Return `x` inside an array of `value`: `widths` has (before, after) for each axis."""
         shape = [n + before + after for n, (before, after) in zip(x.shape, widths, strict=True)]
@@ -155,6 +158,14 @@ class Backend:
         return total
 
     # Running things
+
+    def apart(self, function) -> Any:
+        """Return `function()`, a tree of arrays, whose other arrays are out of memory when it is done.
+
+        That is so by itself where each call runs at once. In a compiled program it keeps the compiler from
+        mixing one part of a step with another.
+        """
+        return function()
 
     def kernel(self, function, *arrays, overwrite: int | None = None) -> Any:
         """Run `function(xp, *arrays)`, a pure elementwise function, as fast as the library can.

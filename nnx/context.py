@@ -4,6 +4,7 @@ A `Context` belongs to one layer in one forward pass. A container hands each of 
 `ctx.at(name)`: the same pass, seen from that layer's place.
 """
 
+import math
 from typing import Any
 
 from nnx import kernels, tree
@@ -95,23 +96,37 @@ class Context:
         """Return 0, 1, ..., count - 1 on the device."""
         return self.backend.arange(count, dtype)
 
-    def random_bits(self, shape, salt: object = ""):
+    def random_bits(self, shape, salt: object = "", window=None):
         """Return 32 random bits (uint32) for each element of `shape`.
 
         They are a function of the model's seed, the step, the layer's place in the network, and
         `salt`: a layer that draws twice in one pass gives two. The first axis of `shape` is the
         batch: where several processes share one, each draws the bits of its own samples.
+
+        With `window`, ((start, stop), (start, stop)) of the last two axes, only the bits of that part
+        are made.
         """
-        size = 1
-        for length in shape:
-            size *= length
-        counter = self.arange(size, "uint32")
-        if self.part is not None:
-            first, samples = self.part
-            counter = self.kernel(kernels.add, counter, first * (size // samples), overwrite=0)
+        size = math.prod(shape)
+        first, samples = self.part or (0, 1)
         key = fold_name(self.key, f"{self.path}#{salt}")
+        if window is None:
+            counter = self.arange(size, "uint32")
+            if self.part is not None:
+                counter = self.kernel(kernels.add, counter, first * (size // samples), overwrite=0)
+        else:
+            counter = self._counter(shape, window, first * (size // samples))
+            shape = (*shape[:-2], *(stop - start for start, stop in window))
         bits = self.kernel(kernels.hash_bits, counter, *key, overwrite=0)
         return self.xp.reshape(bits, shape)
+
+    def _counter(self, shape, window, start):
+        """Return the numbers of the elements in a window of the last two axes, if counted from `start`."""
+        rows, columns = (self.arange(b - a, "uint32") + a for a, b in window)
+        matrices = self.arange(math.prod(shape[:-2]), "uint32") * math.prod(shape[-2:]) + start
+        # With the step's key in it: the sum of constants alone a compiled step would keep in memory.
+        columns = self.kernel(kernels.add, columns, self.key[0] ^ self.key[0])
+        places = columns + self.xp.reshape(rows * shape[-1], (-1, 1))
+        return places + self.xp.reshape(matrices, (-1, 1, 1))
 
     def add_penalty(self, value) -> None:
         """Add a scalar to the loss of this pass. Its gradient is the caller's own business."""

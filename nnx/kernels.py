@@ -14,6 +14,7 @@ __all__ = [
     "dropout",
     "dropout_gradient",
     "erf",
+    "exp_difference",
     "gaussian_dropout",
     "gaussian_noise",
     "hash_bits",
@@ -23,14 +24,17 @@ __all__ = [
     "overlap",
     "scaled_sum",
     "subtract",
+    "weigh_difference",
     "weighted_sum",
     "where_equal",
 ]
 
 
-def add(xp, x, y):
-    """x + y"""
-    return x + y
+def add(xp, x, *others):
+    """The sum of some arrays, element by element."""
+    for other in others:
+        x = x + other
+    return x
 
 
 def multiply(xp, x, y):
@@ -50,6 +54,16 @@ def weighted_sum(xp, *arrays):
 def subtract(xp, x, y):
     """x - y"""
     return x - y
+
+
+def exp_difference(xp, x, y):
+    """exp(x - y)"""
+    return xp.exp(x - y)
+
+
+def weigh_difference(xp, x, y, weight):
+    """(x - y) * weight"""
+    return (x - y) * weight
 
 
 def maximum(xp, x, *others):

@@ -160,7 +160,7 @@ def _with_added(grads, path, gradient):
 def weight_penalties(layer: Layer, path=()):
     """Yield (path of a weight, its regularizer) of a layer and all inside it."""
     for name, penalty in layer.regularizers().items():
-        yield (*path, name), penalty
+        yield (*path, *name.split("/")), penalty
     for key, inner in layer.sublayers().items():
         yield from weight_penalties(inner, (*path, key))
 

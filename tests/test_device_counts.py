@@ -184,6 +184,32 @@ def test_embedding():
     assert_counts(layers.Embedding(5, 2), (3,), launches=10)
 
 
+def test_attention():
+    """However long the sequence, however many the heads."""
+    counts = {"products": 4 * 3 + 2 + 4}
+    for heads, time in ((2, 3), (3, 3), (2, 40)):
+        assert_counts(layers.MultiHeadAttention(heads, 2), (time, 4), launches=32, **counts)
+    assert_counts(layers.MultiHeadAttention(2, 2, use_causal_mask=True), (5, 4), launches=39, **counts)
+
+
+def test_a_step_of_transformer_blocks():
+    """Its launches grow by as many for each block, and not with the length of the sequence."""
+
+    def counts(blocks, time):
+        inner = [layers.TransformerBlock(2, 8, dropout=0.1, use_causal_mask=True) for _ in range(blocks)]
+        first = [layers.Dense(6 * time), layers.Reshape((time, 6))]
+        return step_counts(layers.Chain([*first, *inner, layers.Flatten()]))
+
+    found = {(blocks, time): counts(blocks, time) for blocks, time in ((1, 3), (2, 3), (3, 3), (3, 20))}
+    for counted in found.values():
+        assert not any(counted.get(name) for name in ("syncs", "library_calls"))
+        assert not any(counted.get(name) for name in ("host_to_device_copies", "device_to_host_copies"))
+    for name, most in {"launches": 75, "products": 24}.items():
+        one, two, three, long = (counted[name] for counted in found.values())
+        assert two - one == three - two <= most
+        assert long == three
+
+
 # Training and inference
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.testing import assert_allclose, assert_array_equal
 
@@ -41,11 +41,12 @@ def masks(batch, steps):
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=["simple", "lstm", "gru", "gru, reset first"])
+@settings(max_examples=6)
 @given(
-    data=st.data(), settings=flags, batch=st.integers(1, 3), steps=st.integers(1, 4), units=st.integers(1, 3)
+    data=st.data(), arguments=flags, batch=st.integers(1, 3), steps=st.integers(1, 4), units=st.integers(1, 3)
 )
-def test_recurrent(kind, data, settings, batch, steps, units):
-    layer, shape, mask = kind(units, **settings), (steps, 2), data.draw(masks(batch, steps))
+def test_recurrent(kind, data, arguments, batch, steps, units):
+    layer, shape, mask = kind(units, **arguments), (steps, 2), data.draw(masks(batch, steps))
     if data.draw(st.booleans(), "starts from states"):
         count = layer.cell.states
         shape = (shape, *[(units,)] * count)
@@ -74,14 +75,15 @@ def test_a_sequence_that_is_all_padding(kind, any_backend):
 
 
 @pytest.mark.parametrize("mode", ["concat", "sum", "mul", "ave", None])
+@settings(max_examples=3)
 @given(
     data=st.data(),
     steps=st.integers(1, 3),
-    settings=st.fixed_dictionaries({"return_sequences": st.booleans(), "return_state": st.booleans()}),
+    arguments=st.fixed_dictionaries({"return_sequences": st.booleans(), "return_state": st.booleans()}),
 )
-def test_bidirectional(mode, data, steps, settings):
+def test_bidirectional(mode, data, steps, arguments):
     mask = data.draw(masks(2, steps))
-    check_layer(layers.Bidirectional(layers.GRU(2, **settings), mode), (steps, 3), batch=2, mask=mask)
+    check_layer(layers.Bidirectional(layers.GRU(2, **arguments), mode), (steps, 3), batch=2, mask=mask)
 
 
 def test_bidirectional_of_two_kinds_that_start_from_states():

@@ -121,6 +121,18 @@ EACH_LAYER = {
     "parallel, averaged": layers.Parallel(layers.Dense(4), layers.Dense(4), merge="average"),
     "parallel, maximum": layers.Parallel(layers.Dense(4), layers.Dense(4), merge="maximum"),
     "embedding": layers.Chain([layers.Lambda(_as_ids), layers.Embedding(4, 3), layers.Flatten()]),
+    **{name: layers.Chain([layers.Reshape((6, 1)), layers.Dense(4), *made, layers.Flatten()]) for name, made in {
+        "attention": [layers.MultiHeadAttention(2, 3, dropout=0.2)],
+        "attention, causal, in blocks": [
+            layers.MultiHeadAttention(2, 2, dropout=0.2, use_causal_mask=True, rotary=True, block_size=4)
+        ],
+        "cross attention": [
+            layers.Outputs([], layers.Dense(3)), layers.MultiHeadAttention(1, 2, use_causal_mask=True)
+        ],
+        "positions": [layers.SinusoidalPositions(), layers.PositionEmbedding(7), layers.RotaryPositions()],
+        "transformer": [layers.TransformerBlock(2, 5, dropout=0.1, rotary=True)],
+        "transformer, pre-norm": [layers.TransformerBlock(2, 5, activation="gelu", norm_first=True)],
+    }.items()},
     "recurrent": [
         layers.Reshape((3, 2)),
         layers.Masking(),

@@ -18,6 +18,7 @@ from nnx.layers.activation import (
     Softsign,
     Tanh,
 )
+from nnx.layers.attention import MultiHeadAttention
 from nnx.layers.base import Layer
 from nnx.layers.combine import Chain, Residual
 from nnx.layers.conv import Conv1D, Conv2D
@@ -40,12 +41,14 @@ from nnx.layers.pooling import (
     MaxPooling1D,
     MaxPooling2D,
 )
+from nnx.layers.positions import PositionEmbedding, RotaryPositions, SinusoidalPositions
 from nnx.layers.prelu import PReLU
 from nnx.layers.recurrent import GRU, LSTM, SimpleRNN
 from nnx.layers.reshape import Flatten, Input, Permute, RepeatVector, Reshape
 from nnx.layers.resize import Cropping1D, Cropping2D, UpSampling2D, ZeroPadding1D, ZeroPadding2D
 from nnx.layers.sample_norm import GroupNormalization, LayerNormalization, RMSNormalization
 from nnx.layers.sequences import Bidirectional, Masking, TimeDistributed
+from nnx.layers.transformer import TransformerBlock
 
 __all__ = [
     "ELU",
@@ -90,19 +93,23 @@ __all__ = [
     "MaxPooling1D",
     "MaxPooling2D",
     "Mish",
+    "MultiHeadAttention",
     "Outputs",
     "PReLU",
     "Parallel",
     "Permute",
+    "PositionEmbedding",
     "RMSNormalization",
     "ReLU",
     "RepeatVector",
     "Reshape",
     "Residual",
+    "RotaryPositions",
     "SeparableConv2D",
     "SiLU",
     "Sigmoid",
     "SimpleRNN",
+    "SinusoidalPositions",
     "Softmax",
     "Softplus",
     "Softsign",
@@ -110,6 +117,7 @@ __all__ = [
     "SpatialDropout2D",
     "Tanh",
     "TimeDistributed",
+    "TransformerBlock",
     "UpSampling2D",
     "ZeroPadding1D",
     "ZeroPadding2D",

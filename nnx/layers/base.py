@@ -104,7 +104,7 @@ class Layer(Configurable):
         raise NotImplementedError(f"{type(self).__name__} must define forward(ctx, params, x)")
 
     def regularizers(self) -> dict[str, regularizers.Regularizer]:
-        """Return the penalties on this layer's weights, by name of the weight."""
+        """Return the penalties on this layer's weights, by name of the weight: its path, such as "query/kernel"."""
         return {}
 
     def sublayers(self) -> "dict[str, Layer]":

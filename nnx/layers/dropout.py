@@ -51,15 +51,21 @@ class Dropout(Layer):
         if not ctx.training or self.rate == 0:
             return x, lambda dy: (dy, {})
         bits = ctx.random_bits(self.mask_shape(x.shape), salt=self.seed)
-        # Bits are uniform over 0 .. 2**32 - 1: compare their upper 31, which every library's
-        # integers can hold a bound of.
-        threshold, scale = round(self.rate * 2**31), 1 / (1 - self.rate)
-        bits = bits >> 1
+        y, pull = drop(ctx, x, bits, self.rate)
+        return y, lambda dy: (pull(dy), {})
 
-        def pullback(dy):
-            return ctx.kernel(kernels.dropout_gradient, dy, bits, threshold, scale), {}
 
-        return ctx.kernel(kernels.dropout, x, bits, threshold, scale), pullback
+def drop(ctx, x, bits, rate):
+    """Return x with a share `rate` of its elements zeroed by random bits, and the pullback."""
+    # Bits are uniform over 0 .. 2**32 - 1: compare their upper 31, which every library's
+    # integers can hold a bound of.
+    threshold, scale = round(rate * 2**31), 1 / (1 - rate)
+    bits = bits >> 1
+
+    def pullback(dy):
+        return ctx.kernel(kernels.dropout_gradient, dy, bits, threshold, scale)
+
+    return ctx.kernel(kernels.dropout, x, bits, threshold, scale), pullback
 
 
 @register("spatial_dropout1d")

@@ -96,8 +96,8 @@ class Bidirectional(Container):
         results = results if self.layer.return_state else [(result,) for result in results]
         (y, *states), (y_back, *states_back) = results
         merged = [y, y_back] if self.merge_mode is None else [merge([y, y_back])]
-        found = (*merged, *states, *states_back)
-        return found if len(found) > 1 else found[0]
+        found = [*merged, *states, *states_back]
+        return tuple(found) if len(found) > 1 else found[0]
 
     def init(self, rng, in_shape):
         params = {}

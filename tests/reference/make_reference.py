@@ -42,6 +42,7 @@ def main():
         sample_layers,
         sequences,
         convolution,
+        attention,
         models,
         regularizers,
         metrics,
@@ -612,6 +613,207 @@ def _keras_object(value):
     if not isinstance(value, dict):
         return value
     return getattr(keras.regularizers, value["class_name"])(**value["config"])
+
+
+# Attention
+
+PADDED = [[1, 1, 1, 0, 0], [0, 0, 0, 0, 0], [0, 1, 0, 1, 1]]
+
+# Settings, time steps and features of query, value and key, their masks.
+KERAS_ATTENTION = [
+    ({"num_heads": 2, "key_dim": 3}, [(5, 4)], None),
+    ({"num_heads": 3, "key_dim": 2, "value_dim": 5, "output_shape": 2, "use_bias": False}, [(5, 3)], None),
+    ({"num_heads": 2, "key_dim": 3, "use_causal_mask": True}, [(5, 4)], None),
+    ({"num_heads": 2, "key_dim": 1}, [(1, 3)], None),
+    ({"num_heads": 2, "key_dim": 3}, [(5, 4)], [PADDED]),
+    ({"num_heads": 1, "key_dim": 3, "use_causal_mask": True}, [(5, 4)], [PADDED]),
+    ({"num_heads": 2, "key_dim": 3}, [(3, 4), (5, 2)], None),
+    ({"num_heads": 2, "key_dim": 3, "use_causal_mask": True}, [(7, 4), (5, 2), (5, 3)], None),
+    ({"num_heads": 2, "key_dim": 2}, [(2, 4), (5, 3)], [[[1, 0], [1, 1], [1, 1]], PADDED]),
+    ({"num_heads": 2, "key_dim": 2}, [(3, 4), (5, 3), (5, 2)], [None, PADDED, PADDED[::-1]]),
+]
+
+
+def attention():
+    """Output and gradients of sum(dy * y) of attention layers of Keras and PyTorch, in inference."""
+    keras_cases = [_keras_attention(*case) for case in KERAS_ATTENTION]
+    encoders = [
+        _torch_encoder(norm_first, activation, causal, mask)
+        for norm_first, activation, causal, mask in (
+            (False, "relu", False, None), (True, "gelu", False, None), (False, "gelu", True, None),
+            (True, "relu", False, [[1, 1, 0], [1, 0, 0]]),
+        )
+    ]  # fmt: skip
+    torch_cases = [_torch_attention(causal=False), _torch_attention(causal=True), *encoders]
+    return {"cases": keras_cases + torch_cases, "positions": [_rotary(), _sinusoidal()]}
+
+
+def _keras_attention(settings, shapes, masks):
+    import jax
+    import keras
+
+    rng, batch = np.random.default_rng(24), 3 if masks else 1
+    causal = settings.get("use_causal_mask", False)
+    given = {name: value for name, value in settings.items() if name != "use_causal_mask"}
+    # With dropout, which does nothing in inference, Keras leaves a row without keys at 0 (else it gives it the
+    # mean of all), takes another value_dim than key_dim, and stays in float64.
+    layer = keras.layers.MultiHeadAttention(**given, dropout=0.5)
+    x = [rng.normal(size=(batch, *shape)).round(3) for shape in shapes]
+    layer(*(x if len(x) > 1 else 2 * x))
+    masks_given = [mask if mask is None else np.array(mask, bool) for mask in masks or []]
+    named = zip(
+        ("query_mask", "value_mask", "key_mask"),
+        masks_given if len(shapes) > 1 else 2 * masks_given,
+        strict=False,
+    )
+    by_name = dict(named)
+
+    def weight(v):
+        return rng.normal(size=v.shape).round(3)
+
+    params = {}
+    for v in layer.trainable_variables:
+        part, name = v.path.split("/")[-2:]
+        params.setdefault(part, {})[name] = weight(v)
+
+    def run(params, x):
+        three = (*x, x[-1], x[-1])[:2] + ((x[2],) if len(x) == 3 else ())
+        values = [params[v.path.split("/")[-2]][v.path.split("/")[-1]] for v in layer.trainable_variables]
+        mask = layer._compute_attention_mask(three[0], three[1], use_causal_mask=causal, **by_name)
+        y, _ = layer.stateless_call(
+            values,
+            [v.value for v in layer.non_trainable_variables],
+            *three,
+            attention_mask=mask,
+            training=False,
+        )
+        return y
+
+    dy = rng.normal(size=run(params, x).shape).round(3)
+    grads, dx = jax.grad(lambda params, x: (run(params, x) * dy).sum(), argnums=(0, 1))(params, x)
+    return {
+        "layer": "MultiHeadAttention", "settings": settings, "source": "keras", "x": [a.tolist() for a in x],
+        "masks": masks, "dy": dy, "params": _lists(params), "y": run(params, x), "dx": [a.tolist() for a in dx],
+        "grads": _lists(grads),
+    }  # fmt: skip
+
+
+def _lists(values):
+    return {name: _lists(v) if isinstance(v, dict) else _as_list(v) for name, v in values.items()}
+
+
+def _torch_attention(causal):
+    import torch
+
+    rng, heads, shapes = np.random.default_rng(25), 2, [(1, 3, 4), (1, 5, 4), (1, 5, 4)]
+    layer = torch.nn.MultiheadAttention(4, heads, batch_first=True, dtype=torch.float64).eval()
+    x = [torch.tensor(rng.normal(size=shape).round(3), requires_grad=True) for shape in shapes]
+    mask = ~torch.ones(3, 5).tril().bool() if causal else None
+    _draw(rng, layer)
+    y, _ = layer(x[0], x[2], x[1], attn_mask=mask, need_weights=False)
+    settings = {"num_heads": heads, "key_dim": 2, "use_causal_mask": causal}
+    return _torch_case(
+        "MultiHeadAttention", settings, x, None, y, rng, lambda of: _attention_weights(layer, heads, of)
+    )
+
+
+def _torch_encoder(norm_first, activation, causal, mask):
+    import torch
+
+    rng, heads = np.random.default_rng(26), 2
+    layer = torch.nn.TransformerEncoderLayer(
+        4, heads, 3, 0.0, activation, norm_first=norm_first, batch_first=True, dtype=torch.float64
+    )
+    _draw(rng, layer)
+    x = torch.tensor(rng.normal(size=(2, 3, 4)).round(3), requires_grad=True)
+    y = layer(
+        x,
+        src_mask=~torch.ones(3, 3).tril().bool() if causal else None,
+        src_key_padding_mask=None if mask is None else ~torch.tensor(mask).bool(),
+    )
+
+    def weights(of):
+        dense = lambda d: {"kernel": of(d.weight).T, "bias": of(d.bias)}  # noqa: E731
+        norm = lambda n: {"gamma": of(n.weight), "beta": of(n.bias)}  # noqa: E731
+        inner = {
+            "attention": {"multi_head_attention": _attention_weights(layer.self_attn, heads, of)},
+            "feed_forward": {"feed_forward": {"inner": dense(layer.linear1), "outer": dense(layer.linear2)}},
+        }
+        norms = {"attention": norm(layer.norm1), "feed_forward": norm(layer.norm2)}
+        if norm_first:
+            return {name: {"chain": {f"{name}_norm": norms[name], **inner[name]}} for name in inner}
+        return {name: {"chain": inner[name]} for name in inner} | {f"{n}_norm": norms[n] for n in norms}
+
+    settings = {"num_heads": heads, "ff_dim": 3, "activation": activation, "norm_first": norm_first}
+    settings |= {"use_causal_mask": True} if causal else {}
+    return _torch_case("TransformerBlock", settings, [x], mask and [mask], y, rng, weights)
+
+
+def _draw(rng, layer):
+    import torch
+
+    with torch.no_grad():
+        for parameter in layer.parameters():
+            parameter.copy_(torch.tensor((0.5 * rng.normal(size=parameter.shape)).round(3)))
+
+
+def _attention_weights(layer, heads, of):
+    """Return the weights of PyTorch's attention, or their gradients, as Keras lays them out."""
+    matrices, vectors = np.split(of(layer.in_proj_weight), 3), np.split(of(layer.in_proj_bias), 3)
+    parts = {}
+    for name, matrix, vector in zip(("query", "key", "value"), matrices, vectors, strict=True):
+        features = matrix.shape[1]
+        parts[name] = {"kernel": matrix.T.reshape(features, heads, -1), "bias": vector.reshape(heads, -1)}
+    out = of(layer.out_proj.weight).T
+    parts["attention_output"] = {
+        "kernel": out.reshape(heads, -1, out.shape[1]),
+        "bias": of(layer.out_proj.bias),
+    }
+    return parts
+
+
+def _torch_case(name, settings, x, masks, y, rng, weights):
+    """Of padding, PyTorch computes what Keras does not: dy is 0 there, and y is not to be compared."""
+    import torch
+
+    dy = rng.normal(size=y.shape).round(3)
+    if masks:
+        dy = dy * np.array(masks[0])[:, :, None]
+    (y * torch.tensor(dy)).sum().backward()
+    return {
+        "layer": name, "settings": settings, "source": "torch", "x": [a.tolist() for a in x], "masks": masks, "dy": dy,
+        "params": _lists(weights(lambda w: w.detach().numpy())), "y": y.detach().numpy(),
+        "dx": [a.grad.tolist() for a in x], "grads": _lists(weights(lambda w: w.grad.numpy())),
+    }  # fmt: skip
+
+
+def _rotary():
+    """Pairs (i, i + features/2) as complex numbers, turned: the formula of GPT-NeoX and KerasHub."""
+    import torch
+
+    x = torch.tensor(np.random.default_rng(27).normal(size=(2, 5, 6)).round(3))
+    pairs = torch.complex(x[..., :3], x[..., 3:])
+    angles = torch.outer(torch.arange(5.0, dtype=x.dtype), 100.0 ** (-torch.arange(3.0, dtype=x.dtype) / 3))
+    turned = pairs * torch.polar(torch.ones_like(angles), angles)
+    y = torch.cat([turned.real, turned.imag], dim=-1)
+    return {"layer": "RotaryPositions", "settings": {"max_wavelength": 100.0}, "source": "torch",
+            "x": x.numpy(), "y": y.numpy()}  # fmt: skip
+
+
+def _sinusoidal():
+    x = np.random.default_rng(28).normal(size=(2, 4, 5)).round(3)
+    y = x.copy()
+    for t in range(4):
+        for i in range(5):
+            angle = t / 10000 ** (2 * (i // 2) / 5)
+            y[:, t, i] += np.cos(angle) if i % 2 else np.sin(angle)
+    return {
+        "layer": "SinusoidalPositions",
+        "settings": {},
+        "source": "the formula of the paper",
+        "x": x,
+        "y": y,
+    }
 
 
 # Layers of sequences: (class, settings, batch, what else); layers inside are (class, settings)

@@ -1,0 +1,263 @@
+"""Multi-head attention: every time step takes a weighted mean of all, in several heads at once,
+
+    head = softmax(q @ k.T / sqrt(key_dim)) @ v      of  q = x @ query, k = z @ key, v = z @ value
+    y = (the heads side by side) @ attention_output
+
+where z is x itself (self-attention) or another sequence (cross-attention).
+
+Source: Vaswani et al., "Attention is all you need", 2017 (arXiv:1706.03762), section 3.2.
+"""
+
+import functools
+import math
+from typing import Any
+
+from nnx import initializers, kernels, regularizers
+from nnx.layers.base import Layer, describe_shape, positive_int, register
+from nnx.layers.dot_product import attend
+from nnx.layers.positions import rotate
+from nnx.shapes import is_single
+
+
+@register("multi_head_attention")
+class MultiHeadAttention(Layer):
+    """Multi-head attention: (batch, time, features) -> (batch, time, features).
+
+    Given a tuple of arrays it is cross-attention: (query, value), or (query, value, key) as in Keras,
+    with a time axis of its own for the query. Padding, `ctx.mask`, is neither looked at nor looks at
+    anything: a step that may see no other gives `bias` alone.
+
+    Parameters
+    ----------
+    num_heads : int
+        How many heads look side by side.
+    key_dim : int, optional
+        Length of the vectors whose products are the scores; by default features / num_heads.
+    value_dim : int, optional
+        Length of the vectors that are averaged, by default `key_dim`.
+    dropout : float
+        Share of the weights that are zeroed while training.
+    use_bias : bool
+        Whether biases are added.
+    output_shape : int or tuple of int, optional
+        Shape of each step's output, by default that of the query.
+    kernel_initializer, bias_initializer : str or Initializer
+        Starting weights: kernels (features, heads, dim) of query, key and value, biases (heads, dim);
+        of attention_output (heads, value_dim, features) and (features,).
+    kernel_regularizer, bias_regularizer : str or Regularizer, optional
+    seed : int, optional
+        Sets its dropout apart from that of another layer with the same name.
+    use_causal_mask : bool
+        Whether no step sees a later one. In Keras an argument of the call.
+    rotary : bool
+        Whether queries and keys are turned by their position; see `RotaryPositions`.
+    max_wavelength : float
+        Of rotary positions.
+    block_size : int, optional
+        How many queries are taken at a time. Then the weights, (batch, heads, time, time), are never
+        in memory as a whole, and are computed a second time for the pullback. The results are equal.
+
+    Examples
+    --------
+    >>> import nnx
+    >>> layer = nnx.layers.MultiHeadAttention(1, 1, kernel_initializer="ones", use_causal_mask=True)
+    >>> nnx.apply(layer, [[[0.0], [1.0], [2.0]]])[0].round(2)
+    array([[0.  ],
+           [0.73],
+           [1.85]], dtype=float32)
+    """
+
+    supports_masking = True
+
+    def __init__(
+        self,
+        num_heads: int,
+        key_dim: int | None = None,
+        value_dim: int | None = None,
+        dropout: float = 0.0,
+        use_bias: bool = True,
+        output_shape=None,
+        kernel_initializer="glorot_uniform",
+        bias_initializer="zeros",
+        kernel_regularizer=None,
+        bias_regularizer=None,
+        seed: int | None = None,
+        use_causal_mask: bool = False,
+        rotary: bool = False,
+        max_wavelength: float = 10000.0,
+        block_size: int | None = None,
+        **settings,
+    ):
+        super().__init__(**settings)
+        self.num_heads = positive_int(self, "num_heads", num_heads)
+        self.key_dim = None if key_dim is None else positive_int(self, "key_dim", key_dim)
+        self.value_dim = None if value_dim is None else positive_int(self, "value_dim", value_dim)
+        if not 0 <= dropout < 1:
+            raise ValueError(f"MultiHeadAttention: dropout must be at least 0 and below 1, got {dropout}")
+        self.dropout = dropout
+        self.use_bias = use_bias
+        lengths = (
+            ()
+            if output_shape is None
+            else output_shape
+            if not isinstance(output_shape, int)
+            else (output_shape,)
+        )
+        self._output_shape = tuple(positive_int(self, "output_shape", length) for length in lengths)
+        self.output_shape = output_shape
+        self.kernel_initializer = initializers.get(kernel_initializer)
+        self.bias_initializer = initializers.get(bias_initializer)
+        self.kernel_regularizer = regularizers.get(kernel_regularizer)
+        self.bias_regularizer = regularizers.get(bias_regularizer)
+        self.seed = seed
+        self.use_causal_mask = use_causal_mask
+        self.rotary = rotary
+        self.max_wavelength = max_wavelength
+        self.block_size = None if block_size is None else positive_int(self, "block_size", block_size)
+
+    def init(self, rng, in_shape):
+        features, key_dim, value_dim = self._dims(in_shape)
+        heads, out_shape = self.num_heads, self.out_shape(in_shape)
+        kernels = {
+            "query": (features[0], heads, key_dim),
+            "key": (features[2], heads, key_dim),
+            "value": (features[1], heads, value_dim),
+            "attention_output": (heads, value_dim, *out_shape[1:]),
+        }
+        params = {}
+        for name, shape in kernels.items():
+            params[name] = {"kernel": self.kernel_initializer(rng, shape)}
+            if self.use_bias:
+                of_output = name == "attention_output"
+                params[name]["bias"] = self.bias_initializer(rng, out_shape[1:] if of_output else shape[1:])
+        return params, out_shape
+
+    def out_shape(self, in_shape: Any):
+        self._dims(in_shape)
+        query = in_shape if is_single(in_shape) else in_shape[0]
+        return (query[0], *(self._output_shape or query[1:]))
+
+    def _dims(self, in_shape):
+        """Return the features of query, value and key, key_dim and value_dim, or raise a ValueError."""
+        shapes: Any = [in_shape] * 3 if is_single(in_shape) else in_shape
+        if isinstance(shapes, dict) or len(shapes) not in (2, 3) or any(len(shape) != 2 for shape in shapes):
+            raise ValueError(
+                f"MultiHeadAttention expects input of shape (batch, time, features), or a tuple of two or three such, "
+                f"(query, value[, key]), got {describe_shape(in_shape)}"
+            )
+        query, value, key = (*shapes, shapes[1])[:3]
+        if value[0] != key[0]:
+            raise ValueError(
+                f"MultiHeadAttention: value and key must have the same time steps, got {describe_shape(value)} and "
+                f"{describe_shape(key)}"
+            )
+        key_dim = self.key_dim
+        if key_dim is None:
+            if query[1] % self.num_heads:
+                raise ValueError(
+                    f"MultiHeadAttention: {query[1]} features cannot be divided among {self.num_heads} heads: give "
+                    f"key_dim, or choose num_heads that divides {query[1]}"
+                )
+            key_dim = query[1] // self.num_heads
+        if self.rotary and key_dim % 2:
+            raise ValueError(f"MultiHeadAttention: rotary=True needs an even key_dim, got {key_dim}")
+        return (query[1], value[1], key[1]), key_dim, self.value_dim or key_dim
+
+    def forward(self, ctx, params, x):
+        xp, several = ctx.xp, isinstance(x, tuple)
+        query, value, key = (*x, x[1])[:3] if several else (x, x, x)
+        query_mask, key_mask = self._masks(ctx, several)
+        (q, pull_q), (k, pull_k), (v, pull_v) = (
+            _project(ctx, params[name], part)
+            for name, part in (("query", query), ("key", key), ("value", value))
+        )
+        scale = 1 / math.sqrt(q.shape[-1])
+        q = ctx.kernel(kernels.multiply, q, scale, overwrite=0)
+        turn = rotate if self.rotary else _leave
+        (q, turn_q_back), (k, turn_k_back) = (turn(ctx, part, self.max_wavelength) for part in (q, k))
+        q, k, v = (xp.permute_dims(part, (0, 2, 1, 3)) for part in (q, k, v))
+        mixed, pull_mixed = attend(
+            ctx,
+            q,
+            k,
+            v,
+            query_mask,
+            key_mask,
+            self.use_causal_mask,
+            self.dropout,
+            self.block_size,
+            self.seed,
+        )
+        y, pull_y = _project(ctx, params["attention_output"], mixed, contracted=2)
+
+        def pullback(dy):
+            dmixed, of_output = pull_y(dy, True)
+            dq, dk, dv = (xp.permute_dims(d, (0, 2, 1, 3)) for d in pull_mixed(dmixed))
+            dq, dk = turn_q_back(dq), turn_k_back(dk)
+            needed = ctx.needs_input_gradient
+            dquery, of_query = pull_q(ctx.kernel(kernels.multiply, dq, scale, overwrite=0), needed)
+            dkey, of_key = pull_k(dk, needed)
+            dvalue, of_value = pull_v(dv, needed)
+            grads = {"query": of_query, "key": of_key, "value": of_value, "attention_output": of_output}
+            if not needed:
+                return None, grads
+            if not several:
+                return ctx.kernel(kernels.add, dquery, dkey, dvalue, overwrite=0), grads
+            return ((dquery, dvalue, dkey) if len(x) == 3 else (dquery, dkey + dvalue)), grads
+
+        return y, pullback
+
+    def _masks(self, ctx, several):
+        """Return the masks of the query and of the keys, and leave that of the query for the output."""
+        if not several or ctx.mask is None:
+            return ctx.mask, ctx.mask
+        query_mask, *others = ctx.mask
+        known = [mask for mask in others if mask is not None]
+        ctx.mask = query_mask
+        return query_mask, functools.reduce(ctx.xp.logical_and, known) if known else None
+
+    def regularizers(self):
+        found = {"kernel": self.kernel_regularizer, "bias": self.bias_regularizer if self.use_bias else None}
+        parts = ("query", "key", "value", "attention_output")
+        return {
+            f"{part}/{name}": penalty
+            for part in parts
+            for name, penalty in found.items()
+            if penalty is not None
+        }
+
+    def flops(self, in_shape):
+        features, key_dim, value_dim = self._dims(in_shape)
+        shapes: Any = [in_shape] * 2 if is_single(in_shape) else in_shape
+        queries, keys, heads = shapes[0][0], shapes[1][0], self.num_heads
+        output = math.prod(self.out_shape(in_shape)[1:])
+        products = [
+            (queries, features[0], heads * key_dim), (keys, features[2], heads * key_dim),
+            (keys, features[1], heads * value_dim), (queries, heads * value_dim, output),
+        ]  # fmt: skip
+        projections = sum(rows * n * (2 * m + self.use_bias) for rows, m, n in products)
+        return projections + heads * queries * keys * (2 * key_dim + 2 * value_dim + 5)
+
+
+def _leave(ctx, x, max_wavelength):
+    """Return x as it is, and the pullback of that: in place of `rotate`."""
+    return x, lambda dy: dy
+
+
+def _project(ctx, params, x, contracted=1):
+    """Return x @ kernel + bias, where the last axes of x and the first of the kernel are contracted."""
+    xp, kernel, bias = ctx.xp, params["kernel"], params.get("bias")
+    rows = xp.reshape(x, (-1, math.prod(kernel.shape[:contracted])))
+    matrix = xp.reshape(kernel, (rows.shape[1], -1))
+    y = xp.matmul(rows, matrix)
+    if bias is not None:
+        y = ctx.kernel(kernels.add, y, xp.reshape(bias, (-1,)), overwrite=0)
+
+    def pullback(dy, needed) -> tuple[Any, dict]:
+        dy = xp.reshape(dy, (-1, matrix.shape[1]))
+        grads = {"kernel": xp.reshape(xp.matmul(rows.T, dy), kernel.shape)}
+        if bias is not None:
+            grads["bias"] = xp.reshape(xp.sum(dy, axis=0), bias.shape)
+        return (xp.reshape(xp.matmul(dy, matrix.T), x.shape) if needed else None), grads
+
+    return xp.reshape(y, (*x.shape[: x.ndim - contracted], *kernel.shape[contracted:])), pullback
