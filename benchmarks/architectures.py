@@ -76,6 +76,81 @@ def torch_pooled_logits():
     return Head(64, 10)
 
 
+def lstm() -> list[nnx.layers.Layer]:
+    """Return an LSTM of 64 units that gives its last output."""
+    return [nnx.layers.LSTM(64)]
+
+
+def torch_lstm():
+    """Return the same in PyTorch."""
+    return _torch_recurrent("LSTM")
+
+
+def gru() -> list[nnx.layers.Layer]:
+    """Return a GRU of 64 units that gives its last output."""
+    return [nnx.layers.GRU(64)]
+
+
+def torch_gru():
+    """Return the same in PyTorch."""
+    return _torch_recurrent("GRU")
+
+
+def _torch_recurrent(name):
+    import torch
+
+    class Last(getattr(torch.nn, name)):
+        def forward(self, x):
+            return super().forward(x)[0][:, -1]
+
+    return Last(32, 64, batch_first=True)
+
+
+def transformer() -> list[nnx.layers.Layer]:
+    """Return a causal transformer block of 4 heads that normalises first."""
+    return [nnx.layers.TransformerBlock(4, 256, activation="relu", norm_first=True, use_causal_mask=True)]
+
+
+def torch_transformer():
+    """Return the same in PyTorch."""
+    import torch
+
+    class Causal(torch.nn.TransformerEncoderLayer):
+        def forward(self, x):
+            mask = torch.nn.Transformer.generate_square_subsequent_mask(x.shape[1])
+            return super().forward(x, src_mask=mask, is_causal=True)
+
+    return Causal(64, 4, 256, dropout=0.0, batch_first=True, norm_first=True)
+
+
+def averaged_logits() -> list[nnx.layers.Layer]:
+    """Return the mean over time steps, and a dense layer."""
+    return [nnx.layers.GlobalAveragePooling1D(), nnx.layers.Dense(10)]
+
+
+def torch_averaged_logits():
+    """Return the same in PyTorch."""
+    import torch
+
+    class Head(torch.nn.Linear):
+        def forward(self, x):
+            return super().forward(x.mean(dim=1))
+
+    return Head(64, 10)
+
+
+def logits() -> list[nnx.layers.Layer]:
+    """Return a dense layer."""
+    return [nnx.layers.Dense(10)]
+
+
+def torch_logits():
+    """Return the same in PyTorch."""
+    import torch
+
+    return torch.nn.Linear(64, 10)
+
+
 CASES = [
     Architecture(
         "CNN, 28x28x1, 3x3 convolutions to 32 and 64 channels",
@@ -85,6 +160,21 @@ CASES = [
         torch_convolutions,
         pooled_logits,
         torch_pooled_logits,
+    ),
+    Architecture(
+        "LSTM, 50 steps of 32 features, 64 units", (50, 32), 64, lstm, torch_lstm, logits, torch_logits
+    ),
+    Architecture(
+        "GRU, 50 steps of 32 features, 64 units", (50, 32), 64, gru, torch_gru, logits, torch_logits
+    ),
+    Architecture(
+        "Transformer block, 128 steps of 64 features, 4 heads",
+        (128, 64),
+        32,
+        transformer,
+        torch_transformer,
+        averaged_logits,
+        torch_averaged_logits,
     ),
 ]
 
