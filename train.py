@@ -5,6 +5,7 @@
     python train.py --data houses.csv --target price
     python train.py --data-dir mnist --hidden 512 256
     python -m nnx launch --gpus 2 train.py       on two GPUs
+    python train.py --resume runs/digits-...     go on where that run was killed
 
 Ctrl-C ends the training early: what was learnt is tested and saved, and the exit code is 130.
 """
@@ -21,7 +22,7 @@ from pathlib import Path
 import numpy as np
 
 import nnx
-from nnx import cli, datasets, layers, metrics
+from nnx import cli, datasets, files, layers, metrics, resume
 
 
 def main(argv=None) -> int:
@@ -29,6 +30,9 @@ def main(argv=None) -> int:
     parser = make_parser()
     args = parser.parse_args(argv)
     try:
+        if args.resume:
+            parser.set_defaults(**read_options(args.resume))
+            args = parser.parse_args(argv)
         backend = nnx.as_backend(args.backend)
         data, parts = read_data(args)
         model = build_model(args, data, backend)
@@ -39,7 +43,12 @@ def main(argv=None) -> int:
     if is_first:
         print_header(args, data, parts, model)
 
-    outcome = fit(args, model, parts, folder)
+    try:
+        outcome = fit(args, model, parts, folder)
+    except ValueError as error:
+        if args.resume is None:
+            raise
+        parser.error(str(error))
     if not is_first:
         return 0
     X_test, y_test = parts.test
@@ -101,6 +110,20 @@ def build_model(args, data: datasets.Dataset, backend) -> nnx.Sequential:
     return model
 
 
+def read_options(folder) -> dict:
+    """Return the options of the run in a folder that is to go on; NNX_BACKEND may choose another backend."""
+    path = Path(folder) / "config.json"
+    try:
+        options = json.loads(path.read_text())["options"]
+    except (OSError, ValueError, KeyError, TypeError):
+        raise ValueError(f"cannot go on: {path} does not hold the options of a run") from None
+    own = {
+        "out": str(folder),
+        **({"backend": os.environ["NNX_BACKEND"]} if os.environ.get("NNX_BACKEND") else {}),
+    }
+    return {**options, **own, "resume": None}
+
+
 def make_folder(args, data, parts, backend) -> Path:
     """Make the folder for the results, with all in it that is needed to repeat the run."""
     folder = Path(args.out or f"runs/{data.name}-{datetime.now():%Y-%m-%d-%H%M%S}")
@@ -115,6 +138,8 @@ def make_folder(args, data, parts, backend) -> Path:
     }
     try:
         folder.mkdir(parents=True, exist_ok=args.out is not None)
+        if not args.resume:
+            (folder / resume.STATE).unlink(missing_ok=True)  # of an earlier run
         write_json(folder / "config.json", config)
     except OSError as error:
         raise OSError(f"cannot write to {folder} ({error.strerror}): give another folder as --out") from None
@@ -125,6 +150,7 @@ def fit(args, model, parts, folder) -> dict:
     """Train until done, stopped early, or interrupted; return how it went."""
     stopping = nnx.callbacks.EarlyStopping("val_loss", patience=args.patience, restore_best_weights=True)
     log = nnx.callbacks.CSVLogger(folder / "history.csv")
+    saving = nnx.callbacks.ModelCheckpoint(folder / "model.nnx", save_best_only=True, save_state=True)
     start, interrupted = time.perf_counter(), False
     try:
         model.fit(
@@ -132,8 +158,9 @@ def fit(args, model, parts, folder) -> dict:
             epochs=args.epochs,
             batch_size=args.batch_size,
             validation_data=parts.validation,
-            callbacks=[stopping, log, nnx.callbacks.TerminateOnNaN()],
+            callbacks=[stopping, log, saving, nnx.callbacks.TerminateOnNaN()],
             verbose=1 if sys.stdout.isatty() else 2 if args.verbose else 0,
+            resume=folder if args.resume else None,
         )
     except KeyboardInterrupt:
         interrupted = True
@@ -196,7 +223,8 @@ def draw(folder, history, data, report, y_test, outputs):
 
 
 def write_json(path: Path, content: dict):
-    path.write_text(json.dumps(content, indent=2, default=lambda array: np.asarray(array).tolist()) + "\n")
+    text = json.dumps(content, indent=2, default=lambda array: np.asarray(array).tolist())
+    files.write_whole(path, f"{text}\n".encode())
 
 
 def make_parser() -> cli.Parser:
@@ -227,6 +255,8 @@ def make_parser() -> cli.Parser:
     add("--seed", metavar="N", type=cli.number(int, 0), default=0, help="of split, weights, shuffles and masks")
     add("--dtype", choices=nnx.model.DTYPES, default="float32", help="of weights and computation")
     add("--out", metavar="DIR", help="folder for the results (default: runs/<data>-<date-time>)")
+    add("--resume", metavar="DIR",
+        help="go on with the run in this folder, with its options but for those given now")
     add("--verbose", action="store_true", help="print a line an epoch also when not on a terminal")
     # fmt: on
     return parser

@@ -72,7 +72,7 @@ class Initializer(Configurable):
     def __init_subclass__(cls, **settings):
         super().__init_subclass__(**settings)
         if "__call__" in vars(cls):
-            cls.__call__ = _unless_only_shapes(vars(cls)["__call__"])
+            setattr(cls, "__call__", _unless_only_shapes(vars(cls)["__call__"]))  # noqa: B010
 
     def __call__(self, rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
         """Return starting values of `shape`, drawn from `rng`."""

@@ -460,6 +460,7 @@ class Model:
             facts = {
                 "batch_size": batch_size, "initial_epoch": initial_epoch, "steps_per_epoch": steps_per_epoch,
                 "validation_freq": validation_freq, "shuffle": shuffle if isinstance(shuffle, bool) else "function",
+                "learning rate": resuming.told(self._require_compiled().learning_rate),
                 "training data": resuming.describe(samples), "validation data": resuming.describe(validation),
             }  # fmt: skip
         if resume is not None and (begun := resuming.begin(self, hooks, facts, resume)) is not None:

@@ -7,6 +7,7 @@ be written into a file as plain data and made again from it: it keeps every argu
 """
 
 import difflib
+import functools
 import inspect
 from typing import Any, ClassVar
 
@@ -205,8 +206,11 @@ def decode(value) -> Any:
     except ValueError as error:
         raise ValueError(f"{error}. A class of your own must be decorated with @nnx.register first") from None
     config = {key: decode(item) for key, item in value.get("config", {}).items()}
-    positional: list[Any] = []
-    for p in list(inspect.signature(cls.__init__).parameters.values())[1:]:
-        if p.kind is p.VAR_POSITIONAL:
-            positional = config.pop(p.name, [])
-    return cls(*positional, **config)
+    return cls(*config.pop(_rest(cls), []), **config)
+
+
+@functools.cache
+def _rest(cls) -> str | None:
+    """Return the name of the argument `*rest` of a class, if it has one."""
+    parameters = list(inspect.signature(cls.__init__).parameters.values())[1:]
+    return next((p.name for p in parameters if p.kind is p.VAR_POSITIONAL), None)

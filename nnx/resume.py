@@ -31,7 +31,7 @@ def describe(samples) -> list | None:
     parts = tree.leaves(samples.arrays())
     return [
         len(samples),
-        *(zlib.crc32(np.ascontiguousarray(part).reshape(-1).view(np.uint8)) for part in parts),
+        *(zlib.crc32(np.ascontiguousarray(part).reshape(-1).view(np.uint8).data) for part in parts),
     ]
 
 
@@ -154,19 +154,19 @@ def _restore(model, path, run: dict, arrays: dict) -> None:
 def _program(model) -> dict:
     """Return what a program says about a model, as far as training depends on it."""
     settings = init_arguments(type(model.optimizer))
-    optimizer = {name: _told(getattr(model.optimizer, name, None)) for name in settings}
+    optimizer = {name: told(getattr(model.optimizer, name, None)) for name in settings}
     if not callable(model.optimizer.learning_rate):
         optimizer["learning_rate"] = None  # callbacks change it
     return {
-        "network": _told(model.network),
+        "network": told(model.network),
         "dtype": model.dtype,
-        "loss": _told(model.loss),
-        "metrics": [[_told(metric), weighted] for metric, weighted in model.metrics_used],
+        "loss": told(model.loss),
+        "metrics": [[told(metric), weighted] for metric, weighted in model.metrics_used],
         "optimizer": {"class_name": type(model.optimizer).__name__, **optimizer},
     }
 
 
-def _told(value) -> Any:
+def told(value) -> Any:
     """Return `encode(value)`; of what cannot be written into a file, such as a function, its name."""
     try:
         return encode(value)

@@ -160,20 +160,22 @@ def shapes_of(trees: dict[str, Any]) -> dict[str, tuple]:
 
 def check_arrays(path, shapes: dict[str, tuple], arrays, check_finite: bool) -> None:
     """Raise a ValueError unless these are arrays of these shapes, of real numbers."""
+    if wrong := _wrong(shapes, arrays, check_finite):
+        raise ValueError(f"{path} {files.one_line(wrong)}")
+
+
+def _wrong(shapes, arrays, check_finite) -> str | None:
     if different := sorted(shapes.keys() ^ arrays.keys()):
-        shown = ", ".join(different[:10]) + (
-            f" and {len(different) - 10} more" if len(different) > 10 else ""
-        )
-        raise ValueError(f"{path} does not fit this model: they differ in {shown}")
+        more = f" and {len(different) - 10} more" if len(different) > 10 else ""
+        return f"does not fit this model: they differ in {', '.join(different[:10])}{more}"
     for name, array in arrays.items():
         if array.shape != shapes[name]:
-            raise ValueError(
-                f"{path} does not fit this model: {name} has shape {array.shape}, not {shapes[name]}"
-            )
+            return f"does not fit this model: {name} has shape {array.shape}, and the model {shapes[name]}"
         if array.dtype.kind != "f":
-            raise ValueError(f"{path} is damaged: {name} holds {array.dtype}, not real numbers")
+            return f"is damaged: {name} holds {array.dtype}, not real numbers"
         if check_finite and name.split("/")[0] in KINDS and not np.isfinite(array).all():
-            raise ValueError(
-                f"{path} holds weights that are infinite or not a number ({name}): the model diverged before it was "
-                f"saved. check_finite=False reads it all the same"
+            return (
+                f"holds weights that are infinite or not a number ({name}): the model diverged before it was saved. "
+                f"check_finite=False reads it all the same"
             )
+    return None

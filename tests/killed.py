@@ -54,7 +54,13 @@ def train(folder, backend, **settings):
     """Train, or go on, and return the model."""
     model = make_model(backend)
     X, y = make_data()
-    given = {**SETTINGS, "validation_split": 0.3, "callbacks": make_callbacks(folder), "resume": folder, **settings}
+    given = {
+        **SETTINGS,
+        "validation_split": 0.3,
+        "callbacks": make_callbacks(folder),
+        "resume": folder,
+        **settings,
+    }
     model.fit(X, y, **given)
     return model
 
@@ -79,7 +85,9 @@ def die_at(step: int):
     left = iter(range(step, -1, -1))
 
     def note(event, arguments):
-        writes = event == "open" and isinstance(arguments[2], int) and arguments[2] & (os.O_WRONLY | os.O_RDWR)
+        writes = (
+            event == "open" and isinstance(arguments[2], int) and arguments[2] & (os.O_WRONLY | os.O_RDWR)
+        )
         if (writes or event in ("os.rename", "os.chmod", "os.remove", "os.truncate")) and next(left) == 0:
             os.kill(os.getpid(), signal.SIGKILL)
 
