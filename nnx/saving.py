@@ -78,16 +78,16 @@ def blamed_on(path):
     try:
         yield
     except Exception as error:  # whatever settings that are none raise in a layer
-        raise ValueError(
-            f"{path} is damaged: its description makes no model: {files.one_line(error)}"
-        ) from error
+        raise ValueError(f"cannot make the model of {path}: {files.one_line(error)}") from error
 
 
 def restore(model, path, arrays: dict[str, np.ndarray], description: dict, check_finite: bool) -> None:
     """Give a new model the shape, the weights and the optimizer that a file holds."""
+    step = 0
     with blamed_on(path):
         if compiled := description.get("compiled"):
             model.compile(**{name: decode(value) for name, value in compiled.items()})
+            step = description["step"]
         shape, trees = description["input_shape"], {"params": {}, "state": {}}
         if shape is not None:
             shape = as_shapes(shape)
@@ -102,7 +102,7 @@ def restore(model, path, arrays: dict[str, np.ndarray], description: dict, check
     model.build_from(shape, *(filled(trees[kind], kind, arrays) for kind in KINDS))
     if compiled:
         set_optimizer_arrays(model, arrays)
-        model.step = description["step"]
+        model.step = step
 
 
 def shapes_only(network, shape, most: int) -> dict[str, Any]:

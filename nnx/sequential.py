@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from nnx import files, saving, tree
+from nnx import files, initializers, saving, tree
 from nnx.layers.base import Layer, Shape
 from nnx.layers.combine import Chain, as_layer
 from nnx.layers.reshape import Input
@@ -97,7 +97,7 @@ def load(path, backend=None, check_finite: bool = True) -> Model:
     """
     arrays, description = files.read(path)
     saving.check_description(path, description)
-    with saving.blamed_on(path):
+    with saving.blamed_on(path), initializers.only_shapes(most=sum(array.size for array in arrays.values())):
         network = decode(description["network"])
         settings = {"seed": description["seed"], "dtype": description["dtype"]}
         sequential = isinstance(network, Chain)

@@ -208,12 +208,12 @@ def train(model, samples, stream, validation, callbacks: CallbackList, *, epochs
         engine.begin({"epochs": epochs, "initial_epoch": initial_epoch, **data})
     model.stop_training = False
     callbacks.on_train_begin()
-    if run is not None:
-        resume.continue_callbacks(model, callbacks, run)
-        if source is not None:  # the batches of the epochs that are done
-            collections.deque(itertools.islice(source, run["epochs"] * steps_per_epoch), maxlen=0)
     with contextlib.ExitStack() as stack:
         stack.callback(callbacks.on_train_end)
+        if run is not None:
+            resume.continue_callbacks(model, callbacks, run)
+            if source is not None:  # the batches of the epochs that are done
+                collections.deque(itertools.islice(source, run["epochs"] * steps_per_epoch), maxlen=0)
         interrupt = stack.enter_context(Interrupt())
         for epoch in range(initial_epoch, epochs):
             if model.stop_training:  # before it was cut off

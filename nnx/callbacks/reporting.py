@@ -90,6 +90,7 @@ class CSVLogger(Callback):
 
     def on_train_begin(self, logs=None):
         path = Path(self.filename)
+        path.parent.mkdir(parents=True, exist_ok=True)
         self._has_header = self.append and path.exists() and path.stat().st_size > 0
         keep = self.append or self.params.get("resumed")
         self._file = path.open("a" if keep else "w", newline="", encoding="utf-8")
