@@ -14,7 +14,7 @@ LIBRARIES = {"numpy", "cupy", "cupyx", "jax", "jaxlib", "array_api_compat", "sci
 HOST = {
     "backend", "compare/__init__", "compare/trace", "compare/trial", "compare/script", "data",
     "datasets", "distributed", "files", "functional", "initializers", "metrics", "model", "random",
-    "reports", "saving", "sequential", "tables", "targets", "testing", "training", "utils", "__main__",
+    "reports", "resume", "saving", "sequential", "tables", "targets", "testing", "training", "utils", "__main__",
 }  # fmt: skip
 HOST_FOLDERS = {"estimators", "plot"}
 

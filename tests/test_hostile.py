@@ -192,10 +192,18 @@ except OSError as error:
     assert os.listdir(tmp_path) == ["net.nnx"]
 
 
-def test_memory_of_a_description_is_not_taken(saved):
-    """A layer of 10**9 units asks for 16 GB: that is seen before anything is made."""
-    rewrite(saved, lambda description, arrays: first_layer(description).update(units=10**9))
+@pytest.mark.parametrize("make", [nnx.Sequential, nnx.Model])
+def test_memory_of_a_description_is_not_taken(tmp_path, make):
+    """Units that ask for 320 MB and more: that is seen before anything is made."""
+    chain = [layers.Dense(2, input_shape=(2,)), layers.BatchNormalization()]
+    model = make(chain if make is nnx.Sequential else layers.Parallel(chain), seed=0)
+    model.build((2,))
+    path = tmp_path / "net.nnx"
+    model.save(path)
+    arrays, description = files.read(path)
+    text = json.dumps(description).replace('"units": 2', '"units": 20000000')
+    path.write_bytes(save(arrays, metadata={"nnx": text, "checksum": files.checksum(text, arrays)}))
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with pytest.raises(ValueError, match="was asked for where there are"):
-        nnx.load(saved)
+        nnx.load(path)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000

@@ -48,7 +48,7 @@ def test_killed_at_random_moments(tmp_path, never_killed):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("step", [1, 15, 17, 18, 19, 21])
+@pytest.mark.parametrize("step", [1, 18, 19, 160, 190, 220])
 def test_killed_before_a_change_of_a_file(tmp_path, never_killed, step):
     assert subprocess.run([*PROGRAM, tmp_path, "numpy", str(step)]).returncode == -signal.SIGKILL
     whole = killed.train(tmp_path, "numpy")

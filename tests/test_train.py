@@ -54,7 +54,7 @@ def test_a_run_keeps_everything(run):
     folder, output = run(*SHORT)
     assert sorted(path.name for path in folder.iterdir()) == [
         "config.json", "confusion_matrix.png", "history.csv", "learning_curves.png", "metrics.json",
-        "model.nnx", "weights.safetensors",
+        "model.nnx", "state.nnx", "weights.safetensors",
     ]  # fmt: skip
     config, found = read_json(folder / "config.json"), read_json(folder / "metrics.json")
     assert config["options"]["epochs"] == 2
