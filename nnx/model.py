@@ -631,6 +631,8 @@ class Model:
         predict(x):
             \"\"\"Return the outputs for x: (batch, 3) -> (batch, 2).\"\"\"
             x = np.asarray(x, dtype=np.float32)
+            if x.shape[1:] != (3,):
+                raise ValueError(f'x must be (batch, 3), got {x.shape}')
             # dense
             dense = np.maximum(x @ weights['dense/kernel'] + weights['dense/bias'], 0.0)
             return dense

@@ -21,7 +21,7 @@ from nnx.export.graph import ExportError, Symbol, leaves
 from nnx.export.trace import Batch, Program, trace
 from nnx.shapes import describe_shape, is_single
 
-LONGEST = 88
+LONGEST = 80
 """Characters of an expression before it is given a name."""
 
 # Python's operators, and how tightly they bind.
@@ -103,7 +103,7 @@ class _Module:
         body = self._predict()
         helpers = [HELPERS[name] for name in HELPERS if name in self.helpers]
         parts = [
-            f'"""Predictions of the model {title!r}, exported by nnx. Needs NumPy alone."""',
+            _docstring(f"Predictions of the model {title!r}, exported by nnx. Needs NumPy alone."),
             "import numpy as np",
             self._weights(weights_file),
             *(helper.strip() + "\n" for helper in helpers),
@@ -139,10 +139,10 @@ class _Module:
         lines += self._lines(program.symbols)
         result = self._structure(program.out_shape, iter(program.outputs))
         shapes = f"{describe_shape(program.in_shape)} -> {describe_shape(program.out_shape)}"
-        head = [f'"""Return the outputs for {given}: {shapes}."""']
+        head = [_docstring(f"Return the outputs for {given}: {shapes}.")]
         if self.needs_batch:
             first = self.names[program.inputs[0][1]]
-            lines.insert(len(program.inputs), f"batch = len({first})")
+            lines.insert(3 * len(program.inputs), f"batch = len({first})")
         return "\n".join(
             [f"def predict({given}):", *(f"    {line}" for line in [*head, *lines, f"return {result}"])]
         )
@@ -153,7 +153,12 @@ class _Module:
         places = _places(self.program.in_shape, given)
         for (name, symbol), place in zip(self.program.inputs, places, strict=True):
             self.names[symbol] = self._name(name) if several else given
-            lines.append(f"{self.names[symbol]} = np.asarray({place}, dtype=np.{symbol.dtype})")
+            own, shape = self.names[symbol], symbol.shape[1:]
+            lines += [
+                f"{own} = np.asarray({place}, dtype=np.{symbol.dtype})",
+                f"if {own}.shape[1:] != {shape}:",
+                f"    raise ValueError(f'{own} must be {describe_shape(shape)}, got {{{own}.shape}}')",
+            ]
         return lines
 
     def _structure(self, shape, outputs) -> str:
@@ -207,7 +212,7 @@ class _Module:
                     new = [f"{self.names[symbol]} = {text}"]
             if new and symbol.path != path:
                 path = symbol.path
-                lines.append(f"# {path}")
+                lines.append(f"# {_printable(path)}")
             lines += new
         return lines
 
@@ -339,7 +344,7 @@ class _Module:
         name, count = base, 1
         while name in self.taken:
             count += 1
-            name = f"{base}_{count}"
+            name = f"{base.rstrip('_')}_{count}"
         self.taken.add(name)
         return name
 
@@ -350,3 +355,13 @@ def _places(shape, text: str) -> list[str]:
         return [text]
     items = shape.items() if isinstance(shape, dict) else enumerate(shape)
     return [place for key, part in items for place in _places(part, f"{text}[{key!r}]")]
+
+
+def _printable(text: str) -> str:
+    """Return a text without line breaks and the like: names are never code."""
+    return "".join(c if c.isprintable() else "?" for c in text)
+
+
+def _docstring(text: str) -> str:
+    escaped = _printable(text).replace("\\", "\\\\").replace('"', '\\"')
+    return f'"""{escaped}"""'

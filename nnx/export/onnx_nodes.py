@@ -299,7 +299,8 @@ class Nodes:
 
     def _slice(self, name: str, cuts) -> str:
         """Return parts of axes: `cuts` are (start, stop, axis, step)."""
-        return self.emit("Slice", name, *(self.integers(part) for part in zip(*cuts, strict=True)))
+        starts, stops, axes, steps = (self.integers(part) for part in zip(*cuts, strict=True))
+        return self.emit("Slice", name, starts, stops, axes, steps)
 
     def _op_getitem(self, symbol, x, key):
         keys = list(key) if isinstance(key, tuple) else [key]
@@ -326,7 +327,7 @@ class Nodes:
             else:
                 taken.append((axis, k))
         if sum(not isinstance(k, int) for _, k in taken) > 1 or any(
-            getattr(k, "dtype", 0) == bool for _, k in taken
+            str(getattr(k, "dtype", "")) == "bool" for _, k in taken
         ):
             raise ExportError(
                 f"layer {symbol.path!r} cannot be exported to ONNX: it takes elements by masks or several arrays"
@@ -344,8 +345,8 @@ class Nodes:
     def _convolution(self, symbol: Symbol) -> str:
         """Return the product of patches with a matrix, (batch * windows, filters)."""
         rows, matrix = symbol.arguments
-        patches = rows.arguments[0]
-        found = self._conv(*patches.arguments, matrix, symbol.dtype)
+        x, windows = rows.arguments[0].arguments
+        found = self._conv(x, windows, matrix, symbol.dtype)
         return self.emit("Reshape", found, self.integers([-1, matrix.shape[1]]))
 
     def _op_patches(self, symbol, x, windows):
@@ -477,9 +478,7 @@ def _fused(symbols: list[Symbol]) -> set[Symbol]:
     """Return the Symbols that are written only if something else than a convolution asks for them."""
     found = set()
     for symbol in symbols:
-        if symbol.op == "patches":
-            found.add(symbol)
-        elif symbol.op == "reshape" and symbol.arguments[0].op == "patches":
+        if symbol.op == "patches" or (symbol.op == "reshape" and symbol.arguments[0].op == "patches"):
             found.add(symbol)
         elif symbol.op == "from_patches" and _is_product(symbol.arguments[0]):
             found |= {symbol.arguments[0], symbol.arguments[0].arguments[0]}
