@@ -27,6 +27,33 @@ class Shifted(layers.Layer):
         return (2 * n + (n + 1) // 2 + 4,)
 
 
+class Decayed:
+    """One step of `FromTheEnd`."""
+
+    join = (1, 2)
+
+    def arguments(self, backend, fixed, carry, x):
+        return (*carry, *x, *fixed)
+
+    def __call__(self, xp, total, x, factor):
+        return (total * factor + x, x, -x)
+
+
+DECAYED = Decayed()
+
+
+class FromTheEnd(layers.Layer):
+    """A recurrence of one's own, read from the end: (batch, time) -> (time, batch, 3), with the batch put first."""
+
+    def forward(self, ctx, params, x):
+        rows = ctx.xp.permute_dims(x, (1, 0))[:, :, None]
+        totals, pairs = ctx.backend.scan(DECAYED, (rows[0, ...] * 0.0,), (rows,), (rows[1, ...],), reverse=True)
+        return ctx.xp.permute_dims(ctx.xp.concat([totals, pairs], axis=-1), (1, 0, 2))
+
+    def out_shape(self, in_shape):
+        return (*in_shape, 3)
+
+
 def chain(shape, *made, **settings):
     return lambda: nnx.Sequential([layers.Input(shape), *made], seed=0, **settings)
 
@@ -152,6 +179,7 @@ MODELS = {
         layers.TransformerBlock(2, 6, activation="gelu", norm_first=True), layers.TransformerBlock(2, 6),
     ),
     "one's own": chain((4,), layers.Dense(6), Shifted(), layers.Dense(2)),
+    "one's own recurrence": chain((4,), FromTheEnd()),
     "a lambda": chain((4,), layers.Lambda(lambda x: (x * 2 - 1) / 3)),
 }  # fmt: skip
 
