@@ -36,7 +36,7 @@ class Decayed:
         return (*carry, *x, *fixed)
 
     def __call__(self, xp, total, x, factor):
-        return (total * factor + x, x, -x)
+        return (total * factor + x, x, x * x)
 
 
 DECAYED = Decayed()

@@ -401,7 +401,8 @@ def test_a_regularizer_reaches_each_kernel():
     parts = ("query", "key", "value", "attention_output")
     assert set(found) == {f"multi_head_attention/{p}/{w}" for p in parts for w in ("kernel", "bias")}
     x = np.zeros((4, 3, 2), np.float32)
-    kernels = [np.asarray(model.params["multi_head_attention"][part]["kernel"]) for part in parts]
+    weights = model.params["multi_head_attention"]
+    kernels = [model.backend.to_numpy(weights[part]["kernel"]) for part in parts]
     penalty = sum(0.01 * (kernel**2).sum() for kernel in kernels)
     assert model.evaluate(x, x, verbose=0) == pytest.approx(float(penalty), rel=1e-5)
 

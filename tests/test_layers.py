@@ -24,7 +24,7 @@ def test_activation(activation, shape, batch):
     check_layer(layers.Activation(activation), shape, batch=batch)
 
 
-@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("activation", [name for name in ACTIVATIONS if name != "exponential"])
 def test_activation_far_from_zero_stays_finite(activation, any_backend):
     x = np.array([[-1000.0, -50.0, 0.0, 50.0, 1000.0]], dtype=np.float32)
     layer, ctx = layers.Activation(activation), nnx.Context(any_backend)

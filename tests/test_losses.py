@@ -48,6 +48,8 @@ CASES = [
     (losses.LogCosh(), real, real),
     (losses.Huber(), real, real),
     (losses.Huber(delta=0.3), real, real),
+    (losses.Quantile(), real, real),
+    (losses.Quantile(0.9), real, real),
     (losses.Poisson(), inside, inside),
     (losses.Hinge(), labels, real),
     (losses.SquaredHinge(), labels, real),

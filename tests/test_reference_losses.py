@@ -102,4 +102,12 @@ def test_focal_gradients_of_certain_predictions_are_finite(backend, name, gamma,
 def test_every_loss_has_a_reference():
     classes = [REGISTRIES["loss"].find(name) for name in REGISTRIES["loss"].names()]
     ours = {cls.__name__ for cls in classes if cls.__module__ == nnx.losses.__name__}
-    assert ours == {case["loss"] for case in CASES}
+    assert ours == {case["loss"] for case in CASES} | {"Quantile"}  # which Keras does not have
+
+
+@pytest.mark.parametrize("quantile", [0.1, 0.5, 0.9])
+def test_quantile_is_scikit_learns_pinball_loss(quantile):
+    metrics = pytest.importorskip("sklearn.metrics")
+    data = DATA["real"]
+    expected = metrics.mean_pinball_loss(data["target"], data["output"], alpha=quantile)
+    assert_allclose(nnx.losses.Quantile(quantile)(data["target"], data["output"]), expected, rtol=1e-12)

@@ -30,7 +30,7 @@ def trial_model(seed: int = 0) -> Sequential:
             layers.SinusoidalPositions(),
             layers.PositionEmbedding(5, "uniform"),
             layers.RotaryPositions(),
-            layers.TransformerBlock(3, 5, dropout=0.1, use_causal_mask=True, rotary=True, block_size=3),
+            layers.TransformerBlock(2, 5, 4, dropout=0.1, use_causal_mask=True, rotary=True, block_size=3),
             layers.MultiHeadAttention(2, 3, output_shape=6),
             layers.Dense(8, "gelu", kernel_regularizer="l2", activity_regularizer="l1"),
             layers.Residual([layers.Dense(8, "tanh"), layers.Dropout(0.2)]),

@@ -416,6 +416,7 @@ ACTIVATIONS = [
     ("gelu", {"approximate": True}, lambda F, x: F.gelu(x, approximate="tanh")),
     ("silu", {}, lambda F, x: F.silu(x)),
     ("softplus", {}, lambda F, x: F.softplus(x, threshold=700)),
+    ("exponential", {}, lambda F, x: x.exp()),
     ("softsign", {}, lambda F, x: F.softsign(x)),
     ("hard_sigmoid", {}, lambda F, x: F.hardsigmoid(x)),
     ("mish", {}, lambda F, x: F.mish(x)),
