@@ -47,11 +47,23 @@ class FromTheEnd(layers.Layer):
 
     def forward(self, ctx, params, x):
         rows = ctx.xp.permute_dims(x, (1, 0))[:, :, None]
-        totals, pairs = ctx.backend.scan(DECAYED, (rows[0, ...] * 0.0,), (rows,), (rows[1, ...],), reverse=True)
+        totals, pairs = ctx.backend.scan(
+            DECAYED, (rows[0, ...] * 0.0,), (rows,), (rows[1, ...],), reverse=True
+        )
         return ctx.xp.permute_dims(ctx.xp.concat([totals, pairs], axis=-1), (1, 0, 2))
 
     def out_shape(self, in_shape):
         return (*in_shape, 3)
+
+
+class First(layers.Layer):
+    """The first of several arrays."""
+
+    def forward(self, ctx, params, x):
+        return x["a"] * 2
+
+    def out_shape(self, in_shape):
+        return in_shape["a"]
 
 
 def chain(shape, *made, **settings):
@@ -142,6 +154,9 @@ MODELS = {
         ((4,), (3,)),
         layers.Inputs(layers.Dense(3), [], merge="add"),
         layers.Outputs(layers.Dense(2), layers.Dense(1)),
+    ),
+    "an input that does not count": chain(
+        {"a": (4,), "b": (3,)}, layers.Inputs({"a": [], "b": layers.Dense(2)}, merge=None), First()
     ),
     "outputs in outputs": chain(
         {"b": (4,), "a": (4,)},

@@ -114,13 +114,9 @@ def test_a_name_is_never_code(name):
 
 def test_how_tightly_operators_bind():
     def formula(x):
-        return (
-            -(x**2)
-            + (-x) ** 2
-            - (x - (x - 2.0)) * -3.0 / (x / (x + 5.0))
-            + (2.0 - x)
-            - (x > (x < 1)) * (x - 4.0) ** -2
-        )
+        powers = -(x**2) + (-x) ** 2 - ((x * x + 1.0) ** 2.0) ** 0.5 + (2.0 - x) - (x - 4.0) ** -2
+        compared = (x > (x < 1)) * 2.0 + ((x < 1.0) < x) * 3.0 + (-1.5) ** (x > 0)
+        return powers - (x - (x - 2.0)) * -3.0 / (x / (x + 5.0)) + compared
 
     model = nnx.Sequential([layers.Input((3,)), layers.Lambda(formula)])
     x = exported.samples(model, 4)
