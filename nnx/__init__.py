@@ -41,7 +41,7 @@ from nnx.sequential import Sequential, load
 __version__ = "0.1.0"
 
 # Modules that are imported when first used: they need packages that nnx itself does not.
-_LAZY = ("compare", "datasets", "estimators", "plot", "testing")
+_LAZY = ("compare", "datasets", "estimators", "onnx", "plot", "testing")
 
 
 def __getattr__(name: str):

@@ -630,6 +630,37 @@ class Model:
         """
         saving.save(self, path, include_optimizer)
 
+    def to_numpy_function(self, path=None) -> str:
+        """Return the text of a Python module that predicts as this model does and needs NumPy alone.
+
+        Its function `predict(x)` takes what `predict` of the model takes, and says in plain lines what the
+        model computes. The weights are in the text; with `path`, "net.py", text and weights are written to
+        net.py and net.npz beside it. A model that computes in half precision does so in float32 there.
+
+        Raises
+        ------
+        nnx.onnx.ExportError
+            If a layer cannot be exported; the message names it.
+
+        Examples
+        --------
+        >>> import nnx
+        >>> model = nnx.Sequential([nnx.layers.Dense(2, "relu", input_shape=(3,))], seed=0)
+        >>> print(model.to_numpy_function().partition("def ")[2])
+        predict(x):
+            \"\"\"Return the outputs for x: (batch, 3) -> (batch, 2).\"\"\"
+            x = np.asarray(x, dtype=np.float32)
+            if x.shape[1:] != (3,):
+                raise ValueError(f'x must be (batch, 3), got {x.shape}')
+            # dense
+            dense = np.maximum(x @ weights['dense/kernel'] + weights['dense/bias'], 0.0)
+            return dense
+        """
+        from nnx.export import numpy_module
+
+        self._built_shape()
+        return numpy_module.source(self) if path is None else numpy_module.write(self, path)
+
     def save_weights(self, path) -> None:
         """Save the weights and moving averages alone."""
         saving.save_weights(self, path)

@@ -16,7 +16,7 @@ HOST = {
     "datasets", "distributed", "files", "functional", "initializers", "metrics", "model", "random",
     "reports", "resume", "saving", "sequential", "tables", "targets", "testing", "training", "utils", "__main__",
 }  # fmt: skip
-HOST_FOLDERS = {"estimators", "plot"}
+HOST_FOLDERS = {"estimators", "export", "plot"}
 
 
 def imported(path: Path) -> set[str]:

@@ -473,7 +473,7 @@ def test_what_is_not_finite_or_zero_or_of_another_shape(a, b, relative):
 
 @pytest.mark.parametrize("loss", nnx.registry.REGISTRIES["loss"].names())
 def test_targets_are_drawn_for_every_loss(loss):
-    real = ("mean_squared_error", "mean_absolute_error", "log_cosh", "huber", "poisson")
+    real = ("mean_squared_error", "mean_absolute_error", "log_cosh", "huber", "poisson", "quantile")
     for units, activation in ((1, "sigmoid"), (4, "softmax")):
         model = nnx.Sequential([layers.Dense(units, activation, input_shape=(5,))], seed=0)
         model.compile("sgd", loss)

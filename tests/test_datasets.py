@@ -8,7 +8,16 @@ import pytest
 
 from nnx import datasets
 
-CLASSES = {"digits": 10, "iris": 3, "wine": 3, "breast_cancer": 2, "diabetes": 0, "xor": 2, "moons": 2}
+CLASSES = {
+    "digits": 10,
+    "mnist_5000": 10,
+    "iris": 3,
+    "wine": 3,
+    "breast_cancer": 2,
+    "diabetes": 0,
+    "xor": 2,
+    "moons": 2,
+}
 
 
 @pytest.fixture

@@ -87,7 +87,7 @@ CASES = {
     "metrics no list": (lambda: model(metrics="accuracy"), TypeError, "metrics must be a list"),
     "initializer": (lambda: layers.Dense(3, kernel_initializer="he_norml"), ValueError, "did you mean 'he_normal'"),
     "regularizer": (lambda: layers.Dense(3, kernel_regularizer="l3"), ValueError, "did you mean 'l2'"),
-    "nothing near": (lambda: layers.Dense(3, "xyzzy"), ValueError, "unknown activation 'xyzzy': Known: elu, gelu"),
+    "nothing near": (lambda: layers.Dense(3, "xyzzy"), ValueError, "unknown activation 'xyzzy': Known: elu, exponential"),
     "argument": (lambda: layers.Dense(3, activaton="relu"), TypeError, "unknown argument of Dense 'activaton': did you mean 'activation'"),
     # not ready
     "not compiled": (lambda: sequential(layers.Dense(1)).fit(X, Y), nnx.NotReadyError, r"call model.compile\(optimizer='adam', loss="),

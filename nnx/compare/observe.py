@@ -80,7 +80,7 @@ class Observer:
             dx, grads = found if isinstance(found, tuple) else (found, {})
             own = {key: gradient for key, gradient in grads.items() if key not in inside}
             if own:
-                self._keep("backward", name, "dL/dweights", own)
+                self._keep("backward", name, "dL/dweights", _named(own))
             if dx is not None:
                 self._keep("backward", name, "dL/dinput", _named(dx))
             return found
