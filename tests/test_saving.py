@@ -98,8 +98,6 @@ def test_every_layer_loss_optimizer_and_so_on_can_be_written_and_read():
         "AlphaDropout": (0.5,), "Permute": ((1,),), "RepeatVector": (2,), "Embedding": (2, 3),
         "Conv1D": (4, 3), "Conv2D": (4, 3), "Conv2DTranspose": (4, 3), "DepthwiseConv2D": (3,),
         "SeparableConv2D": (4, 3), "AveragePooling1D": (2,), "AveragePooling2D": (2,),
-        "SimpleRNN": (2,), "LSTM": (2,), "GRU": (2,), "Bidirectional": (layers.GRU(2),), "TransformerBlock": (2, 4),
-        "TimeDistributed": (layers.Dense(2),), "PositionEmbedding": (3,), "MultiHeadAttention": (2,),
         "ConstantSchedule": (0.1,), "ExponentialDecay": (0.1, 10, 0.5), "StepDecay": (0.1, 10), "Warmup": (5, 0.1),
         "PiecewiseConstantDecay": ([5], [0.1, 0.2]), "PolynomialDecay": (0.1, 10), "CosineDecay": (0.1, 10),
         "CosineDecayRestarts": (0.1, 10), "OneCycle": (0.1, 10),
