@@ -110,4 +110,6 @@ def test_quantile_is_scikit_learns_pinball_loss(quantile):
     metrics = pytest.importorskip("sklearn.metrics")
     data = DATA["real"]
     expected = metrics.mean_pinball_loss(data["target"], data["output"], alpha=quantile)
-    assert_allclose(nnx.losses.Quantile(quantile)(data["target"], data["output"]), expected, rtol=1e-12)
+    with nnx.use_backend("numpy"):
+        found = nnx.losses.Quantile(quantile)(data["target"], data["output"])
+    assert_allclose(found, expected, rtol=1e-12)

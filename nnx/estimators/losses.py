@@ -48,7 +48,7 @@ class _Likelihood(_Mean):
         return values, pullback
 
 
-@_register("half_squared_error")
+@_register()
 class HalfSquaredError(_Likelihood):
     """Mean over the outputs of (output - target)**2 / 2.
 
@@ -62,7 +62,7 @@ class HalfSquaredError(_Likelihood):
         return 0.5 * xp.mean((output - target) ** 2, axis=-1), output
 
 
-@_register("half_poisson_deviance")
+@_register()
 class HalfPoissonDeviance(_Likelihood):
     """Sum over the outputs of target * log(target / exp(output)) - target + exp(output)."""
 
@@ -80,7 +80,7 @@ def _kept(xp, p):
     return xp.minimum(xp.maximum(p, epsilon), 1.0 - epsilon)
 
 
-@_register("label_log_loss")
+@_register()
 class LabelLogLoss(_Likelihood):
     """Sum over the labels of the cross-entropy of sigmoid(output), for targets of 0 and 1."""
 
@@ -92,7 +92,7 @@ class LabelLogLoss(_Likelihood):
         return -xp.sum(xp.log(xp.abs(1.0 - target - _kept(xp, p))), axis=-1), p
 
 
-@_register("class_log_loss")
+@_register()
 class ClassLogLoss(_Likelihood):
     """Cross-entropy of softmax(output), for one-hot targets."""
 
@@ -103,7 +103,7 @@ class ClassLogLoss(_Likelihood):
         return -xp.log(_kept(xp, xp.sum(target * p, axis=-1))), p
 
 
-@_register("weighted_mean")
+@_register()
 class WeightedMean(_Mean):
     """Another loss, as a weighted mean over the samples of a batch."""
 
@@ -124,7 +124,7 @@ class WeightedMean(_Mean):
         return self.loss.check_target(y, out_shape)
 
 
-@REGISTRIES["regularizer"].register("l2_per_sample")
+@REGISTRIES["regularizer"].register()
 class L2PerSample(Regularizer):
     """alpha / 2 * sum w**2, divided by the number of samples of the batch, or the sum of their weights."""
 
