@@ -69,6 +69,23 @@ class JaxBackend(Backend):
         # On the CPU a step takes them as they are, in half the time.
         return prefetch(copied, self.jax.device_put) if self.is_accelerated else copied
 
+    def convolve(self, windows, x, kernel, groups=1, transposed=False):
+        if not self.is_accelerated:  # patches and matrix products are faster on a CPU
+            return None
+        layout = ("NHWC", "HWIO", "NHWC") if len(windows.size) == 2 else ("NWC", "WIO", "NWC")
+
+        def convolved(x, kernel):
+            return self.jax.lax.conv_general_dilated(
+                x, kernel, windows.strides, windows.padding, rhs_dilation=windows.dilation,
+                dimension_numbers=layout, feature_group_count=groups,
+            )  # fmt: skip
+
+        def gradient(dy, kernel):
+            like = self.xp.zeros((dy.shape[0], *windows.spatial, kernel.shape[-2]), dy.dtype)
+            return self.jax.vjp(lambda x: convolved(x, kernel), like)[1](dy)[0]
+
+        return self.jax.vjp(gradient if transposed else convolved, x, kernel)
+
     # XLA fuses what forms and reads patches, and pieces would make the program longer.
     patch_bytes = 256 << 20
 

@@ -119,6 +119,16 @@ class Backend:
             parts.append(xp.matmul(xp.astype(one_hot, values.dtype), values))
         return xp.concat(parts, axis=0)
 
+    def convolve(self, windows, x, kernel, groups: int = 1, transposed: bool = False) -> tuple | None:
+        """Return a convolution and its pullback by the library's own means, or None: then by patches.
+
+        x (batch, *spatial, channels) and kernel (*size, channels / groups, filters) give (batch,
+        *counts, filters); `pullback(dy)` gives dx and dkernel. If transposed, it is the gradient of a
+        convolution by its input: x (batch, *counts, channels) and kernel (*size, filters, channels)
+        give (batch, *spatial, filters).
+        """
+        return None
+
     patch_bytes: int = 4 << 20
     """Bytes of patches that a convolution forms at a time: on a CPU what stays in a core's cache."""
 

@@ -348,3 +348,43 @@ def test_error(name):
     call, message = MISTAKES[name]
     with pytest.raises(ValueError, match=message):
         call()
+
+
+BY_LIBRARY = {
+    "Conv1D": (layers.Conv1D(4, 3, strides=2, padding="causal"), (9, 2)),
+    "Conv2D": (layers.Conv2D(4, (3, 2), strides=(2, 1), padding="same", activation="tanh"), (7, 6, 3)),
+    "dilated": (layers.Conv2D(4, 2, dilation_rate=(2, 3), padding=((1, 2), (0, 1))), (7, 6, 2)),
+    "in groups": (layers.Conv2D(6, 3, groups=3), (5, 5, 3)),
+    "Depthwise": (layers.DepthwiseConv2D(3, strides=2, depth_multiplier=2), (7, 7, 3)),
+    "Separable": (layers.SeparableConv2D(5, 2, padding="same"), (5, 4, 3)),
+    "transposed": (layers.Conv2DTranspose(4, 3, strides=2, padding="same"), (4, 5, 2)),
+    "transposed, more": (
+        layers.Conv2DTranspose(3, 2, strides=3, output_padding=1, dilation_rate=1),
+        (3, 4, 2),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BY_LIBRARY)
+def test_jax_convolves_by_xla_where_it_is_accelerated(name):
+    """On a GPU or TPU, as if there were one."""
+    pytest.importorskip("jax")
+    from nnx.backends.jax_backend import JaxBackend
+
+    layer, in_shape = BY_LIBRARY[name]
+    accelerated = JaxBackend()
+    accelerated.is_accelerated = True
+    found = []
+    for backend in (nnx.as_backend("numpy"), accelerated):
+        model = nnx.Model(layer, in_shape, seed=1, dtype="float64", backend=backend)
+        x = np.random.default_rng(0).standard_normal((3, *in_shape))
+        dy = np.random.default_rng(1).standard_normal((3, *model.output_shape))
+        with backend.scope("float64"):
+            y, pullback = model.apply(model.params, backend.asarray(x))
+            dx, grads = pullback(backend.asarray(dy))
+            found.append(nnx.tree.map(backend.to_numpy, {"y": y, "dx": dx, **grads}))
+    with accelerated.scope("float64"):
+        calls = str(accelerated.jax.make_jaxpr(lambda x: model.apply(model.params, x)[0])(x))
+    assert "conv_general_dilated" in calls
+    for key, expected in found[0].items():
+        np.testing.assert_allclose(found[1][key], expected, rtol=1e-10, atol=1e-12, err_msg=key)

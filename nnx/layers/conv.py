@@ -33,6 +33,8 @@ def convolve(ctx, x, kernel, windows: Windows):
     `ctx.backend.patch_bytes` has room for, and again for the pullback.
     """
     xp, filters = ctx.xp, kernel.shape[-1]
+    if (found := convolve_by_library(ctx, x, kernel, windows)) is not None:
+        return found
     matrix = xp.reshape(kernel, (-1, filters))
     rows = math.prod(windows.counts)
     pieces = [
@@ -59,11 +61,28 @@ def convolve(ctx, x, kernel, windows: Windows):
     return _joined(xp, [xp.matmul(patches(samples), matrix) for samples, _ in pieces]), pullback
 
 
+def convolve_by_library(ctx, x, kernel, windows: Windows, groups: int = 1):
+    """Return what `convolve` does, of any number of groups, or None if the library has no faster way."""
+    found = ctx.backend.convolve(windows, x, kernel, groups)
+    if found is None:
+        return None
+    y, pull = found
+
+    def pullback(dz):
+        dx, dkernel = pull(ctx.xp.reshape(dz, y.shape))
+        return dx if ctx.needs_input_gradient else None, dkernel
+
+    return ctx.xp.reshape(y, (-1, y.shape[-1])), pullback
+
+
 def convolve_transposed(ctx, x, kernel, windows: Windows):
     """Return (batch, *windows.spatial, filters) of the transposed convolution, and its pullback.
 
     x : (batch, *windows.counts, channels); kernel : (*size, filters, channels).
     """
+    if (found := ctx.backend.convolve(windows, x, kernel, transposed=True)) is not None:
+        y, pull = found
+        return y, lambda dy: pull(ctx.xp.reshape(dy, y.shape))
     xp, (filters, channels) = ctx.xp, kernel.shape[-2:]
     matrix = xp.reshape(kernel, (-1, channels))
     rows = xp.reshape(x, (-1, channels))
@@ -223,6 +242,8 @@ class _Conv(Convolution):
         """Return `convolve` of each group of channels with its share of the filters, side by side."""
         if self.groups == 1:
             return convolve(ctx, x, kernel, windows)
+        if (whole := convolve_by_library(ctx, x, kernel, windows, self.groups)) is not None:
+            return whole
         xp, channels, filters = ctx.xp, kernel.shape[-2], self.filters // self.groups
         inputs = [slice(i * channels, (i + 1) * channels) for i in range(self.groups)]
         outputs = [slice(i * filters, (i + 1) * filters) for i in range(self.groups)]

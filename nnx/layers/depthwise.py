@@ -10,7 +10,7 @@ import math
 
 from nnx import initializers, kernels, regularizers
 from nnx.layers.base import positive_int, register
-from nnx.layers.conv import Convolution
+from nnx.layers.conv import Convolution, convolve_by_library
 
 
 def convolve_depthwise(ctx, x, kernel, windows):
@@ -19,6 +19,15 @@ def convolve_depthwise(ctx, x, kernel, windows):
     x : (batch, *spatial, channels); kernel : (*size, channels, multiplier).
     """
     xp, (channels, multiplier) = ctx.xp, kernel.shape[-2:]
+    each_alone = xp.reshape(kernel, (*kernel.shape[:-2], 1, channels * multiplier))
+    if (found := convolve_by_library(ctx, x, each_alone, windows, groups=channels)) is not None:
+        rows, pull = found
+
+        def pull_rows(dz):
+            dx, dkernel = pull(dz)
+            return dx, xp.reshape(dkernel, kernel.shape)
+
+        return xp.reshape(rows, (x.shape[0], *windows.counts, channels * multiplier)), pull_rows
     weights = xp.reshape(kernel, (-1, channels * multiplier))
     weights = [weights[i, ...] for i in range(weights.shape[0])]
 
