@@ -104,3 +104,26 @@ def test_compare_finds_no_difference_from_numpy():
     """Layer by layer, and as fit runs it, on a network that has every layer."""
     found = nnx.compare.compare(trial_model, ["numpy", "cupy"], steps=2)
     assert found.agree, str(found)
+
+
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+def test_estimators_train_on_it():
+    pytest.importorskip("sklearn")
+    from nnx.estimators import Classifier, MLPClassifier
+
+    with nnx.use_backend("cupy"):
+        found = MLPClassifier(max_iter=30, random_state=0, batch_size=20).fit(X, Y)
+        assert Classifier(epochs=2, random_state=0).fit(X, Y).predict(X).shape == Y.shape
+    with nnx.use_backend("numpy"):
+        expected = MLPClassifier(max_iter=30, random_state=0, batch_size=20).fit(X, Y)
+    assert found.loss_curve_ == pytest.approx(expected.loss_curve_, rel=1e-3)
+
+
+def test_a_model_is_exported_from_it(tmp_path):
+    onnx = pytest.importorskip("onnxruntime")
+    model = build("cupy", "float32")
+    model.fit(X, Y, verbose=0)
+    nnx.onnx.export(model, tmp_path / "net.onnx")
+    session = onnx.InferenceSession(tmp_path / "net.onnx")
+    (found,) = session.run(None, {session.get_inputs()[0].name: X})
+    np.testing.assert_allclose(found, model.predict(X), rtol=1e-4, atol=1e-6)

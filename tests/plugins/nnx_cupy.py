@@ -12,10 +12,11 @@ import pytest
 
 import nnx
 
-# Files that touch no device, or one of their own choice.
+# Files that touch no device, or one of their own choice, or whose subject is not on it (`test_cupy` has one of each).
 HOST_ONLY = {
-    "test_architecture", "test_compare", "test_datasets", "test_defaults", "test_info", "test_initializers",
-    "test_numpy_fusion", "test_schedules", "test_train",
+    "test_architecture", "test_compare", "test_datasets", "test_defaults", "test_estimators", "test_export_numpy",
+    "test_hostile", "test_info", "test_initializers", "test_network_estimators", "test_numpy_fusion", "test_onnx",
+    "test_plot", "test_resume", "test_schedules", "test_search", "test_train",
 }  # fmt: skip
 LAUNCHES = "launches on the emulated device"
 
