@@ -196,7 +196,7 @@ def test_time_series(real_device, picture):
 
 
 def test_characters(real_device):
-    result = main_of("tutorials/14_characters.py")(epochs=2, length=60_000, written=12)
+    result = main_of("tutorials/14_characters.py")(epochs=4, length=100_000, written=12)
     for name in ("GRU", "transformer"):
         assert result["bits"][name] < result["bits"]["bigram table"] - 0.1
         assert result["written"][name].startswith("The statement ")
