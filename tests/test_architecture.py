@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from nnx.layers.base import Layer
+
 ROOT = Path(__file__).parents[1]
 LIBRARIES = {"numpy", "cupy", "cupyx", "jax", "jaxlib", "array_api_compat", "scipy", "torch"}
 # Modules that work on the host, before and after the step.
@@ -74,6 +76,16 @@ def test_engine_never_asks_which_backend(path):
         if isinstance(node, ast.Compare):
             text = ast.unparse(node)
             assert not any(f"'{name}'" in text for name in ("numpy", "jax", "cupy")), text
+
+
+def test_no_layer_draws_weights_to_tell_its_shape():
+    def inherited(cls):
+        for derived in cls.__subclasses__():
+            yield from (derived, *inherited(derived))
+
+    own = {cls for cls in inherited(Layer) if cls.__module__.startswith("nnx.layers")}
+    assert len(own) > 50
+    assert [c for c in own if c.init is not Layer.init and c.out_shape is Layer.out_shape] == []
 
 
 def test_import_nnx_loads_nothing_heavy():

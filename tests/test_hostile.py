@@ -83,7 +83,7 @@ def nest(description, arrays):
     [
         (
             lambda d, a: first_layer(d).update(units=10**12),
-            r"a weight of shape \(1000000000000,\) was asked for where",
+            r"layer 'dense': a weight of shape \(2, 1000000000000\) was asked for where",
         ),
         (lambda d, a: first_layer(d).update(units=10**400), "was asked for where there are"),
         (

@@ -96,15 +96,9 @@ class MultiHeadAttention(Layer):
             raise ValueError(f"MultiHeadAttention: dropout must be at least 0 and below 1, got {dropout}")
         self.dropout = dropout
         self.use_bias = use_bias
-        lengths = (
-            ()
-            if output_shape is None
-            else output_shape
-            if not isinstance(output_shape, int)
-            else (output_shape,)
-        )
-        self._output_shape = tuple(positive_int(self, "output_shape", length) for length in lengths)
         self.output_shape = output_shape
+        lengths = (output_shape,) if isinstance(output_shape, int) else output_shape or ()
+        self._output_shape = tuple(positive_int(self, "output_shape", length) for length in lengths)
         self.kernel_initializer = initializers.get(kernel_initializer)
         self.bias_initializer = initializers.get(bias_initializer)
         self.kernel_regularizer = regularizers.get(kernel_regularizer)

@@ -84,6 +84,10 @@ class BatchNormalization(Layer):
             params["beta"] = self.beta_initializer(rng, features)
         return params, in_shape
 
+    def out_shape(self, in_shape):
+        self._features(in_shape)
+        return in_shape
+
     def init_state(self, in_shape):
         features = self._features(in_shape)
         rng = generator(0)

@@ -38,6 +38,11 @@ class PReLU(Layer):
         self.shared_axes = None if axes is None else list(axes)
 
     def init(self, rng, in_shape):
+        out_shape, shared = self.out_shape(in_shape), self.shared_axes or []
+        shape = tuple(1 if axis in shared else n for axis, n in enumerate(in_shape, start=1))
+        return {"alpha": self.alpha_initializer(rng, shape)}, out_shape
+
+    def out_shape(self, in_shape):
         expect_features(self, in_shape)
         shared = self.shared_axes or []
         if not all(1 <= axis <= len(in_shape) for axis in shared):
@@ -45,8 +50,7 @@ class PReLU(Layer):
                 f"PReLU: shared_axes={shared} names an axis that input of shape {describe_shape(in_shape)} does not "
                 f"have: count from 1, the first after the batch, to {len(in_shape)}"
             )
-        shape = tuple(1 if axis in shared else n for axis, n in enumerate(in_shape, start=1))
-        return {"alpha": self.alpha_initializer(rng, shape)}, in_shape
+        return in_shape
 
     def forward(self, ctx, params, x):
         alpha = params["alpha"]

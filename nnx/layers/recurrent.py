@@ -23,6 +23,7 @@ from nnx.layers.cells import (
     SimpleCell,
     columns,
 )
+from nnx.layers.dropout import drop
 from nnx.shapes import is_single
 
 
@@ -260,22 +261,14 @@ class Recurrent(Layer):
         """Return (time, batch, features) with dropout, and its pullback."""
         if not ctx.training or self.dropout == 0:
             return x, lambda dx: dx
-        bits = ctx.random_bits(x.shape[1:], salt=self.seed) >> 1
-        threshold, scale = round(self.dropout * 2**31), 1 / (1 - self.dropout)
-
-        def pull(dx):
-            return ctx.kernel(kernels.dropout_gradient, dx, bits, threshold, scale)
-
-        return ctx.kernel(kernels.dropout, x, bits, threshold, scale), pull
+        return drop(ctx, x, ctx.random_bits(x.shape[1:], salt=self.seed), self.dropout)
 
     def _keep(self, ctx, zeros) -> tuple:
         """Return the factors by which dropout multiplies the state, if there is any."""
-        rate = self.recurrent_dropout
-        if not ctx.training or rate == 0:
+        if not ctx.training or self.recurrent_dropout == 0:
             return ()
-        bits = ctx.random_bits(zeros.shape, salt=f"{self.seed} recurrent") >> 1
-        ones = ctx.xp.ones_like(zeros)
-        return (ctx.kernel(kernels.dropout, ones, bits, round(rate * 2**31), 1 / (1 - rate)),)
+        bits = ctx.random_bits(zeros.shape, salt=f"{self.seed} recurrent")
+        return (drop(ctx, ctx.xp.ones_like(zeros), bits, self.recurrent_dropout)[0],)
 
     def flops(self, in_shape):
         steps, features = self._expect(in_shape)
@@ -424,7 +417,7 @@ class LSTM(_Gated):
         return LSTMCell(self.activation, self.recurrent_activation)
 
     def init_bias(self, rng, width):
-        bias = super().init_bias(rng, width)
+        bias = super().init_bias(rng, width).copy()
         if self.unit_forget_bias:
             bias[self.units : 2 * self.units] = 1.0
         return bias

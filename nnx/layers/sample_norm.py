@@ -206,6 +206,10 @@ class RMSNormalization(Layer):
     def init(self, rng, in_shape):
         return {"scale": initializers.get("ones")(rng, _lengths(self, in_shape))}, in_shape
 
+    def out_shape(self, in_shape):
+        _lengths(self, in_shape)
+        return in_shape
+
     def forward(self, ctx, params, x):
         xp, axes = ctx.xp, _axes(self.axis, x.ndim)
         scale = _spread(xp, params["scale"], x, axes)

@@ -16,6 +16,7 @@ from nnx.layers.combine import Chain, Container, Residual
 from nnx.layers.dense import Dense
 from nnx.layers.dropout import Dropout
 from nnx.layers.sample_norm import LayerNormalization
+from nnx.shapes import is_single
 
 
 @register("transformer_block")
@@ -101,11 +102,15 @@ class TransformerBlock(Container):
         self._chain = Chain(self.layers)
 
     def init(self, rng, in_shape):
-        if len(in_shape) != 2:
+        self.out_shape(in_shape)
+        return self._chain.init(rng, in_shape)
+
+    def out_shape(self, in_shape):
+        if not is_single(in_shape) or len(in_shape) != 2:
             raise ValueError(
                 f"TransformerBlock expects input of shape (batch, time, features), got {describe_shape(in_shape)}"
             )
-        return self._chain.init(rng, in_shape)
+        return self._chain.out_shape(in_shape)
 
     def forward(self, ctx, params, x):
         return self._chain.forward(ctx, params, x)
@@ -131,6 +136,9 @@ class FeedForward(Layer):
 
     def init(self, rng, in_shape):
         return self.network(in_shape[-1]).init(rng, in_shape)
+
+    def out_shape(self, in_shape):
+        return in_shape
 
     def forward(self, ctx, params, x):
         return self.network(x.shape[-1]).forward(ctx, params, x)
