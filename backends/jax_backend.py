@@ -142,10 +142,15 @@ class JaxBackend(Backend):
         def row_of(rows, i):
             return {name: values[i] for name, values in rows.items()}
 
-        @jax.jit
-        def zeros(carry, rows, data):
-            _, sums = jax.eval_shape(step, carry, row_of(rows, 0), data)
-            return tree.map(lambda s: jax.numpy.zeros(s.shape, s.dtype), sums)
+        # Totals start on the host and go along with the first call: one dispatch less an epoch.
+        zeros = {}
+
+        def first_totals(carry, rows, data):
+            key = tuple((leaf.shape[1:], leaf.dtype) for leaf in tree.leaves(data))
+            if key not in zeros:
+                _, sums = jax.eval_shape(step, carry, row_of(rows, 0), data)
+                zeros[key] = tree.map(lambda s: np.zeros(s.shape, s.dtype), sums)
+            return zeros[key]
 
         @functools.partial(jax.jit, donate_argnums=(0, 1))
         def loop(carry, totals, rows, data, start, stop):
@@ -159,7 +164,7 @@ class JaxBackend(Backend):
             return jax.lax.fori_loop(start, stop, run_one, (carry, totals))
 
         def run(carry, totals, rows, data, start, stop):
-            totals = zeros(carry, rows, data) if totals is None else totals
+            totals = first_totals(carry, rows, data) if totals is None else totals
             return jax.block_until_ready(loop(carry, totals, rows, data, start, stop))
 
         return run

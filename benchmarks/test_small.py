@@ -54,10 +54,11 @@ print(json.dumps({{"peak": 1024 * (kilobytes("VmHWM") - before), "must": must}})
 
 
 def child(code: str) -> str:
-    """Run code in a Python of its own and return what it prints."""
+    """Run code in a Python of its own, which keeps what it compiles as an installation does; return what it prints."""
     folder = Path(__file__).parents[1]
+    env = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     return subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=folder, env=os.environ
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=folder, env=env
     ).stdout
 
 

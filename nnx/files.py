@@ -5,8 +5,6 @@ renamed. A checksum tells a damaged one. Nothing in it is ever executed.
 """
 
 import contextlib
-import hashlib
-import json
 import math
 import os
 from pathlib import Path
@@ -30,6 +28,8 @@ UNFIT = (ValueError, TypeError, KeyError, AttributeError, RecursionError, Memory
 
 def write(path, arrays: dict[str, np.ndarray], description: dict) -> None:
     """Write arrays and description to `path`: the whole new file appears, or the old one stays."""
+    import json
+
     from safetensors.numpy import save
 
     text = json.dumps({"format": FORMAT, **description})
@@ -45,6 +45,8 @@ def write(path, arrays: dict[str, np.ndarray], description: dict) -> None:
 
 def checksum(text: str, arrays: dict[str, np.ndarray]) -> str:
     """Return a checksum of a description and of names, shapes, types and bytes of all arrays."""
+    import hashlib  # here, as json: with OpenSSL, as long as a tenth of `import nnx`
+
     digest = hashlib.blake2b(text.encode(), digest_size=16)
     for name in sorted(arrays):
         array = arrays[name]
@@ -103,6 +105,8 @@ def read(path) -> tuple[dict[str, np.ndarray], dict]:
     ValueError
         If the file is damaged, of a newer format, or not one of nnx.
     """
+    import json
+
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {path}")
@@ -133,6 +137,8 @@ def read(path) -> tuple[dict[str, np.ndarray], dict]:
 
 def _read(file, size: int) -> tuple[dict, dict[str, np.ndarray]]:
     """Return metadata and arrays of an open file of `size` bytes, or raise one of UNFIT."""
+    import json
+
     length = int.from_bytes(file.read(8), "little")
     if size < 8 or length > min(size - 8, LARGEST_HEADER):
         raise ValueError(f"its header of {length} bytes does not fit into the {size} bytes of the file")

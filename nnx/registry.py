@@ -6,7 +6,6 @@ be written into a file as plain data and made again from it: it keeps every argu
 `__init__` under the argument's own name.
 """
 
-import difflib
 import functools
 import inspect
 from typing import Any, ClassVar
@@ -14,6 +13,8 @@ from typing import Any, ClassVar
 
 def suggest(kind: str, name: str, known) -> str:
     """Return the text of an error about an unknown name: the nearest known one, then all."""
+    import difflib  # here, as all that few need: `import nnx` is to be short
+
     known = sorted(set(known))
     near = difflib.get_close_matches(name.lower(), known, n=1, cutoff=0.5)
     hint = f"did you mean {near[0]!r}? " if near else ""

@@ -1,6 +1,5 @@
 """Callbacks that tell how training goes: on the terminal, in a file, and when it goes wrong."""
 
-import csv
 import math
 import os
 import sys
@@ -10,6 +9,9 @@ from typing import Any
 
 from nnx.callbacks.base import Callback
 
+SECONDS_TO_SEE = 0.1
+"""An epoch that is over sooner needs no moving bar: its line of numbers is there already."""
+
 
 class ProgressBar(Callback):
     """A progress bar while an epoch runs, and a line of numbers when it has ended.
@@ -17,7 +19,8 @@ class ProgressBar(Callback):
     Parameters
     ----------
     bar : bool, optional
-        Whether the moving bar is shown; by default on a terminal only.
+        Whether the moving bar is shown; by default on a terminal only. After an epoch that took less
+        than a tenth of a second the next one has none.
     """
 
     first_rank_only = True
@@ -27,9 +30,12 @@ class ProgressBar(Callback):
         self.bar = sys.stdout.isatty() if bar is None else bar
         self._bar = None
 
+    def on_train_begin(self, logs=None):
+        self._last = math.inf  # seconds that the epoch before took
+
     def on_epoch_begin(self, epoch, logs=None):
         self._start = time.perf_counter()
-        if self.bar:
+        if self.bar and self._last > SECONDS_TO_SEE:
             from tqdm import tqdm
 
             self._bar = tqdm(
@@ -49,8 +55,8 @@ class ProgressBar(Callback):
         self._close()
         numbers = "  ".join(f"{name} {format_number(value)}" for name, value in (logs or {}).items())
         epochs = str(self.params.get("epochs"))
-        seconds = time.perf_counter() - self._start
-        print(f"epoch {epoch + 1:>{len(epochs)}}/{epochs}  {numbers}  {seconds:.2f} s", flush=True)
+        self._last = time.perf_counter() - self._start
+        print(f"epoch {epoch + 1:>{len(epochs)}}/{epochs}  {numbers}  {self._last:.2f} s", flush=True)
 
     def on_train_end(self, logs=None):
         self._close()
@@ -113,6 +119,8 @@ class CSVLogger(Callback):
         self._writer = self._make_writer(state["columns"])
 
     def _make_writer(self, names):
+        import csv
+
         return csv.DictWriter(
             self._file, names, restval="NA", delimiter=self.separator, extrasaction="ignore"
         )

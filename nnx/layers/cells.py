@@ -207,17 +207,21 @@ class ResetFirstGRUCell(Cell):
 
 
 @dataclass(frozen=True)
-class Forward:
+class Step:
+    """A time step of a cell, for `Backend.scan`: equal ones are compiled once."""
+
+    cell: Cell
+    masked: bool
+    dropped: bool
+
+
+class Forward(Step):
     """A cell's step forward, for `Backend.scan`.
 
     carry: the states, and h as dropout leaves it if `dropped`
     xs: the gates of x, and the mask if `masked`
     fixed: the recurrent kernel, what else the cell takes, and the factors of dropout if `dropped`
     """
-
-    cell: Cell
-    masked: bool
-    dropped: bool
 
     @property
     def join(self) -> tuple[int, ...]:
@@ -240,18 +244,13 @@ class Forward:
         return (*new, *(new[0] * factor for factor in keep), *saved)
 
 
-@dataclass(frozen=True)
-class Backward:
+class Backward(Step):
     """A cell's step backward, for `Backend.scan`.
 
     carry: the gradients of all gates of h, side by side; of the states, of h only if `passes`
     xs: dL/dh from outside, the states before the step, what it saved, and the mask if `masked`
     fixed: the recurrent kernel, and the factors of dropout if `dropped`
     """
-
-    cell: Cell
-    masked: bool
-    dropped: bool
 
     @property
     def passes(self) -> bool:
@@ -270,7 +269,7 @@ class Backward:
         if self.cell.inner is None:
             return given
         units = fixed[0].shape[0]
-        inner = backend.kernel(InnerGradient(self), *given)
+        inner = backend.kernel(InnerGradient(self.cell, self.masked, self.dropped), *given)
         return (*given, backend.xp.matmul(inner, fixed[0][:, -units:].T))
 
     def read(self, xp, arrays) -> tuple:
@@ -300,15 +299,12 @@ class Backward:
         return (*dgates, *dbefore, *dx)
 
 
-@dataclass(frozen=True)
-class InnerGradient:
+class InnerGradient(Backward):
     """The kernel of `Cell.inner`, on what the kernel of the step is given."""
 
-    step: Backward
-
     def __call__(self, xp, *arrays):
-        dstates, _, states, saved, extra = self.step.read(xp, arrays)
-        return self.step.cell.inner(xp, dstates, states, saved, extra)
+        dstates, _, states, saved, extra = self.read(xp, arrays)
+        return self.cell.inner(xp, dstates, states, saved, extra)
 
 
 def _next(values, count: int) -> list:
