@@ -19,24 +19,23 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from nnx.estimators import Classifier, Regressor
 
-IN_DOUBLE = {"dtype": "float64"}
-ROUNDING = {
-    "check_sample_weight_equivalence_on_dense_data": "asks for 1e-7, which float32 cannot give; float64 can"
-}
-
 
 @pytest.mark.filterwarnings("ignore::sklearn.exceptions.SkipTestWarning")
 @pytest.mark.filterwarnings("ignore:SCIPY_ARRAY_API")
-@parametrize_with_checks([Classifier(**IN_DOUBLE), Regressor(**IN_DOUBLE)])
+@parametrize_with_checks([Classifier(), Regressor()])
 def test_scikit_learn_conventions(estimator, check):
     check(estimator)
 
 
-@pytest.mark.filterwarnings("ignore::sklearn.exceptions.SkipTestWarning")
-@pytest.mark.filterwarnings("ignore:SCIPY_ARRAY_API")
-@parametrize_with_checks([Classifier(), Regressor()], expected_failed_checks=lambda _: ROUNDING)
-def test_scikit_learn_conventions_in_single_precision(estimator, check):
-    check(estimator)
+@pytest.mark.parametrize("kind", ["float32", "float64"])
+def test_layers_compute_in_the_precision_of_the_samples_and_models_in_their_own(kind):
+    X, y = load_iris(return_X_y=True)
+    X = X.astype(kind)
+    assert Classifier(dense, epochs=1).fit(X, y).model_.dtype == kind
+    assert Classifier(dense, epochs=1, dtype="float64").fit(X, y).model_.dtype == "float64"
+    model = Classifier(lambda outputs: nnx.Sequential(dense(outputs)), epochs=1).fit(X, y).model_
+    assert model.dtype == "float32"
+    assert Regressor(epochs=1).fit(X.astype(int), y).model_.dtype == "float32"
 
 
 def dense(outputs, units=8, activation="relu"):

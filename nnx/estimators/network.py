@@ -73,10 +73,10 @@ class NetworkEstimator(RoutedParameters):
         check_consistent_length(*checked)
         return checked[0], self._check_y(checked[1])
 
-    def _make_model(self, input_shape, outputs: int) -> Model:
-        """Return a new model, compiled and with fresh weights."""
+    def _make_model(self, X, outputs: int) -> Model:
+        """Return a new model for samples such as these, compiled and with fresh weights."""
         self.check_names()
-        model = self._network(input_shape, outputs)
+        model = self._network(X, outputs)
         if self.random_state is not None:
             model.seed = int(check_random_state(self.random_state).randint(2**31 - 1))
         if self.dtype is not None and self.dtype != model.dtype:
@@ -87,7 +87,7 @@ class NetworkEstimator(RoutedParameters):
         if self.backend is not None:
             model.to(self.backend)
         if not model.built:
-            model.build(model.input_shape or input_shape)
+            model.build(model.input_shape or X.shape[1:])
         loss = losses.get(_first(self.loss, model.loss, self._default_loss(model)))
         plain, weighted = (
             [m for m, is_weighted in model.metrics_used if is_weighted == w] for w in (False, True)
@@ -98,23 +98,24 @@ class NetworkEstimator(RoutedParameters):
         self._check_network(model)
         return model
 
-    def _network(self, input_shape, outputs) -> Model:
-        """Return what `build` makes, as a model of its own."""
+    def _network(self, X, outputs) -> Model:
+        """Return what `build` makes, as a model of its own; layers compute in double precision if X is that."""
         build = self.default_build if self.build is None else self.build
         if not callable(build) or isinstance(build, (Model, Layer)):
             raise TypeError(
                 f"build must be a function that returns a new network at each call, got {build!r}: "
                 f"write  def build(): return nnx.Sequential([...])"
             )
-        data = dict(zip(FROM_DATA, (input_shape, outputs), strict=True))
+        data = dict(zip(FROM_DATA, (X.shape[1:], outputs), strict=True))
         wanted = {name: data[name] for name in FROM_DATA if name in signature(build).parameters}
         built = build(**wanted, **self.routed("build"))
         if isinstance(built, Model):
             return copy.deepcopy(built)  # should `build` return the same one each time
+        dtype = "float64" if X.dtype == np.float64 else "float32"
         if isinstance(built, Layer):
-            return Model(built)
+            return Model(built, dtype=dtype)
         if isinstance(built, (list, tuple)) and built:
-            return Sequential(built)
+            return Sequential(built, dtype=dtype)
         raise TypeError(f"build must return an nnx model, a layer or a list of layers, got {built!r}")
 
     def _optimizer(self, model) -> optimizers.Optimizer:

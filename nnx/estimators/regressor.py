@@ -127,7 +127,7 @@ class Regressor(RegressorMixin, NetworkEstimator):
     def _start(self, X, y):
         self._target_shape = y.shape[1:]
         self.n_outputs_ = y.shape[1] if y.ndim > 1 else 1
-        self.model_ = self._make_model(X.shape[1:], self.n_outputs_)
+        self.model_ = self._make_model(X, self.n_outputs_)
 
     def _check_y(self, y):
         return check_array(y, input_name="y", ensure_2d=False, allow_nd=True, dtype="numeric")
