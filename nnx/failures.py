@@ -21,6 +21,13 @@ class OutOfMemoryError(BackendError, MemoryError):
     """Memory ran out, on the device or on the host; says what to try. The model stays usable."""
 
 
+class NonFiniteError(FloatingPointError):
+    """The loss or the weights became infinite or not a number in `fit`; says where, and what to try.
+
+    The model has the weights, optimizer and step from before: it stays usable.
+    """
+
+
 def explained(method: Function) -> Function:
     """Let a method of a model tell in one line what went wrong on its device."""
 
@@ -41,7 +48,8 @@ def explained(method: Function) -> Function:
 def _short(error: Exception) -> Exception:
     """Return an error without the part of its traceback that tells nothing to whoever reads it."""
     frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
-    if frames and frames[-1].f_globals.get("__name__") in CHECKS:  # a mistake of whoever called
+    # A mistake of whoever called, or numbers of whose steps none is on the stack.
+    if isinstance(error, NonFiniteError) or (frames and frames[-1].f_globals.get("__name__") in CHECKS):
         return error.with_traceback(None)
     return error.with_traceback(error.__traceback__ and error.__traceback__.tb_next)
 
