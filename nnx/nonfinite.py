@@ -36,18 +36,14 @@ def explain(model, run, i: int, after: dict, sums: dict) -> str:
     """
     with model.backend.scope(model.dtype):
         where, facts, causes = _Step(model, run, i, after, sums).place()
-    number = i - run.start + 1
-    when = (
-        f"epoch {run.epoch + 1}, step {run.step_of_epoch + number} (step {run.step + number} since compile)"
-    )
     told = ", ".join(f"{name} {value:.3g}" for name, value in facts.items())
     is_usable = facts["weight"] <= LARGE_WEIGHT
-    after = "and can go on" if is_usable else "but they are too large to go on from: build it anew"
+    then = "and can go on" if is_usable else "but they are too large to go on from: build it anew"
     return (
-        f"in {when}, {where}.\n"
+        f"in {run.where(i)}, {where}.\n"
         f"Largest values: {told}.\n"
         f"Likely cause: {'; or '.join(causes)}.\n"
-        f"The model has the weights from before that step, {after}."
+        f"The model has the weights from before that step, {then}."
     )
 
 

@@ -5,10 +5,13 @@
 
 import collections
 import contextlib
+import functools
 import itertools
 import operator
 import time
 import warnings
+from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
@@ -170,10 +173,12 @@ class Engine:
             self.begin({"number of samples": count})
         numbers = self.numbers(self.model.step, self.model.step + 1, part)
         if watch is not None:
-            watch.note(numbers, batch)
+            watch.note_batch(numbers, batch)
         before = totals if part.share else None
         carry, sums = self.steps.train_one(self.model.carry, before, numbers, batch)
         self.model.set_carry(carry, steps=1)
+        if watch is not None:
+            watch.left = carry
         return sums if part.share else added(totals, counted(sums, part))
 
     def train_on_samples(self, samples: Samples) -> dict:
@@ -222,6 +227,8 @@ def train(model, samples, stream, validation, callbacks: CallbackList, *, epochs
     model.stop_training = False
     callbacks.on_train_begin()
     watch = Watch(engine, callbacks)
+    if placed is not None and not callable(shuffle) and not callbacks.each_batch:
+        watch.rows_again = functools.partial(_rows_again, engine, samples, placed, batch_size, shuffle)
     with contextlib.ExitStack() as stack:
         stack.callback(callbacks.on_train_end)
         if run is not None:
@@ -235,11 +242,7 @@ def train(model, samples, stream, validation, callbacks: CallbackList, *, epochs
             callbacks.on_epoch_begin(epoch)
             watch.begin_epoch(epoch)
             if samples is not None:
-                order = np.arange(len(samples))
-                if callable(shuffle):
-                    order = shuffle(order)
-                elif shuffle:
-                    generator(model.seed, SHUFFLE, model.step).shuffle(order)
+                order = _ordered(model, samples, shuffle, model.step)
                 if placed is not None:
                     totals, seen = _train_on_placed(
                         engine, placed, order, batch_size, callbacks, interrupt, watch
@@ -272,6 +275,29 @@ def train(model, samples, stream, validation, callbacks: CallbackList, *, epochs
     engine.backend.synchronize(tree.leaves(model.params))
 
 
+def _ordered(model, samples, shuffle, step: int) -> Any:
+    """Return the numbers of the samples in the order of an epoch that begins at a step."""
+    order = np.arange(len(samples))
+    if callable(shuffle):
+        return shuffle(order)
+    if shuffle:
+        generator(model.seed, SHUFFLE, step).shuffle(order)
+    return order
+
+
+def _rows(engine, block, part, step: int) -> dict:
+    """Return what the step functions read of each step from `step` on, on batches numbered by `block`."""
+    numbers = engine.numbers(step, step + len(block), part)
+    return engine.backend.stage({"index": block[:, part.start : part.stop], **numbers})
+
+
+def _rows_again(engine, samples, placed, batch_size, shuffle, step: int) -> Iterator[tuple]:
+    """Yield (rows, data, number of steps, first step) of each run of an epoch that began at a step."""
+    for block in batch_indices(_ordered(engine.model, samples, shuffle, step), batch_size):
+        yield _rows(engine, block, engine.part(block.shape[1]), step), placed, len(block), step
+        step += len(block)
+
+
 def _train_on_placed(engine, placed, order, batch_size, callbacks, interrupt, watch) -> tuple:
     """Train on all batches; return the totals and the number of samples seen."""
     model, totals, done, seen = engine.model, None, 0, 0
@@ -285,16 +311,16 @@ def _train_on_placed(engine, placed, order, batch_size, callbacks, interrupt, wa
         for block in blocks:
             if each:
                 callbacks.on_train_batch_begin(done)
-            numbers = engine.numbers(model.step, model.step + len(block), part)
-            rows = engine.backend.stage({"index": block[:, part.start : part.stop], **numbers})
+            rows = _rows(engine, block, part, model.step)
+            watch.note(rows, placed, len(block))
             for start, stop in engine.runs(rows, len(block), each):
-                watch.note(rows, placed, start, stop)
                 before = totals if part.share else None
                 carry, sums = engine.steps.train(model.carry, before, rows, placed, start, stop)
                 totals = sums if part.share else added(totals, counted(sums, part))
                 model.set_carry(carry, steps=stop - start)
+                watch.left = carry
                 done, seen = done + stop - start, seen + (stop - start) * block.shape[1]
-                is_over = watch.look_if_due(totals)
+                is_over = time.monotonic() > watch.next_look and watch.look(totals)
                 callbacks.on_progress(done, total)
                 interrupt.check()
                 if is_over:
@@ -315,7 +341,9 @@ def _train_on_stream(engine, batches, steps, callbacks, interrupt, watch) -> tup
                 callbacks.on_train_batch_begin(done)
             totals = engine.train_on(batch, part, count, totals, watch)
             seen, done = seen + count, done + 1
-            is_over = watch.look_if_due(totals)
+            is_over = watch.look_at_batches(totals) or (
+                time.monotonic() > watch.next_look and watch.look(totals)
+            )
             callbacks.on_progress(done, steps)
             if callbacks.each_batch:
                 callbacks.on_train_batch_end(done - 1, engine.logs(totals, seen))

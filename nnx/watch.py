@@ -9,8 +9,8 @@ again from the copy, to find the first that goes wrong. The model is left as it 
 import math
 import time
 import warnings
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -20,7 +20,8 @@ from nnx.failures import NonFiniteError
 from nnx.history import History
 
 SECONDS_A_SNAPSHOT = 1.0
-"""A copy older than this is made anew at the end of an epoch."""
+RUNS_KEPT = 64
+"""A copy older than this, or than so many runs of steps, is made anew at the end of an epoch."""
 SECONDS_A_LOOK = 10.0
 """Within an epoch the numbers are looked at as often."""
 NUMBERS_KEPT, BATCHES_KEPT = 2**24, 4
@@ -66,9 +67,8 @@ def _is_large(model, carry) -> bool:
     return nbytes > SNAPSHOT_SHARE * free
 
 
-@dataclass
-class Run:
-    """Steps that were taken: rows start, ..., stop - 1 of `rows`, which name the batches in `data`.
+class Run(NamedTuple):
+    """Steps to be taken: rows start, ..., stop - 1 of `rows`, which name the batches in `data`.
 
     Of a stream it is one step, and `data` its batch: then `rows` are on the host.
     """
@@ -80,7 +80,8 @@ class Run:
     step: int
     """The number of the first of them since `compile`, counted from 0."""
     epoch: int
-    step_of_epoch: int
+    first_step: int
+    """That of the epoch's first step."""
 
     @property
     def is_one(self) -> bool:
@@ -93,10 +94,27 @@ class Run:
         return steps.train(carry, None, self.rows, self.data, start, stop)
 
     def batch(self, steps, i) -> tuple[dict, dict]:
-        """Return the batch of step `i`, and what the host computed for it."""
+        """Return the batch of row `i`, and what the host computed for it."""
         rows = steps.backend.stage(self.rows) if self.is_one else self.rows
         numbers = {name: v[i] if isinstance(v, list) else v[i, ...] for name, v in rows.items()}
         return steps._take(numbers, self.data), numbers
+
+    def where(self, i) -> str:
+        """Return which step the one of row `i` is, in words."""
+        step = self.step + i - self.start
+        return f"epoch {self.epoch + 1}, step {step - self.first_step + 1} (step {step + 1} since compile)"
+
+
+class Epochs(NamedTuple):
+    """Steps from `step` on whose rows can be made again: kept, they would take new memory in each epoch."""
+
+    step: int
+    epoch: int
+    """That of `step`."""
+    first_step: int
+    """That of the epoch's first step."""
+    settings: dict
+    """Those of the optimizer."""
 
 
 class Watch:
@@ -110,65 +128,95 @@ class Watch:
         quiet = all(type(c) in (History, ProgressBar) for c in callbacks.callbacks)
         self.each_epoch = self.is_shared or not quiet
         self.snapshot: Snapshot | None = None
-        self.journal: list[Run] = []
-        self.numbers = 0
+        self.journal: list[Run | Epochs] = []
+        """The steps since the snapshot."""
+        self.rows_again: Callable | None = None
+        """`rows_again(step)` gives (rows, data, stop, step) of each `Run` of an epoch that begins at a step."""
+        self.settings: dict = {}
+        self.numbers = self.numbers_a_sample = 0
         self.kinds: list[str] | None = None
         """Of "params" and "state", those that the model has."""
         self.left: Any = None
-        """The weights that the last step left."""
+        """The carry that the last step left: other weights are of a callback."""
         self.is_unseen = self.is_over = self.has_warned = False
-        self.next_snapshot = self.next_look = 0.0
+        self.next_snapshot = self.next_look = math.inf
 
     def begin_epoch(self, epoch: int) -> None:
-        """Note that an epoch begins."""
+        """Note that an epoch begins, after callbacks."""
         self.epoch, self.first_step = epoch, self.model.step
-
-    def note(self, rows: dict, data: dict, start: int = 0, stop: int = 1) -> None:
-        """Note steps that are about to be taken; see `Run`."""
-        model = self.model
-        if self.snapshot is None or model._params is not self.left[0] or model._state is not self.left[1]:
-            self._begin()
-        journal = self.journal
-        if journal and journal[-1].rows is rows and journal[-1].stop == start:
-            journal[-1].stop = stop
+        if self.rows_again is None:
             return
-        step = model.step
-        journal.append(Run(rows, data, start, stop, step, self.epoch, step - self.first_step))
-        if "index" not in rows:
-            self.numbers += sum(math.prod(leaf.shape) for leaf in tree.leaves(data))
+        if self.snapshot is None or (self.each_epoch and self._is_other()):
+            self._begin()
+        elif (
+            self.each_epoch and vars(self.model.optimizer) != self.settings
+        ):  # callbacks set the learning rate
+            self._note_settings()
+
+    def note(self, rows: dict, data: dict, steps: int = 1) -> None:
+        """Note steps that are about to be taken; see `Run`."""
+        if self.rows_again is None:
+            if self.snapshot is None or self._is_other():
+                self._begin()
+            self.journal.append(Run(rows, data, 0, steps, self.model.step, self.epoch, self.first_step))
+
+    def _is_other(self) -> bool:
+        """Whether the weights are not those that the last step left: a callback has set them."""
+        model, left = self.model, self.left
+        return model._params is not left["params"] or model._state is not left["state"]
 
     def _begin(self):
         """Copy what there is: at the start, when all was found finite, and where a callback changed it."""
-        self.snapshot, self.journal, self.numbers = Snapshot(self.model, self.model.carry), [], 0
+        self.left = carry = self.model.carry
+        self.snapshot, self.journal, self.numbers = Snapshot(self.model, carry), [], 0
         now = time.monotonic()
-        self.next_snapshot, self.next_look = now + SECONDS_A_SNAPSHOT, now + SECONDS_A_LOOK
+        self.next_snapshot = now + SECONDS_A_SNAPSHOT
+        # Not by the clock where several processes train together: it is another in each.
+        self.next_look = math.inf if self.is_shared else now + SECONDS_A_LOOK
+        if self.rows_again is not None:
+            self._note_settings()
 
-    def look_if_due(self, totals: dict) -> bool:
-        """Look, after steps, if it is long ago or the journal full; return whether training is over."""
-        self.left = self.model._params, self.model._state
-        if self.is_shared:  # not by the clock, which is another in each process
-            due = self.numbers and len(self.journal) >= BATCHES_SHARED
-        else:
-            due = self.numbers >= NUMBERS_KEPT and len(self.journal) >= BATCHES_KEPT
-            due = due or time.monotonic() > self.next_look
-        if due:
-            sums = self.engine.of_all_ranks({"loss": totals["loss"]})
-            read, *wrong = self.backend.read([sums["loss"], *self._probe()])
-            self._judge(tree.leaves(read), wrong)
-            self.snapshot = None
+    def _note_settings(self):
+        self.settings = dict(vars(self.model.optimizer))
+        self.journal.append(Epochs(self.model.step, self.epoch, self.first_step, self.settings))
+
+    def note_batch(self, numbers: dict, batch: dict) -> None:
+        """Note a step on a batch of a stream."""
+        self.note(numbers, batch)
+        if self.numbers_a_sample == 0:
+            self.numbers_a_sample = sum(math.prod(leaf.shape[1:]) for leaf in tree.leaves(batch))
+        self.numbers += self.numbers_a_sample * batch["weight"].shape[0]
+
+    def look_at_batches(self, totals: dict) -> bool:
+        """Look if too many batches are kept; return whether training is over."""
+        if self.is_shared:
+            return len(self.journal) >= BATCHES_SHARED and self.look(totals)
+        return self.numbers >= NUMBERS_KEPT and len(self.journal) >= BATCHES_KEPT and self.look(totals)
+
+    def look(self, totals: dict) -> bool:
+        """Look at the loss and the weights now; return whether training is over."""
+        sums = self.engine.of_all_ranks({"loss": totals["loss"]})
+        read, *wrong = self.backend.read([sums["loss"], *self._probe()])
+        self._judge(tree.leaves(read), wrong)
+        run, step = self.journal[-1], self.model.step
+        self._begin()
+        if isinstance(run, Run) and (start := run.start + step - run.step) < run.stop:  # the rest is to come
+            self.journal = [run._replace(start=start, step=step)]
         return self.is_over
 
     def logs(self, totals: dict, samples: int, is_last: bool) -> dict[str, float]:
         """Return loss and metrics of an epoch, as `Engine.logs`; look at them, and now and then at the weights."""
-        is_old = time.monotonic() > self.next_snapshot
-        looks = is_last or is_old or self.each_epoch
-        totals = self.engine.of_all_ranks(totals)
-        read, *wrong = self.backend.read([totals, *(self._probe() if looks else [])])
-        logs = self.engine.named(read, samples)
-        self._judge([logs[name] for name in ("loss", *self.model.loss.parts)], wrong)
-        self.is_unseen = not looks
+        is_old = len(self.journal) >= RUNS_KEPT or time.monotonic() > self.next_snapshot
+        if not (is_old or is_last or self.each_epoch):
+            logs, wrong = self.engine.logs(totals, samples), []
+        else:
+            read, *wrong = self.backend.read([self.engine.of_all_ranks(totals), *self._probe()])
+            logs = self.engine.named(read, samples)
+        if wrong or not math.isfinite(logs["loss"]):  # no part of the loss goes wrong without it
+            self._judge((logs["loss"],), wrong)
+        self.is_unseen = not wrong
         if is_old or self.is_shared:
-            self.snapshot = None
+            self.snapshot, self.journal = None, []
         return logs
 
     def look_at_validation(self, logs: dict) -> None:
@@ -211,10 +259,11 @@ class Watch:
         from nnx.nonfinite import explain  # seldom needed
 
         assert self.snapshot is not None
-        model, steps, first = self.model, self.engine.steps, self.journal[0]
+        model, steps, taken = self.model, self.engine.steps, self.model.step
+        first = self.journal[0]
         self._put_back(self.snapshot, first.step)
         carry = self.snapshot.carry()
-        for run in self.journal:
+        for run in self._runs(taken):
             for start in range(run.start, run.stop, STEPS_AGAIN):
                 stop = min(start + STEPS_AGAIN, run.stop)
                 before = Snapshot(model, carry)
@@ -231,12 +280,37 @@ class Watch:
         return (
             f"the loss or the weights of epoch {self.epoch + 1} are not finite. Taken again, none of its steps went "
             f"wrong by itself: the sum of the losses is too large for {model.weight_dtype}, or the steps give other "
-            f"numbers each time.\nThe model is as it was after step {first.step_of_epoch} of epoch {first.epoch + 1}."
+            f"numbers each time.\nThe model is as it was before step {first.step + 1} since compile."
         )
 
+    def _runs(self, taken: int) -> Iterator[Run]:
+        """Yield the runs of the journal up to step `taken`; those that are not kept are made again."""
+        ends = [entry.step for entry in self.journal[1:]] + [taken]
+        for entry, end in zip(self.journal, ends, strict=True):
+            if isinstance(entry, Run):
+                yield entry._replace(stop=min(entry.stop, entry.start + end - entry.step))
+                continue
+            first, epoch = entry.first_step, entry.epoch
+            while first < end:
+                after = first
+                for rows, data, count, step in self._made_again(first, entry.settings):
+                    start, stop, after = max(0, entry.step - step), min(count, end - step), step + count
+                    if start < stop:
+                        yield Run(rows, data, start, stop, step + start, epoch, first)
+                first, epoch = after, epoch + 1
+
+    def _made_again(self, step: int, settings: dict) -> list:
+        optimizer, rows_again = vars(self.model.optimizer), self.rows_again
+        assert rows_again is not None
+        present = dict(optimizer)
+        optimizer.update(settings)
+        made = list(rows_again(step))
+        optimizer.update(present)
+        return made
+
     def _put_back(self, snapshot: Snapshot, step: int) -> None:
-        self.model.set_carry(snapshot.carry(), steps=step - self.model.step)
-        self.left = self.model._params, self.model._state
+        self.left = carry = snapshot.carry()
+        self.model.set_carry(carry, steps=step - self.model.step)
 
     def _is_finite(self, carry, sums) -> bool:
         losses = self.engine.of_all_ranks({"loss": sums["loss"]})
