@@ -47,6 +47,8 @@ _LAZY = ("compare", "datasets", "diagnosis", "estimators", "onnx", "plot", "test
 def __getattr__(name: str):
     if name in _LAZY:
         return importlib.import_module(f"nnx.{name}")
+    if name == "diagnose":
+        return importlib.import_module("nnx.diagnosis").diagnose
     raise AttributeError(f"module 'nnx' has no attribute {name!r}")
 
 

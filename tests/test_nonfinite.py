@@ -1,8 +1,6 @@
 """Numbers that go wrong in `fit`: noticed, placed at the true step and layer, and undone bit for bit."""
 
-import re
 import traceback
-import warnings
 
 import numpy as np
 import pytest
