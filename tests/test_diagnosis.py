@@ -166,16 +166,14 @@ def test_nothing_learnt(loss):
 
 def test_several_inputs_and_outputs_recurrent_layers_and_one_layer_alone(any_backend):
     inputs = layers.Inputs({"a": [], "b": [layers.Embedding(5, 4), layers.LSTM(4)]})
-    model = nnx.Sequential(
-        [inputs, layers.Residual(Dense(16)), layers.Outputs({"u": Dense(1), "v": [Dense(2, "softmax")]})],
-        seed=0,
-    )
+    outputs = layers.Outputs({"u": Dense(1), "v": [Dense(2, "softmax")]})
+    model = nnx.Sequential([inputs, layers.Residual(Dense(16)), outputs], seed=0)
     model.compile("adam", {"u": "mse", "v": "sparse_categorical_crossentropy"})
     x = {"a": X * 900, "b": RNG.integers(0, 5, (300, 3))}
     found = diagnose(model, x, {"u": X[:, :1], "v": Y % 2})
     assert any("of input 'a'" in text for text in found.advice)
     names = [row.layer for row in found.rows]
-    assert "inputs/chain/lstm" in names or any("lstm" in name for name in names)
+    assert any(name.endswith("lstm") for name in names)
     alone = nnx.Model(Dense(3, "softmax"), seed=0)
     alone.compile("adam", "sparse_categorical_crossentropy")
     (row,) = diagnose(alone).rows
