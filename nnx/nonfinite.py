@@ -92,7 +92,7 @@ class _Step:
                 self.facts["output of the layers before" if name != "loss" else "output"] = before
                 if name == "loss":
                     return (
-                        f"the loss is not finite ({_count(arrays)}), of outputs that are",
+                        f"the loss is not finite ({_count(arrays)}), of outputs that are finite",
                         self._loss_causes(before),
                     )
                 where = f"the output of layer {self._named(name)} is not finite ({_count(arrays)})"
@@ -106,7 +106,7 @@ class _Step:
             return f"{'/'.join(path)}, a moving average, is not finite", self._size_causes() or [INPUTS]
         if _is_finite(self.sums):
             return None
-        where = "the loss is not finite, of values for each sample that are"
+        where = "the loss is not finite, of finite values for each sample"
         return where, self._size_causes() or ["a penalty of a layer, or a sum that is too large"]
 
     def _backward(self):
@@ -140,7 +140,7 @@ class _Step:
         if wrong:
             causes = self._size_causes()
             causes = causes if RATE in causes else [RATE, *causes]
-            return f"the updated weights {'/'.join(wrong[0])} are not finite, of a gradient that is", causes
+            return f"the updated weights {'/'.join(wrong[0])} are not finite, of a gradient that is finite", causes
         where = "the loss is not finite in the step as it is compiled; layer by layer all numbers are"
         return where, self._size_causes() or ["values at the edge of what the precision holds"]
 
