@@ -133,14 +133,17 @@ class _Step:
     def _update(self):
         self.facts["gradient"] = _largest(self.grads)
         wrong = [p for p in tree.paths(self.params) if not _is_finite(tree.at(self.params, p))]
-        if wrong and self.model.engine.communicator is not None and self.facts["gradient"] < LARGE_GRADIENT:
+        if self.model.engine.communicator is not None and self.facts["gradient"] < LARGE_GRADIENT:
             return "another process has a number that is not finite in its part of the batch", [
                 "see what it says"
             ]
         if wrong:
             causes = self._size_causes()
             causes = causes if RATE in causes else [RATE, *causes]
-            return f"the updated weights {'/'.join(wrong[0])} are not finite, of a gradient that is finite", causes
+            return (
+                f"the updated weights {'/'.join(wrong[0])} are not finite, of a gradient that is finite",
+                causes,
+            )
         where = "the loss is not finite in the step as it is compiled; layer by layer all numbers are"
         return where, self._size_causes() or ["values at the edge of what the precision holds"]
 

@@ -437,26 +437,58 @@ def test_train_on_batch_returns_what_it_finds(any_backend):
 # Several processes
 
 
+@nnx.register
+class NanLoss(nnx.losses.MeanSquaredError):
+    """A loss that is not a number at a certain target, with a gradient that is."""
+
+    def value(self, xp, target, output):
+        return super().value(xp, target, output) * nan_where(xp, target == MARK)
+
+    def slope(self, xp, target, output):
+        return output * 0.0
+
+
 @pytest.mark.parametrize("row", [0, 19])
-def test_all_ranks_raise(row):
+@pytest.mark.parametrize("of_loss", [False, True])
+def test_all_ranks_raise(row, of_loss):
     """The sample is in the part of one of them."""
 
     def run(communicator):
         model = build(first=[Trap()])
+        if of_loss:
+            model.compile("sgd", NanLoss())
         with pytest.raises(nnx.NonFiniteError) as caught:
-            fit(model, x, shuffle=False, epochs=3)
+            fit(model, x, y, shuffle=False, epochs=3)
         return str(caught.value), model.step, model.get_weights()
 
-    x = X.copy()
-    x[40 + row, 0] = MARK
+    x, y = X.copy(), Y
+    if of_loss:
+        y = np.zeros((110, 3), np.float32)
+        y[40 + row] = MARK
+    else:
+        x[40 + row, 0] = MARK
     found = on_ranks(2, run)
     assert all(text.startswith("in epoch 1, step 3 ") for text, _, _ in found)
     own, other = found if row == 0 else found[::-1]
-    assert "layer trap" in own[0]
+    assert "the loss is not finite" in own[0] if of_loss else "layer trap" in own[0]
     assert "another process has a number that is not finite" in other[0]
     assert found[0][1] == found[1][1] == 2
     for a, b in zip(found[0][2], found[1][2], strict=True):
         np.testing.assert_array_equal(a, b)
+
+
+def test_batches_of_a_stream_are_looked_at_by_all_ranks_at_the_same_step(monkeypatch):
+    monkeypatch.setattr(watch, "BATCHES_SHARED", 3)
+
+    def run(communicator):
+        model = build(first=[Trap()])
+        with pytest.raises(nnx.NonFiniteError) as caught:
+            fit(model, batches, None, epochs=1)
+        return str(caught.value), model.step
+
+    batches = [(X[:20], Y[:20])] * 7 + [(marked(0)[:20], Y[:20])]
+    found = on_ranks(2, run)
+    assert all(text.startswith("in epoch 1, step 8 ") and step == 7 for text, step in found)
 
 
 # Estimators
