@@ -67,10 +67,12 @@ class _Step:
             self._host(part) for part in (grads, state, sums["loss"], after["params"])
         )
         self.rate = float(np.asarray(numbers["rate_learning_rate"]))
+        weights = self._host(carry["params"])
+        self.began_finite = _is_finite(weights) and _is_finite(self._host(carry["state"]))
         self.facts = {
             "input": _largest(self._host(batch["x"])),
             "target": _largest(self._host(batch["y"])),
-            "weight": _largest(self._host(carry["params"])),
+            "weight": _largest(weights),
         }
 
     def _host(self, arrays):
@@ -78,8 +80,10 @@ class _Step:
 
     def place(self) -> tuple[str, dict[str, float], list[str]]:
         """Return where the first number is that is not finite, the numbers that tell why, and likely causes."""
-        found = self._forward() or self._loss() or self._backward() or self._update()
-        return found[0], {**self.facts, "learning rate": self.rate}, found[1]
+        where, causes = self._forward() or self._loss() or self._backward() or self._update()
+        if not self.began_finite:
+            causes = ["the weights held it before this step: build the model anew, or load other weights"]
+        return where, {**self.facts, "learning rate": self.rate}, causes
 
     # In the order of computation. Each returns the place and its causes, or None if all is finite.
 

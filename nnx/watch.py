@@ -19,8 +19,7 @@ from nnx.callbacks import ProgressBar, TerminateOnNaN
 from nnx.failures import NonFiniteError
 from nnx.history import History
 
-SECONDS_A_SNAPSHOT = 1.0
-RUNS_KEPT = 64
+SECONDS_A_SNAPSHOT, RUNS_KEPT = 1.0, 64
 """A copy older than this, or than so many runs of steps, is made anew at the end of an epoch."""
 SECONDS_A_LOOK = 10.0
 """Within an epoch the numbers are looked at as often."""
@@ -42,14 +41,15 @@ class Snapshot:
         parts = {name: part for name, part in carry.items() if name != "slots"}
         parts |= dict(enumerate(carry["slots"]))
         self.slots = len(carry["slots"])
-        self.parts = {name: self._kept(name, part, carry) for name, part in parts.items()}
+        keep = self._on_host if _is_large(model, carry) else self._on_device
+        self.parts = {name: keep(name, part) for name, part in parts.items()}
 
-    def _kept(self, name, part, carry):
-        model = self.model
-        if not _is_large(model, carry):
-            return model.backend.snapshot(part)
-        host = tree.map(model.backend.to_numpy, part)
-        return lambda: model._to_device(host, packed=name not in ("state", "scale"))
+    def _on_device(self, name, part):
+        return self.model.backend.snapshot(part)
+
+    def _on_host(self, name, part):
+        host = tree.map(self.model.backend.to_numpy, part)
+        return lambda: self.model._to_device(host, packed=name not in ("state", "scale"))
 
     def carry(self) -> dict:
         """Return a carry of its own."""
@@ -148,9 +148,7 @@ class Watch:
             return
         if self.snapshot is None or (self.each_epoch and self._is_other()):
             self._begin()
-        elif (
-            self.each_epoch and vars(self.model.optimizer) != self.settings
-        ):  # callbacks set the learning rate
+        elif self.each_epoch and self._has_other_settings():
             self._note_settings()
 
     def note(self, rows: dict, data: dict, steps: int = 1) -> None:
@@ -164,6 +162,11 @@ class Watch:
         """Whether the weights are not those that the last step left: a callback has set them."""
         model, left = self.model, self.left
         return model._params is not left["params"] or model._state is not left["state"]
+
+    def _has_other_settings(self) -> bool:
+        """Whether a callback has changed the optimizer, such as its learning rate."""
+        known = self.settings
+        return any(known.get(name, self) is not value for name, value in vars(self.model.optimizer).items())
 
     def _begin(self):
         """Copy what there is: at the start, when all was found finite, and where a callback changed it."""
@@ -226,7 +229,7 @@ class Watch:
             warnings.warn(
                 f"val_loss is {logs['val_loss']} in epoch {self.epoch + 1}, while the loss is finite: training goes "
                 f"on. Look for values in the validation data that are far from those trained on",
-                stacklevel=4,
+                stacklevel=5,
             )
 
     def look_at_the_end(self) -> None:
