@@ -260,7 +260,7 @@ class Perceptron(BaseEstimator):
         except KeyboardInterrupt:
             warnings.warn("Training interrupted by user.", stacklevel=4)
         except NonFiniteError as error:
-            raise ValueError(f"{NOT_FINITE} Found {error}") from None
+            raise ValueError(NOT_FINITE) from error
         self.history_ = model.history.history
         self._keep_weights(model)
 
