@@ -87,7 +87,6 @@ import numpy as np
 model = nnx.Sequential([nnx.layers.Dense(1)], seed=0)
 model.compile("sgd", "mse")
 model.fit(np.ones((8, 2)), np.ones(8), verbose=0)
-{after}
 """
 
 
