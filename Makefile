@@ -23,7 +23,7 @@ test-cupy: .venv/cupy.stamp  ## run what touches arrays on CuPy: on the GPU, or 
 	$(BIN)/python -m pytest --cupy -n auto $(ARGS)
 
 test-lowest: .venv-lowest/stamp  ## run what can depend on them on the lowest versions of packages that pyproject.toml allows
-	.venv-lowest/bin/python -m pytest -n auto -m 'not slow' -k 'not fill_the_memory' -W default::DeprecationWarning \
+	.venv-lowest/bin/python -m pytest -n auto -m 'not slow' -k 'not memory and not jobs and not nproc' -W default::DeprecationWarning \
 	  $(LOWEST_TESTS) $(ARGS)
 
 lint: .venv/dev.stamp  ## check format, style and types
