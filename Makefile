@@ -22,9 +22,9 @@ test: .venv/dev.stamp  ## run all tests, on NumPy, JAX and the strict array-API 
 test-cupy: .venv/cupy.stamp  ## run what touches arrays on CuPy: on the GPU, or without one on an emulated device
 	$(BIN)/python -m pytest --cupy -n auto $(ARGS)
 
-test-lowest: .venv-lowest/stamp  ## run what can depend on them on the lowest versions of packages that pyproject.toml allows
-	.venv-lowest/bin/python -m pytest -n auto -m 'not slow' -k 'not memory and not jobs and not nproc' -W default::DeprecationWarning \
-	  $(LOWEST_TESTS) $(ARGS)
+test-lowest: .venv-lowest/stamp  ## run what can depend on versions on the lowest ones of all packages that nnx takes
+	.venv-lowest/bin/python -m pytest -n auto -m 'not slow' -k 'not memory and not jobs and not nproc' \
+	  -W default::DeprecationWarning $(LOWEST_TESTS) $(ARGS)
 
 lint: .venv/dev.stamp  ## check format, style and types
 	$(BIN)/ruff format --check .
