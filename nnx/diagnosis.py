@@ -18,6 +18,8 @@ from nnx.data import Samples
 from nnx.layers.base import Layer
 from nnx.layers.combine import snake_case
 
+__all__ = ["Diagnosis", "Row", "diagnose"]
+
 DEAD = 0.4
 """More dead units than this in a layer. Source: Karpathy, CS231n notes, "The dying ReLU problem" (2015)."""
 SATURATED, SATURATION = 0.5, 0.99
