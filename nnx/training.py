@@ -5,6 +5,7 @@
 
 import collections
 import contextlib
+import functools
 import itertools
 import operator
 import time
@@ -14,7 +15,7 @@ import numpy as np
 
 from nnx import distributed, resume, tree
 from nnx.callbacks import CallbackList
-from nnx.data import Samples, as_batch, batch_indices
+from nnx.data import Samples, as_part_of_stream, batch_indices
 from nnx.failures import own_exceptions
 from nnx.interrupt import Interrupt
 from nnx.random import SHUFFLE, generator, step_keys
@@ -66,6 +67,8 @@ class Engine:
 
     def place_if_it_fits(self, samples: Samples) -> dict | None:
         """Return the samples on the device, or None: then they are to be streamed, batch by batch."""
+        if samples.on_host:
+            return None
         free = self.backend.free_memory()
         if free is not None and samples.nbytes > DATA_SHARE * free:
             return None
@@ -86,13 +89,15 @@ class Engine:
                 waiting.append((part, len(samples)))
                 yield samples.part(part.start, part.stop).arrays()
 
-        with contextlib.closing(self.backend.transfer(parts())) as placed:
+        with contextlib.closing(batches), contextlib.closing(self.backend.transfer(parts())) as placed:
             for batch in placed:
                 yield batch, *waiting.popleft()
 
     def checked(self, stream):
         """Yield each item of an iterable of batches as `Samples`."""
-        return (self.model.check_batch(as_batch(item)) for item in own_exceptions(stream))
+        with contextlib.closing(own_exceptions(stream)) as items:
+            for number, item in enumerate(items):
+                yield as_part_of_stream(self.model.check_batch, item, number)
 
     def logs(self, totals: dict, samples: int, shared: bool = True) -> dict[str, float]:
         """Return loss and metrics from the totals of an epoch, of all ranks if shared: the one host read."""
@@ -126,7 +131,7 @@ class Engine:
         If shared, each rank computes its part of the samples.
         """
         if placed is None:
-            return self.evaluate_stream(samples.batches(np.arange(len(samples)), batch_size), check, shared)
+            return self.evaluate_stream(samples.batches(samples.order(False, None), batch_size), check, shared)
         data, totals = {"weights": self._weights(), "samples": placed}, None
         part = self.part(len(samples)) if shared else distributed.part_of(len(samples), None)
         for index in batch_indices(np.arange(part.start, part.stop), batch_size):
@@ -210,6 +215,8 @@ def train(model, samples, stream, validation, callbacks: CallbackList, *, epochs
     callbacks.on_train_begin()
     with contextlib.ExitStack() as stack:
         stack.callback(callbacks.on_train_end)
+        if source is not stream and hasattr(source, "close"):  # made here, so ended here
+            stack.callback(source.close)
         if run is not None:
             resume.continue_callbacks(model, callbacks, run)
             if source is not None:  # the batches of the epochs that are done
@@ -220,11 +227,8 @@ def train(model, samples, stream, validation, callbacks: CallbackList, *, epochs
                 break
             callbacks.on_epoch_begin(epoch)
             if samples is not None:
-                order = np.arange(len(samples))
-                if callable(shuffle):
-                    order = shuffle(order)
-                elif shuffle:
-                    generator(model.seed, SHUFFLE, model.step).shuffle(order)
+                rng = functools.partial(generator, model.seed, SHUFFLE, model.step)
+                order = samples.order(shuffle, rng)
                 if placed is not None:
                     totals, seen = _train_on_placed(engine, placed, order, batch_size, callbacks, interrupt)
                 else:
