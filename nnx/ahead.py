@@ -28,7 +28,7 @@ def ahead(items: Iterable, count: int = 1) -> Generator:
     room, made, closed = threading.Semaphore(count), queue.SimpleQueue(), threading.Event()
 
     def make():
-        iterator, error = None, None
+        iterator, error = items, None
         try:
             iterator = iter(items)
             while room.acquire() and not closed.is_set():
@@ -38,8 +38,8 @@ def ahead(items: Iterable, count: int = 1) -> Generator:
         except BaseException as raised:  # whatever it is, it belongs to whoever waits
             error = raised
         try:
-            if iterator is not items and hasattr(iterator, "close"):
-                iterator.close()  # in the thread that it ran in
+            if iterator is not items:  # made here, so ended here
+                getattr(iterator, "close", lambda: None)()
         except BaseException as raised:
             error = error or raised
         made.put(error)

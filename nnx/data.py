@@ -6,7 +6,7 @@ What is wrong with the data is said here, in one line, before anything is comput
 import functools
 from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -26,6 +26,9 @@ class Samples:
     y: Any
     weight: np.ndarray
 
+    stays_on_host: ClassVar[bool] = False
+    """Whether they stay there however much room there is on the device."""
+
     def __len__(self):
         return len(self.weight)
 
@@ -44,11 +47,6 @@ class Samples:
     def nbytes(self) -> int:
         return sum(array.nbytes for array in tree.leaves(self.arrays()))
 
-    @property
-    def on_host(self) -> bool:
-        """Whether they stay on the host whatever room there is on the device."""
-        return False
-
     def glance(self) -> "Samples":
         """Return what is looked at to tell whether other samples are the same."""
         return self
@@ -57,7 +55,7 @@ class Samples:
         """Return what a function of samples makes of these."""
         return function(self)
 
-    def order(self, shuffle, rng: "Callable[[], np.random.Generator]") -> Any:
+    def order(self, shuffle=False, rng: "Callable[[], np.random.Generator] | None" = None) -> Any:
         """Return the order in which an epoch visits the samples, for `batches`.
 
         `shuffle` as `fit` takes it; `rng` returns the generator to shuffle with.
@@ -65,7 +63,7 @@ class Samples:
         order = np.arange(len(self))
         if callable(shuffle):
             return shuffle(order)
-        if shuffle:
+        if shuffle and rng is not None:
             rng().shuffle(order)
         return order
 
@@ -144,7 +142,9 @@ def as_features(
     checked as they are read.
     """
     if isinstance(x, Rows):
-        check = functools.partial(as_features, in_shape=in_shape, dtype=dtype, what=what, categories=categories)
+        check = functools.partial(
+            as_features, in_shape=in_shape, dtype=dtype, what=what, categories=categories
+        )
         return x.checked(check, _expected_shape(x, in_shape, what))  # pyright: ignore[reportReturnType]
     try:
         x = np.asarray(x)

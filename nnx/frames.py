@@ -119,4 +119,8 @@ def _kind(column) -> str:
     if len(kind) > 12:  # the whole list of categories
         kind = kind.partition("(")[0].partition("[")[0]
     values = column.drop_nulls() if hasattr(column, "drop_nulls") else column.dropna()
-    return f"{kind} such as {str(values[0] if hasattr(values, 'is_null') else values.iloc[0])!r}" if len(values) else kind
+    return (
+        f"{kind} such as {str(values[0] if hasattr(values, 'is_null') else values.iloc[0])!r}"
+        if len(values)
+        else kind
+    )

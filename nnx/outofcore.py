@@ -18,8 +18,8 @@ from nnx.ahead import ahead
 from nnx.data import Samples, as_inputs, as_targets, as_weight, rows_of
 
 # A block is read at once from a file; a window is what is shuffled together.
-BLOCK_BYTES = 1 << 20
-WINDOW_BYTES = 32 << 20
+BLOCK_BYTES = 512 << 10
+WINDOW_BYTES = 16 << 20
 # So many samples, evenly spaced, tell whether a file is the one it was.
 GLANCED_AT = 64
 
@@ -37,6 +37,8 @@ class OutOfCore(Samples):
         The rows that the samples are in.
     """
 
+    stays_on_host = True
+
     def __init__(self, x, y, weight, finish, places: range):
         self.x, self.y, self.weight = x, y, weight
         self.finish, self.places = finish, places
@@ -44,8 +46,6 @@ class OutOfCore(Samples):
 
     def __len__(self):
         return len(self.places)
-
-    on_host = True
 
     def part(self, start, stop) -> "OutOfCore":
         return OutOfCore(self.x, self.y, self.weight, self.finish, self.places[start:stop])
@@ -65,7 +65,9 @@ class OutOfCore(Samples):
         """Return the samples of these numbers, in their order."""
         numbers, back = np.unique(index, return_inverse=True)
         if numbers[0] < 0 or numbers[-1] >= len(self):
-            raise ValueError(f"shuffle must return numbers of samples from 0 to {len(self) - 1}, got {numbers[-1]}")
+            raise ValueError(
+                f"shuffle must return numbers of samples from 0 to {len(self) - 1}, got {numbers[-1]}"
+            )
         numbers += self.places.start
         parts = self._each(lambda leaf: _take(leaf, numbers))
         try:
@@ -75,14 +77,14 @@ class OutOfCore(Samples):
         in_order = np.array_equal(back, np.arange(len(back)))
         return found if in_order else found._each(lambda array: np.take(array, back, axis=0))
 
-    def order(self, shuffle, rng) -> Iterator[np.ndarray]:
+    def order(self, shuffle=False, rng=None) -> Iterator[np.ndarray]:
         """Yield, window by window, the numbers of the samples in the order that an epoch visits them in."""
         count = len(self)
         if callable(shuffle):
             chosen = np.asarray(shuffle(np.arange(count)))
             yield from (chosen[start : start + self.window] for start in range(0, len(chosen), self.window))
             return
-        starts, draw = np.arange(0, count, self.block), rng() if shuffle else None
+        starts, draw = np.arange(0, count, self.block), rng() if shuffle and rng is not None else None
         if draw is not None:
             draw.shuffle(starts)
         blocks = max(1, self.window // self.block)
@@ -95,21 +97,21 @@ class OutOfCore(Samples):
             yield index
 
     def batches(self, order, batch_size: int):
-        """Yield the samples in this order, cut into batches, while a thread reads what follows."""
-        with contextlib.closing(ahead(self._windows(order, batch_size))) as windows:
-            for window in windows:
-                for start in range(0, len(window), batch_size):
-                    yield window.part(start, start + batch_size)
-
-    def _windows(self, order, batch_size) -> Iterator[Samples]:
-        """Yield the samples in parts that are whole batches, but for the last."""
+        """Yield the samples in this order, cut into batches, while a thread reads the next window."""
         rest = None
-        for index in order:
-            found = self.read(index) if rest is None else _joined(rest, self.read(index))
-            whole = len(found) // batch_size * batch_size
-            rest = found.part(whole, len(found))._each(np.copy) if whole < len(found) else None
-            if whole:
-                yield found.part(0, whole)
+        with contextlib.closing(ahead(map(self.read, order))) as windows:
+            for window in windows:
+                start = 0
+                if rest is not None:  # a batch that lies in two windows
+                    start = batch_size - len(rest)
+                    rest = _joined(rest, window.part(0, start))
+                    if len(rest) < batch_size:
+                        continue
+                    yield rest
+                stop = start + (len(window) - start) // batch_size * batch_size
+                for first in range(start, stop, batch_size):
+                    yield window.part(first, first + batch_size)
+                rest = window.part(stop, len(window)) if stop < len(window) else None
         if rest is not None:
             yield rest
 

@@ -68,7 +68,9 @@ class Rows:
         part = np.asarray(self.source[start:stop])
         expected = (stop - start, *tuple(self.source.shape)[1:])
         if part.shape != expected:
-            raise ValueError(f"{self.what}[{start}:{stop}] gave an array of shape {part.shape}, not {expected}")
+            raise ValueError(
+                f"{self.what}[{start}:{stop}] gave an array of shape {part.shape}, not {expected}"
+            )
         return part
 
 

@@ -4,12 +4,14 @@ Nothing is copied that need not be: a tensor on the CPU is read where it lies. W
 as a whole becomes `nnx.rows.Rows`.
 """
 
+from typing import Any
+
 import numpy as np
 
 from nnx import frames, rows
 
 
-def on_host(value, what: str, backend) -> object:
+def on_host(value: Any, what: str, backend) -> Any:
     """Return what was given as X, y or weights, or a dict, tuple or list of such, as arrays and `Rows`.
 
     Numbers and lists of numbers stay as they are.
@@ -38,9 +40,9 @@ def on_host(value, what: str, backend) -> object:
         raise ValueError(
             f"{what} is a sparse matrix: give {what}.toarray(), or, if that is too large, an iterable of dense batches"
         )
-    if not rows.is_read_by_slices(value) or not value.shape:
-        return value
-    return rows.Rows(value, what) if rows.is_large(value) else np.asarray(value[:])
+    if rows.is_read_by_slices(value) and value.shape:
+        return rows.Rows(value, what) if rows.is_large(value) else np.asarray(value[:])
+    return np.asarray(value) if hasattr(value, "__array__") else value
 
 
 def _tensor(value, what: str, backend) -> np.ndarray:

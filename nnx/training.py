@@ -67,7 +67,7 @@ class Engine:
 
     def place_if_it_fits(self, samples: Samples) -> dict | None:
         """Return the samples on the device, or None: then they are to be streamed, batch by batch."""
-        if samples.on_host:
+        if samples.stays_on_host:
             return None
         free = self.backend.free_memory()
         if free is not None and samples.nbytes > DATA_SHARE * free:
@@ -131,7 +131,7 @@ class Engine:
         If shared, each rank computes its part of the samples.
         """
         if placed is None:
-            return self.evaluate_stream(samples.batches(samples.order(False, None), batch_size), check, shared)
+            return self.evaluate_stream(samples.batches(samples.order(), batch_size), check, shared)
         data, totals = {"weights": self._weights(), "samples": placed}, None
         part = self.part(len(samples)) if shared else distributed.part_of(len(samples), None)
         for index in batch_indices(np.arange(part.start, part.stop), batch_size):
@@ -215,8 +215,8 @@ def train(model, samples, stream, validation, callbacks: CallbackList, *, epochs
     callbacks.on_train_begin()
     with contextlib.ExitStack() as stack:
         stack.callback(callbacks.on_train_end)
-        if source is not stream and hasattr(source, "close"):  # made here, so ended here
-            stack.callback(source.close)
+        if source is not stream:  # made here, so ended here
+            stack.callback(getattr(source, "close", lambda: None))
         if run is not None:
             resume.continue_callbacks(model, callbacks, run)
             if source is not None:  # the batches of the epochs that are done
@@ -237,7 +237,9 @@ def train(model, samples, stream, validation, callbacks: CallbackList, *, epochs
             else:
                 items = stream if source is None else itertools.islice(source, steps_per_epoch)
                 batches = engine.checked(items)
-                totals, seen = _train_on_stream(engine, batches, steps_per_epoch, callbacks, interrupt)
+                totals, seen = _train_on_stream(
+                    engine, batches, steps_per_epoch, callbacks, interrupt, due=steps_per_epoch
+                )
                 if totals is None:  # used up exactly at the end of the epoch before
                     break
             logs = engine.logs(totals, seen)
@@ -287,8 +289,11 @@ def _train_on_placed(engine, placed, order, batch_size, callbacks, interrupt) ->
     return totals, seen
 
 
-def _train_on_stream(engine, batches, steps, callbacks, interrupt) -> tuple:
-    """Train on an iterable of `Samples`; return the totals and the number of samples seen."""
+def _train_on_stream(engine, batches, steps, callbacks, interrupt, due=None) -> tuple:
+    """Train on an iterable of `Samples`; return the totals and the number of samples seen.
+
+    `steps` are told to whoever shows progress; `due` is how many batches must come.
+    """
     model, totals, seen, done = engine.model, None, 0, 0
     with contextlib.closing(engine.transfer(batches)) as placed:
         for batch, part, count in placed:
@@ -304,9 +309,9 @@ def _train_on_stream(engine, batches, steps, callbacks, interrupt) -> tuple:
                 break
     if totals is None and (not steps or model.step == 0):
         raise ValueError(NO_BATCH)
-    if steps and done < steps and not model.stop_training:
+    if due and done < due and not model.stop_training:
         warnings.warn(
-            f"the iterable of batches ended after {done} of {steps} batches of this epoch: training stops. Give one "
+            f"the iterable of batches ended after {done} of {due} batches of this epoch: training stops. Give one "
             f"that yields steps_per_epoch * epochs batches",
             stacklevel=2,
         )
