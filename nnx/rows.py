@@ -101,7 +101,7 @@ def is_large(source) -> bool:
 
 def is_read_by_slices(value) -> bool:
     """Whether a value is no array, but gives parts of one: an HDF5 data set, a Zarr array and the like."""
-    return all(hasattr(value, name) for name in ("shape", "dtype", "__getitem__"))
+    return all(hasattr(value, name) for name in ("shape", "dtype", "__getitem__")) and len(value.shape) > 0
 
 
 def in_any(*trees) -> bool:

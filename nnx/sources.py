@@ -40,7 +40,7 @@ def on_host(value: Any, what: str, backend) -> Any:
         raise ValueError(
             f"{what} is a sparse matrix: give {what}.toarray(), or, if that is too large, an iterable of dense batches"
         )
-    if rows.is_read_by_slices(value) and value.shape:
+    if rows.is_read_by_slices(value):
         return rows.Rows(value, what) if rows.is_large(value) else np.asarray(value[:])
     return np.asarray(value) if hasattr(value, "__array__") else value
 
