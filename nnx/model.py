@@ -526,9 +526,9 @@ class Model:
             starts, results = range(0, rows_of(x), size), []
             for part in training.parts_that_fit(self, starts, size):
                 batches = (tree.map(operator.itemgetter(slice(i, i + size)), x) for i in part)
-                with contextlib.closing(ahead(batches) if rows.in_any(x) else batches) as read:
+                with contextlib.closing(ahead(batches) if rows.in_any(x) else batches) as found:
                     results += self.backend.read(
-                        [self._forward(weights, tree.map(self.backend.asarray, batch)) for batch in read]
+                        [self._forward(weights, tree.map(self.backend.asarray, batch)) for batch in found]
                     )
             return tree.map(lambda *parts: np.concatenate(parts), *results)
 

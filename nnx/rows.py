@@ -106,4 +106,8 @@ def is_read_by_slices(value) -> bool:
 
 def in_any(*trees) -> bool:
     """Whether any leaf of some trees is `Rows`."""
-    return any(isinstance(leaf, Rows) for each in trees for leaf in tree.leaves(each))
+    return any(
+        isinstance(each, Rows)
+        or (isinstance(each, (dict, tuple)) and any(isinstance(leaf, Rows) for leaf in tree.leaves(each)))
+        for each in trees
+    )

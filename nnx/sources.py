@@ -23,6 +23,8 @@ def on_host(value: Any, what: str, backend) -> Any:
     ValueError
         If it is a table with something else than numbers in it, or holds no array at all.
     """
+    if value is None or type(value) is np.ndarray:
+        return value
     if isinstance(value, dict):
         return {name: on_host(part, f"{what}[{name!r}]", backend) for name, part in value.items()}
     if isinstance(value, tuple) or (isinstance(value, list) and value and hasattr(value[0], "shape")):

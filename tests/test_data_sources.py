@@ -169,13 +169,6 @@ def test_one_hot_targets_as_a_table():
     assert numbers_of(build(loss="categorical_crossentropy"), X, frame) == expected
 
 
-def test_arrays_that_lie_on_the_device_of_the_model(any_backend):
-    with any_backend.scope("float32"):
-        x, y, weight = (any_backend.asarray(a) for a in (X, Y.astype(np.int32), np.ones(40, np.float32)))
-    expected = build(any_backend).fit(X, Y, verbose=0).history
-    assert build(any_backend).fit(x, y, sample_weight=weight, verbose=0).history == expected
-
-
 @pytest.mark.parametrize("kind", ["pandas", "polars", "h5py", "tensor"])
 def test_several_inputs(kind, tmp_path):
     def fit(left):

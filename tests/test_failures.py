@@ -368,3 +368,12 @@ def test_arrays_that_the_host_can_read_are_taken(any_backend):
     model, expected = build(any_backend), build(any_backend)
     found = model.fit(jax.numpy.asarray(X), jax.numpy.asarray(Y), verbose=0).history["loss"]
     assert found == expected.fit(X, Y, verbose=0).history["loss"]
+
+
+def test_arrays_on_the_device_of_the_model_are_taken(any_backend):
+    with any_backend.scope("float32"):
+        x, y, weight = (any_backend.asarray(a) for a in (X, Y.astype(np.int32), np.ones(len(X), np.float32)))
+    model, expected = build(any_backend), build(any_backend)
+    found = model.fit(x, y, sample_weight=weight, verbose=0).history["loss"]
+    assert found == expected.fit(X, Y, verbose=0).history["loss"]
+    np.testing.assert_array_equal(model.predict(x), expected.predict(X))

@@ -340,7 +340,7 @@ def test_a_file_of_three_times_the_memory_trains(files, in_memory, kind, backend
 
 @LINUX
 @pytest.mark.slow
-def test_the_limit_holds_off_what_reads_the_whole(files):
+def test_numpy_cannot_read_the_whole_under_that_limit(files):
     failed = child(files["h5"], "numpy", MEBIBYTES, "read")
     assert failed.returncode == 1
     assert "MemoryError: Unable to allocate 381. MiB" in failed.stderr
