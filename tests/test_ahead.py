@@ -300,13 +300,20 @@ def breaks(*_):
 
 
 class Fragile(layers.Layer):
-    """A layer that fails in training."""
+    """A layer that fails."""
 
     def init(self, rng, in_shape):
         return {}, in_shape
 
     def forward(self, ctx, params, x):
         breaks()
+
+
+class Picky(nnx.losses.SparseCategoricalCrossentropy):
+    """A loss that takes no batch of 10."""
+
+    def check_target(self, y, out_shape):
+        return breaks() if len(y) == 10 else super().check_target(y, out_shape)
 
 
 @pytest.mark.parametrize("source", ["stream", "endless", "file"])
@@ -347,12 +354,20 @@ def test_no_thread_is_left_when_reading_fails(small_windows, source):
             fit(model, *data, shuffle=False)
         assert left() == [], kept
         assert model.step == (3 if source == "stream" else 4)
-    wrong = Prefetch([*BATCHES[:2], (X[:, :3], Y)])
+    wrong = Prefetch([*BATCHES[:2], (X[:, :3], Y), *BATCHES * 5])
     with pytest.raises(ValueError, match="6 features") as kept:
         fit(build(), wrong)
     assert left() == [], kept
+    model = build()
+    model.compile("adam", Picky())
+    with pytest.raises(Broken) as kept:
+        fit(model, Prefetch(BATCHES * 5))
+    assert left() == [], kept
     with pytest.raises(Broken) as kept:
         build().predict(Slices(X, missing=95), 20)
+    assert left() == [], kept
+    with pytest.raises(Broken) as kept:
+        build(Fragile()).predict(Slices(X), 20)
     assert left() == [], kept
 
 
