@@ -379,6 +379,7 @@ class Model:
         Parameters
         ----------
         x : array, (samples, ...), or iterable of batches `(x, y)` or `(x, y, sample_weight)`
+            Or a table, a tensor, a file of HDF5 or Zarr, which may be larger than memory: see docs/data.md.
         y : array, (samples, ...)
         batch_size : int
             Samples a step; the last batch of an epoch may be smaller.
@@ -485,7 +486,10 @@ class Model:
 
     def test_on_batch(self, x, y, sample_weight=None, return_dict: bool = False):
         """Return loss and metrics on these samples, as one batch."""
-        return self.evaluate(x, y, len(x), verbose=0, sample_weight=sample_weight, return_dict=return_dict)
+        x = on_host(x, "X", self.backend)
+        return self.evaluate(
+            x, y, rows_of(x), verbose=0, sample_weight=sample_weight, return_dict=return_dict
+        )
 
     @explained
     def evaluate(

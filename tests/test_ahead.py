@@ -218,6 +218,18 @@ def test_prefetched_batches_train_alike(any_backend):
     assert found == fit(build(backend=any_backend), X, Y, validation_data=BATCHES)
 
 
+def test_a_prefetched_stream_goes_on_where_it_was_cut_off(tmp_path):
+    def run(folder, epochs):
+        model, endless = build(), Prefetch(batch for _ in iter(int, 1) for batch in BATCHES)
+        saving = callbacks.ModelCheckpoint(tmp_path / folder / "best.nnx", "loss", save_state=True)
+        settings = {"steps_per_epoch": 4, "verbose": 0, "callbacks": [saving], "resume": tmp_path / folder}
+        return model.fit(endless, epochs=epochs, **settings).history
+
+    expected = run("whole", 4)
+    run("parts", 2)
+    assert run("parts", 4) == expected
+
+
 def test_a_prefetched_generator_may_reuse_its_buffer():
     x, y = np.empty((20, 6), np.float32), np.empty(20, np.int64)
 

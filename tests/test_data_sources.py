@@ -147,7 +147,8 @@ def numbers_of(model, x, y):
     """Return all that training, evaluating and predicting gives."""
     fitted = model.fit(x, y, batch_size=16, epochs=2, validation_data=(x, y), verbose=0).history
     stepped = model.train_on_batch(x, y)
-    return fitted, stepped, model.evaluate(x, y, verbose=0), model.predict(x).tolist()
+    tested = model.test_on_batch(x, y)
+    return fitted, stepped, tested, model.evaluate(x, y, verbose=0), model.predict(x).tolist()
 
 
 @pytest.mark.parametrize("kind", KINDS)
