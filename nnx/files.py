@@ -11,6 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
+from nnx import log
+
 FORMAT = 2
 """What is written. Files of format 1, which had no checksum, are read too."""
 
@@ -75,6 +77,7 @@ def write_whole(path, content: bytes) -> None:
             Path(temporary).unlink()
         raise
     _flush_folder(path.parent)
+    log.info("wrote %s, %.2f MiB", path, len(content) / 2**20)
 
 
 def _umask() -> int:

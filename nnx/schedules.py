@@ -12,6 +12,19 @@ from typing import Any
 
 from nnx.registry import REGISTRIES, Configurable
 
+__all__ = [
+    "ConstantSchedule",
+    "CosineDecay",
+    "CosineDecayRestarts",
+    "ExponentialDecay",
+    "LearningRateSchedule",
+    "OneCycle",
+    "PiecewiseConstantDecay",
+    "PolynomialDecay",
+    "StepDecay",
+    "Warmup",
+]
+
 _registry = REGISTRIES["schedule"]
 
 
