@@ -68,6 +68,7 @@ class Engine:
     def place_if_it_fits(self, samples: Samples) -> dict | None:
         """Return the samples on the device, or None: then they are to be streamed, batch by batch."""
         if samples.stays_on_host:
+            log.info("%s samples, read a window at a time from where they are", f"{len(samples):,}")
             return None
         free = self.backend.free_memory()
         size = f"{len(samples):,} samples, {samples.nbytes / 2**20:,.1f} MiB"
