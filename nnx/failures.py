@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from nnx.backend import Backend, BackendError
 
 # Modules that look at what was given to nnx.
-CHECKS = ("nnx.data", "nnx.targets")
+CHECKS = ("nnx.data", "nnx.frames", "nnx.rows", "nnx.sources", "nnx.targets")
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 

@@ -4,14 +4,16 @@ A model holds a network (a `Layer`, which is pure) and the arrays that go with i
 `params`, `state`, and the optimizer's `slots`.
 """
 
+import contextlib
 import operator
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-from nnx import distributed, losses, optimizers, precision, saving, training, tree
+from nnx import distributed, losses, optimizers, precision, rows, saving, training, tree
 from nnx import resume as resuming
+from nnx.ahead import ahead
 from nnx.backend import Backend, as_backend
 from nnx.callbacks import Callback, CallbackList, ProgressBar, format_number
 from nnx.context import Context
@@ -31,10 +33,12 @@ from nnx.history import History
 from nnx.layers.base import Layer, run
 from nnx.layers.combine import Chain, as_layer
 from nnx.metrics import Metric
+from nnx.outofcore import as_out_of_core
 from nnx.outputs import as_loss, as_metrics, expect_outputs
 from nnx.random import WEIGHTS, generator, next_seed, step_keys
 from nnx.registry import suggest
 from nnx.shapes import Shape, as_shapes, is_single, map_shapes
+from nnx.sources import on_host
 from nnx.summary import summary_table
 
 DTYPES = (*precision.HALF, "float32", "float64")
@@ -331,38 +335,17 @@ class Model:
         self.loss_scale = carry.get("scale")
         self.step += steps
 
-    def _on_host(self, value, what: str):
-        """Return `value`, or raise a TypeError if it is an array that stays on a device."""
-        if isinstance(value, np.ndarray) or not hasattr(value, "__dlpack__"):
-            return value
-        try:
-            return np.asarray(value)
-        except Exception:  # each library has its own
-            kind = f"{type(value).__module__}.{type(value).__name__}"
-            copy = ".get()" if hasattr(value, "get") else ".detach().cpu().numpy()"
-        raise TypeError(
-            f"{what} is a {kind} on a device, but data is checked on the host and copied from there to the model's "
-            f"backend, here {self.backend.name}: give {what}{copy}"
-        )
-
-    def _all_on_host(self, value, what: str):
-        """Return `value`, one array or a dict or tuple of them, as `_on_host` does."""
-        if isinstance(value, dict):
-            return {name: self._on_host(part, f"{what}[{name!r}]") for name, part in value.items()}
-        if isinstance(value, tuple):
-            return tuple(self._on_host(part, f"{what}[{i}]") for i, part in enumerate(value))
-        return self._on_host(value, what)
-
     def _check(self, x, y, sample_weight=None) -> Samples:
-        x, y = self._all_on_host(x, "X"), self._all_on_host(y, "y")
-        sample_weight = self._on_host(sample_weight, "sample_weight")
+        x, y = on_host(x, "X", self.backend), on_host(y, "y", self.backend)
+        sample_weight = on_host(sample_weight, "sample_weight", self.backend)
         declared, was_built = self.input_shape, self.built
         if not was_built:
             found = as_inputs(x, declared, self.weight_dtype)
             self.build(tree.map(lambda a: a.shape[1:], found))
         try:
             expect_outputs(self.loss, self.metrics_used, self.output_shape)
-            return as_samples(
+            check = as_out_of_core if rows.in_any(x, y) else as_samples
+            return check(
                 x,
                 y,
                 sample_weight,
@@ -396,6 +379,7 @@ class Model:
         Parameters
         ----------
         x : array, (samples, ...), or iterable of batches `(x, y)` or `(x, y, sample_weight)`
+            Or a table, a tensor, a file of HDF5 or Zarr, which may be larger than memory: see docs/data.md.
         y : array, (samples, ...)
         batch_size : int
             Samples a step; the last batch of an epoch may be smaller.
@@ -502,7 +486,10 @@ class Model:
 
     def test_on_batch(self, x, y, sample_weight=None, return_dict: bool = False):
         """Return loss and metrics on these samples, as one batch."""
-        return self.evaluate(x, y, len(x), verbose=0, sample_weight=sample_weight, return_dict=return_dict)
+        x = on_host(x, "X", self.backend)
+        return self.evaluate(
+            x, y, rows_of(x), verbose=0, sample_weight=sample_weight, return_dict=return_dict
+        )
 
     @explained
     def evaluate(
@@ -532,9 +519,10 @@ class Model:
         """Return the outputs for `x` as a NumPy array, (samples, ...), or as a dict or tuple of them."""
         size = check_count("batch_size", 1024 if batch_size is None else batch_size)
         shape = self._built_shape()
+        x = on_host(x, "X", self.backend)
         if _holds_no_sample(x, shape):
             return map_shapes(lambda s: np.zeros((0, *s), self.weight_dtype), self.output_shape)
-        x = self.as_input(self._all_on_host(x, "X"), shape)
+        x = self.as_input(x, shape)
         weights = {"params": self.params, "state": self.state}
         with self.backend.scope(self.dtype):
             if self._forward is None:
@@ -542,9 +530,10 @@ class Model:
             starts, results = range(0, rows_of(x), size), []
             for part in training.parts_that_fit(self, starts, size):
                 batches = (tree.map(operator.itemgetter(slice(i, i + size)), x) for i in part)
-                results += self.backend.read(
-                    [self._forward(weights, tree.map(self.backend.asarray, batch)) for batch in batches]
-                )
+                with contextlib.closing(ahead(batches) if rows.in_any(x) else batches) as found:
+                    results += self.backend.read(
+                        [self._forward(weights, tree.map(self.backend.asarray, batch)) for batch in found]
+                    )
             return tree.map(lambda *parts: np.concatenate(parts), *results)
 
     def _predict_batch(self, weights, x):
@@ -558,9 +547,9 @@ class Model:
     @explained
     def __call__(self, x) -> Any:
         """Return the outputs for `x` as an array of the backend."""
-        x = self.as_input(self._all_on_host(x, "X"), self.input_shape)
+        x = self.as_input(on_host(x, "X", self.backend), self.input_shape)
         with self.backend.scope(self.dtype):
-            placed = tree.map(self.backend.asarray, x)
+            placed = tree.map(lambda a: self.backend.asarray(a[:]), x)
             return self._predict_batch({"params": self.params, "state": self.state}, placed)
 
     # Weights

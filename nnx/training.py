@@ -17,7 +17,7 @@ import numpy as np
 
 from nnx import distributed, log, resume, tree
 from nnx.callbacks import CallbackList
-from nnx.data import Samples, as_batch, batch_indices
+from nnx.data import Samples, as_part_of_stream, batch_indices
 from nnx.failures import own_exceptions
 from nnx.interrupt import Interrupt
 from nnx.random import SHUFFLE, generator, step_keys
@@ -70,6 +70,9 @@ class Engine:
 
     def place_if_it_fits(self, samples: Samples) -> dict | None:
         """Return the samples on the device, or None: then they are to be streamed, batch by batch."""
+        if samples.stays_on_host:
+            log.info("%s samples, read a window at a time from where they are", f"{len(samples):,}")
+            return None
         free = self.backend.free_memory()
         size = f"{len(samples):,} samples, {samples.nbytes / 2**20:,.1f} MiB"
         if free is not None and samples.nbytes > DATA_SHARE * free:
@@ -97,13 +100,15 @@ class Engine:
                 waiting.append((part, len(samples)))
                 yield samples.part(part.start, part.stop).arrays()
 
-        with contextlib.closing(self.backend.transfer(parts())) as placed:
+        with contextlib.closing(batches), contextlib.closing(self.backend.transfer(parts())) as placed:
             for batch in placed:
                 yield batch, *waiting.popleft()
 
     def checked(self, stream):
         """Yield each item of an iterable of batches as `Samples`."""
-        return (self.model.check_batch(as_batch(item)) for item in own_exceptions(stream))
+        with contextlib.closing(own_exceptions(stream)) as items:
+            for number, item in enumerate(items):
+                yield as_part_of_stream(self.model.check_batch, item, number)
 
     def logs(self, totals: dict, samples: int, shared: bool = True) -> dict[str, float]:
         """Return loss and metrics from the totals of an epoch, of all ranks if shared: the one host read."""
@@ -145,7 +150,7 @@ class Engine:
         If shared, each rank computes its part of the samples.
         """
         if placed is None:
-            return self.evaluate_stream(samples.batches(np.arange(len(samples)), batch_size), check, shared)
+            return self.evaluate_stream(samples.batches(samples.order(), batch_size), check, shared)
         data, totals = {"weights": self._weights(), "samples": placed}, None
         part = self.part(len(samples)) if shared else distributed.part_of(len(samples), None)
         for index in batch_indices(np.arange(part.start, part.stop), batch_size):
@@ -243,6 +248,8 @@ def train(model, samples, stream, validation, callbacks: CallbackList, *, epochs
         watch.rows_again = functools.partial(_rows_again, engine, samples, placed, batch_size, shuffle)
     with contextlib.ExitStack() as stack:
         stack.callback(callbacks.on_train_end)
+        if source is not stream:  # made here, so ended here
+            stack.callback(getattr(source, "close", lambda: None))
         if run is not None:
             resume.continue_callbacks(model, callbacks, run)
             if source is not None:  # the batches of the epochs that are done
@@ -265,7 +272,9 @@ def train(model, samples, stream, validation, callbacks: CallbackList, *, epochs
             else:
                 items = stream if source is None else itertools.islice(source, steps_per_epoch)
                 batches = engine.checked(items)
-                totals, seen = _train_on_stream(engine, batches, steps_per_epoch, callbacks, interrupt, watch)
+                totals, seen = _train_on_stream(
+                    engine, batches, steps_per_epoch, callbacks, interrupt, watch, due=steps_per_epoch
+                )
                 if totals is None:  # used up exactly at the end of the epoch before
                     break
             logs = watch.logs(totals, seen, is_last=epoch + 1 == epochs or model.stop_training)
@@ -289,12 +298,7 @@ def train(model, samples, stream, validation, callbacks: CallbackList, *, epochs
 
 def _ordered(model, samples, shuffle, step: int) -> Any:
     """Return the numbers of the samples in the order of an epoch that begins at a step."""
-    order = np.arange(len(samples))
-    if callable(shuffle):
-        return shuffle(order)
-    if shuffle:
-        generator(model.seed, SHUFFLE, step).shuffle(order)
-    return order
+    return samples.order(shuffle, functools.partial(generator, model.seed, SHUFFLE, step))
 
 
 def _rows(engine, block, part, step: int) -> dict:
@@ -344,8 +348,11 @@ def _train_on_placed(engine, placed, order, batch_size, callbacks, interrupt, wa
     return totals, seen
 
 
-def _train_on_stream(engine, batches, steps, callbacks, interrupt, watch) -> tuple:
-    """Train on an iterable of `Samples`; return the totals and the number of samples seen."""
+def _train_on_stream(engine, batches, steps, callbacks, interrupt, watch, due=None) -> tuple:
+    """Train on an iterable of `Samples`; return the totals and the number of samples seen.
+
+    `steps` are told to whoever shows progress; `due` is how many batches must come.
+    """
     model, totals, seen, done = engine.model, None, 0, 0
     with contextlib.closing(engine.transfer(batches)) as placed:
         for batch, part, count in placed:
@@ -364,9 +371,9 @@ def _train_on_stream(engine, batches, steps, callbacks, interrupt, watch) -> tup
                 break
     if totals is None and (not steps or model.step == 0):
         raise ValueError(NO_BATCH)
-    if steps and done < steps and not model.stop_training:
+    if due and done < due and not model.stop_training:
         warnings.warn(
-            f"the iterable of batches ended after {done} of {steps} batches of this epoch: training stops. Give one "
+            f"the iterable of batches ended after {done} of {due} batches of this epoch: training stops. Give one "
             f"that yields steps_per_epoch * epochs batches",
             stacklevel=2,
         )
