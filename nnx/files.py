@@ -11,6 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
+from nnx.interrupt import undivided
+
 FORMAT = 2
 """What is written. Files of format 1, which had no checksum, are read too."""
 
@@ -55,6 +57,7 @@ def checksum(text: str, arrays: dict[str, np.ndarray]) -> str:
     return digest.hexdigest()
 
 
+@undivided
 def write_whole(path, content: bytes) -> None:
     """Write a file under a temporary name, flush it to the disk, and rename it into place."""
     import tempfile

@@ -28,6 +28,7 @@ from nnx.data import (
 )
 from nnx.failures import explained
 from nnx.history import History
+from nnx.interrupt import interruptible, undivided
 from nnx.layers.base import Layer, run
 from nnx.layers.combine import Chain, as_layer
 from nnx.metrics import Metric
@@ -145,6 +146,7 @@ class Model:
             return self.backend.pack(arrays) if packed else arrays
 
     @explained
+    @undivided
     def build(self, input_shape) -> None:
         """Make the starting weights for samples of this shape (the batch axis left out)."""
         shape = as_shapes(input_shape, batch_axis=True)  # None in front, as Keras writes it
@@ -153,9 +155,9 @@ class Model:
 
     def build_from(self, shape: Shape, params, state) -> None:
         """Take these trees of host arrays as the weights for samples of this shape."""
-        self._paths = list(_ordered_paths(self.network, params, state))
-        self.input_shape = shape
-        self._params, self._state = self._to_device(params), self._to_device(state, packed=False)
+        paths = list(_ordered_paths(self.network, params, state))
+        arrays = self._to_device(params), self._to_device(state, packed=False)
+        self._paths, self.input_shape, (self._params, self._state) = paths, shape, arrays
         self._slots, self.loss_scale, self.step = None, None, 0
 
     def _built_shape(self) -> Shape:
@@ -211,6 +213,7 @@ class Model:
         return self.network.layers if isinstance(self.network, Chain) else [self.network]
 
     @explained
+    @undivided
     def to(self, backend) -> "Model":
         """Move weights, state and optimizer to another backend, and return the model.
 
@@ -387,6 +390,7 @@ class Model:
         return self._check(*batch)
 
     @explained
+    @interruptible
     def fit(self, x, y=None, batch_size: int | None = 32, epochs: int = 1, verbose="auto", callbacks=None,
             validation_split: float = 0.0, validation_data=None, shuffle: Any = True, class_weight=None,
             sample_weight=None, initial_epoch: int = 0, steps_per_epoch: int | None = None,
@@ -576,6 +580,7 @@ class Model:
         with self.backend.scope(self.dtype):
             return [self.backend.to_numpy(tree.at(arrays[kind], path)) for kind, path in self.weight_paths()]
 
+    @undivided
     def set_weights(self, weights) -> None:
         """Set all weights and moving averages, in the order of `get_weights`."""
         paths, old = self.weight_paths(), self.get_weights()

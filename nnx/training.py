@@ -16,7 +16,7 @@ from nnx import distributed, resume, tree
 from nnx.callbacks import CallbackList
 from nnx.data import Samples, as_batch, batch_indices
 from nnx.failures import own_exceptions
-from nnx.interrupt import Interrupt
+from nnx.interrupt import Interrupt, undivided
 from nnx.random import SHUFFLE, generator, step_keys
 from nnx.shapes import elements
 from nnx.sharing import shared_steps
@@ -153,6 +153,17 @@ class Engine:
     def _weights(self) -> dict:
         return {"params": self.model.params, "state": self.model.state}
 
+    @undivided
+    def train_rows(
+        self, rows, placed: dict, start: int, stop: int, part: distributed.Part, totals=None
+    ) -> dict:
+        """Take steps start, ..., stop - 1 of `rows`; return the totals with their sums added."""
+        before = totals if part.share else None
+        carry, sums = self.steps.train(self.model.carry, before, rows, placed, start, stop)
+        self.model.set_carry(carry, steps=stop - start)
+        return sums if part.share else added(totals, counted(sums, part))
+
+    @undivided
     def train_on(self, batch: dict, part: distributed.Part, count: int, totals=None) -> dict:
         """Take one step on this part of `count` samples; return the totals with its sums added."""
         if not self.has_begun:
@@ -207,14 +218,14 @@ def train(model, samples, stream, validation, callbacks: CallbackList, *, epochs
         data = {} if samples is None else {"batch_size": batch_size, **distributed.describe(samples)}
         engine.begin({"epochs": epochs, "initial_epoch": initial_epoch, **data})
     model.stop_training = False
-    callbacks.on_train_begin()
-    with contextlib.ExitStack() as stack:
-        stack.callback(callbacks.on_train_end)
+    interrupt = Interrupt.current()
+    interrupt.check()
+    try:
+        callbacks.on_train_begin()
         if run is not None:
             resume.continue_callbacks(model, callbacks, run)
             if source is not None:  # the batches of the epochs that are done
                 collections.deque(itertools.islice(source, run["epochs"] * steps_per_epoch), maxlen=0)
-        interrupt = stack.enter_context(Interrupt())
         for epoch in range(initial_epoch, epochs):
             if model.stop_training:  # before it was cut off
                 break
@@ -250,6 +261,8 @@ def train(model, samples, stream, validation, callbacks: CallbackList, *, epochs
             interrupt.check()
             if model.stop_training:
                 break
+    finally:  # nothing comes between this and the call, no Ctrl-C either
+        callbacks.on_train_end()
     engine.backend.synchronize(tree.leaves(model.params))
 
 
@@ -269,13 +282,12 @@ def _train_on_placed(engine, placed, order, batch_size, callbacks, interrupt) ->
             numbers = engine.numbers(model.step, model.step + len(block), part)
             rows = engine.backend.stage({"index": block[:, part.start : part.stop], **numbers})
             for start, stop in engine.runs(rows, len(block), each):
-                before = totals if part.share else None
-                carry, sums = engine.steps.train(model.carry, before, rows, placed, start, stop)
-                totals = sums if part.share else added(totals, counted(sums, part))
-                model.set_carry(carry, steps=stop - start)
+                totals = engine.train_rows(rows, placed, start, stop, part, totals)
                 done, seen = done + stop - start, seen + (stop - start) * block.shape[1]
                 callbacks.on_progress(done, total)
                 interrupt.check()
+                if model.stop_training and not each:  # said in another thread
+                    return totals, seen
             if each:
                 callbacks.on_train_batch_end(done - 1, engine.logs(totals or {}, seen))
                 if model.stop_training:

@@ -4,6 +4,8 @@ import contextlib
 import warnings
 from typing import Any
 
+from nnx.interrupt import undivided
+
 
 class Callback:
     """Base of all callbacks: override the hooks you want.
@@ -109,6 +111,7 @@ class CallbackList(Callback):
         for callback in self.callbacks:
             callback.on_train_begin(logs)
 
+    @undivided
     def on_train_end(self, logs=None):
         with contextlib.ExitStack() as stack:  # all of them, also if one raises
             for callback in reversed(self.callbacks):
