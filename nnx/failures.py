@@ -39,6 +39,9 @@ def explained(method: Function) -> Function:
             told = _explanation(method, model, arguments, settings, error)
             if told is None:
                 raise _short(error)  # noqa: B904 - it is the error itself
+            notes = getattr(error, "__notes__", [])
+        for note in notes:
+            told.add_note(note)
         # Outside of the handler, so that it does not keep the arrays of the failed step alive.
         raise told
 

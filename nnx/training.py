@@ -13,6 +13,7 @@ import warnings
 import numpy as np
 
 from nnx import distributed, resume, tree
+from nnx.blame import raised_by
 from nnx.callbacks import CallbackList
 from nnx.data import Samples, as_batch, batch_indices
 from nnx.failures import own_exceptions
@@ -102,7 +103,11 @@ class Engine:
         read = tree.map(lambda a: np.asarray(a, dtype=np.float64), read)
         logs = {name: float(read["loss"][name]) / samples for name in ("loss", *self.model.loss.parts)}
         for metric, _ in self.model.metrics_used:
-            logs[metric.name] = metric.result(read[metric.name])
+            try:
+                logs[metric.name] = metric.result(read[metric.name])
+            except Exception as error:
+                raised_by(error, "metric", metric)
+                raise
         return logs
 
     def runs(self, rows, length: int, one_by_one: bool):

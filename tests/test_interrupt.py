@@ -13,9 +13,9 @@ from pathlib import Path
 
 import interrupted
 import pytest
+from conftest import usable_or_skip
 
 import nnx
-from conftest import usable_or_skip
 from nnx import callbacks, layers
 from nnx.interrupt import Interrupt
 
@@ -89,7 +89,7 @@ def test_pressed_at_any_call_of_a_function(tmp_path):
                     presses.append(count)
                     press()
 
-        calls = [callback for callback in interrupted.make_callbacks(tmp_path)[:3]]
+        calls = interrupted.make_callbacks(tmp_path)[:3]
         with Interrupt():  # so that a press on the last line of `fit` is held back too
             try:
                 sys.setprofile(count_call)
@@ -190,12 +190,17 @@ def test_a_fit_inside_a_fit_hears_it_too():
 
 def test_a_loop_of_ones_own():
     (X, y), model = interrupted.make_data(), interrupted.make_model("numpy")
-    with pytest.raises(KeyboardInterrupt), Interrupt() as interrupt:
-        for step in range(9):
-            model.train_on_batch(X, y)
-            if step == 2:
-                press()
-            interrupt.check()
+
+    def loop():
+        with Interrupt() as interrupt:
+            for step in range(9):
+                model.train_on_batch(X, y)
+                if step == 2:
+                    press()
+                interrupt.check()
+
+    with pytest.raises(KeyboardInterrupt):
+        loop()
     assert model.step == 3
 
 
@@ -214,8 +219,8 @@ def test_in_another_thread_it_does_nothing_and_stop_training_does(any_backend):
     begins = callbacks.LambdaCallback(on_progress=lambda *_: begun.set())
     thread = threading.Thread(target=fit, args=(model,), kwargs={"epochs": 10**6, "callbacks": [begins]})
     thread.start()
+    assert begun.wait(60)
     with pytest.raises(KeyboardInterrupt):
-        begun.wait(60)
         press()
     assert thread.is_alive()
     model.stop_training = True
