@@ -359,8 +359,16 @@ def _entry_points() -> Mapping[str, Any]:
     return {point.name: point for point in importlib.metadata.entry_points(group=GROUP)}
 
 
-@functools.cache
+_making = threading.RLock()
+
+
 def _load(name: str) -> Backend:
+    with _making:  # by one thread, and the others get what it made
+        return _load_once(name)
+
+
+@functools.cache
+def _load_once(name: str) -> Backend:
     points = _entry_points()
     if not points:
         raise BackendError(

@@ -9,7 +9,7 @@ import traceback
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from nnx import interrupt
+from nnx import interrupt, threads
 from nnx.backend import Backend, BackendError
 from nnx.interrupt import waiting
 
@@ -17,7 +17,7 @@ from nnx.interrupt import waiting
 CHECKS = ("nnx.data", "nnx.targets")
 
 # Files of what stands around a method.
-WRAPPERS = (__file__, interrupt.__file__)
+WRAPPERS = (__file__, interrupt.__file__, threads.__file__)
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 

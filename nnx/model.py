@@ -37,6 +37,7 @@ from nnx.random import WEIGHTS, generator, next_seed, step_keys
 from nnx.registry import suggest
 from nnx.shapes import Shape, as_shapes, is_single, map_shapes
 from nnx.summary import summary_table
+from nnx.threads import alone, expect_alone
 
 DTYPES = (*precision.HALF, "float32", "float64")
 
@@ -77,6 +78,8 @@ class Model:
         self.history = History()
         self.step = 0
         """Steps taken since `compile`."""
+        self.trained_in: int | None = None
+        """The number of the thread that trains it now."""
         self._backend: Backend | None = None if backend is None else as_backend(backend)
         self._forget()
         self.optimizer: optimizers.Optimizer | None = None
@@ -96,7 +99,7 @@ class Model:
 
     def __getstate__(self):
         """Return what `pickle` and `copy.deepcopy` keep: arrays on the host, nothing compiled."""
-        kept = {**vars(self), "_engine": None, "_forward": None}
+        kept = {**vars(self), "_engine": None, "_forward": None, "trained_in": None}
         kept["loss_scale"] = self._to_host(self.loss_scale or {})
         if self.built:
             kept["_params"], kept["_state"] = self._to_host(self._params), self._to_host(self._state)
@@ -220,6 +223,7 @@ class Model:
         Training goes on from where it was: the same shuffles and masks follow.
         """
         found = as_backend(backend)
+        expect_alone(self)
         if self.built:
             host = [self._to_host(t) for t in (self._params, self._state)]
             slots = [self._to_host(slot) for slot in self._slots or []]
@@ -391,6 +395,7 @@ class Model:
 
     @explained
     @interruptible
+    @alone
     def fit(self, x, y=None, batch_size: int | None = 32, epochs: int = 1, verbose="auto", callbacks=None,
             validation_split: float = 0.0, validation_data=None, shuffle: Any = True, class_weight=None,
             sample_weight=None, initial_epoch: int = 0, steps_per_epoch: int | None = None,
@@ -496,6 +501,7 @@ class Model:
         return self.history
 
     @explained
+    @alone
     def train_on_batch(self, x, y, sample_weight=None, class_weight=None, return_dict: bool = False):
         """Take one step on these samples; return its loss and metrics."""
         engine = self.engine
@@ -520,6 +526,7 @@ class Model:
     ):
         """Return the loss, or a list of loss and metrics, on these samples or batches."""
         engine = self.engine
+        expect_alone(self)
         with self.backend.scope(self.dtype):
             if y is None and is_stream(x):
                 logs = engine.evaluate_stream(engine.checked(x))
@@ -534,6 +541,7 @@ class Model:
     @explained
     def predict(self, x, batch_size: int | None = 1024, verbose=0) -> Any:
         """Return the outputs for `x` as a NumPy array, (samples, ...), or as a dict or tuple of them."""
+        expect_alone(self)
         size = check_count("batch_size", 1024 if batch_size is None else batch_size)
         shape = self._built_shape()
         if _holds_no_sample(x, shape):
@@ -562,6 +570,7 @@ class Model:
     @explained
     def __call__(self, x) -> Any:
         """Return the outputs for `x` as an array of the backend."""
+        expect_alone(self)
         x = self.as_input(self._all_on_host(x, "X"), self.input_shape)
         with self.backend.scope(self.dtype):
             placed = tree.map(self.backend.asarray, x)
