@@ -262,6 +262,9 @@ class Backend:
     def synchronize(self, value) -> None:
         """Wait until `value` has been computed."""
 
+    def check_process(self) -> None:
+        """Raise a BackendError if it cannot run in this process, a fork of the one that started it."""
+
     # Precision
 
     dtypes: tuple[str, ...] = ("float32", "float64")

@@ -12,7 +12,7 @@ import numpy as np
 
 from nnx import distributed, losses, optimizers, precision, saving, training, tree
 from nnx import resume as resuming
-from nnx.backend import Backend, as_backend
+from nnx.backend import Backend, BackendError, as_backend
 from nnx.callbacks import Callback, CallbackList, ProgressBar, format_number
 from nnx.context import Context
 from nnx.data import (
@@ -109,6 +109,10 @@ class Model:
     def __setstate__(self, kept):
         vars(self).update(kept)
         if self.built:
+            try:
+                self.backend.check_process()
+            except BackendError:  # told at the first use: a worker that fails to read its task tells nobody
+                return
             self._params, self._state = (
                 self._to_device(self._params),
                 self._to_device(self._state, packed=False),
