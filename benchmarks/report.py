@@ -7,12 +7,11 @@ import argparse
 import json
 from pathlib import Path
 
+from .pictures import estimators_picture, faster, of_kind, peers_picture, throughput_picture, unique
+
 ROOT = Path(__file__).parents[1]
-# Okabe and Ito's palette, which colour-blind people can tell apart; markers differ as well.
-STYLES = [("#0072B2", "o"), ("#D55E00", "s"), ("#009E73", "^"), ("#CC79A7", "D"), ("#E69F00", "v"),
-          ("#56B4E9", "P"), ("#000000", "X")]  # fmt: skip
 FOLDER_OF_IMAGES = "images"
-THROUGHPUT, PEERS = "bench_throughput.png", "bench_peers.png"
+THROUGHPUT, PEERS, ESTIMATOR = "bench_throughput.png", "bench_peers.png", "bench_estimators.png"
 
 
 def newest_saved(folder: Path = ROOT / ".benchmarks") -> Path:
@@ -27,17 +26,6 @@ def load(paths) -> dict:
     """Return the runs of these files as one; the first one's machine is named."""
     runs = [json.loads(Path(path).read_text()) for path in paths]
     return {**runs[0], "benchmarks": [b for run in runs for b in run["benchmarks"]]}
-
-
-def of_kind(run: dict, kind: str) -> list[dict]:
-    """Return what was recorded by the benchmarks of one kind."""
-    infos = [benchmark["extra_info"] for benchmark in run["benchmarks"]]
-    return [info for info in infos if info.get("kind") == kind]
-
-
-def unique(values) -> list:
-    """Return the different values in the order in which they first appear."""
-    return list(dict.fromkeys(values))
 
 
 # Numbers and tables
@@ -197,11 +185,6 @@ def estimator_table(run: dict) -> str:
     )
 
 
-def faster(ratio: dict) -> dict:
-    """Return how many times as fast something is, from quartiles of how many times as long it takes."""
-    return {"low": 1 / ratio["high"], "median": 1 / ratio["median"], "high": 1 / ratio["low"]}
-
-
 def small_tables(run: dict) -> str:
     parts = [f"### {info['title']}\n\n{contest_table(info)}" for info in of_kind(run, "small")]
     rows = [
@@ -283,114 +266,14 @@ def page(run: dict) -> str:
     if of_kind(run, "architecture"):
         parts.append(f"## Other layers\n\n{architecture_tables(run)}\n")
     if of_kind(run, "estimator"):
-        parts.append(f"## The estimators against scikit-learn's\n\n{ESTIMATORS}\n\n{estimator_table(run)}\n")
+        picture = (
+            f"![Speed over scikit-learn's against the number of samples]({FOLDER_OF_IMAGES}/{ESTIMATOR})"
+        )
+        told = f"{ESTIMATORS}\n\n{picture}\n\n{estimator_table(run)}"
+        parts.append(f"## The estimators against scikit-learn's\n\n{told}\n")
     if of_kind(run, "small") or of_kind(run, "memory"):
         parts.append(f"## Small things\n\n{small_tables(run)}\n")
     return "\n".join(parts)
-
-
-# Pictures
-
-
-def throughput_picture(run: dict):
-    """Return a figure: GFLOP/s of each backend against the batch size, its floor dashed."""
-    from matplotlib.figure import Figure
-
-    infos = of_kind(run, "step")
-    networks, passes = unique(i["network"] for i in infos), unique(i["what"] for i in infos)
-    backends = unique(i["backend"] for i in infos)
-    size = (3.7 * len(passes) + 0.6, 2.9 * len(networks) + 0.6)
-    figure = Figure(figsize=size, layout="constrained")
-    grid = figure.subplots(len(networks), len(passes), squeeze=False, sharex=True, sharey=True)
-    for row, network in zip(grid, networks, strict=True):
-        for ax, what in zip(row, passes, strict=True):
-            for (colour, marker), backend in zip(STYLES, backends, strict=False):
-                chosen = [
-                    i for i in infos if (i["network"], i["what"], i["backend"]) == (network, what, backend)
-                ]
-                chosen.sort(key=lambda i: i["batch"])
-                x = [i["batch"] for i in chosen]
-                ax.plot(x, [i["gflops"] for i in chosen], color=colour, marker=marker, ms=5, label=backend)
-                floor = [i["floor_gflops"] for i in chosen]
-                ax.plot(
-                    x, floor, color=colour, ls="--", lw=1.2, alpha=0.8, label=f"{backend}: products alone"
-                )
-            ax.set_xscale("log", base=2)
-            ax.set_yscale("log")
-            ax.set_title(f"{what}, {network}", fontsize=10)
-            ax.set_xticks(
-                unique(i["batch"] for i in infos), [str(b) for b in unique(i["batch"] for i in infos)]
-            )
-            ax.minorticks_off()
-            ax.grid(alpha=0.3)
-    for ax in grid[-1]:
-        ax.set_xlabel("batch size")
-    for row in grid:
-        row[0].set_ylabel("GFLOP/s")
-    grid[0, 0].legend(fontsize=8)
-    return figure
-
-
-def peers_picture(run: dict):
-    """Return a figure: fits as ratios to nnx on its first backend, train steps as ratios to the floor."""
-    from matplotlib.figure import Figure
-
-    fits, steps = of_kind(run, "fit"), sorted(of_kind(run, "peer step"), key=lambda i: i["batch"])
-    names = unique(n for i in [*fits, *steps] for n in i["times"] if not n.startswith("floor"))
-    style = {name: STYLES[i % len(STYLES)] for i, name in enumerate(names)}
-    figure = Figure(figsize=(11, 6.6 if fits and steps else 3.6), layout="constrained")
-    upper, lower = figure.subfigures(2, 1) if fits and steps else (figure, figure)
-    if fits:
-        for ax, info in zip(upper.subplots(1, len(fits), squeeze=False)[0], fits, strict=True):
-            _fit_bars(ax, info, style)
-    if steps:
-        _step_lines(lower.subplots(), steps, names, style)
-    return figure
-
-
-def _fit_bars(ax, info, style):
-    others = [name for name in info["times"] if name != info["base"]][::-1]
-    for place, name in enumerate(others):
-        ratio = info["times"][name]["ratio"]
-        ax.barh(place, ratio["median"], xerr=_whiskers([ratio]), color=style[name][0], height=0.65, capsize=3)
-        ax.annotate(f" {ratio['median']:.2f}", (ratio["high"], place), va="center", fontsize=8)
-    ax.axvline(1, color="black", lw=1)
-    ax.margins(x=0.15)
-    ax.set_yticks(range(len(others)), others, fontsize=8)
-    ax.set_xlabel(f"time over {info['base']}", fontsize=9)
-    ax.set_title(f"fit: {info['task']}", fontsize=9)
-
-
-def _step_lines(ax, steps, names, style):
-    for place, name in enumerate(names):
-        chosen = [i for i in steps if name in i["times"]]
-        if not chosen:
-            continue
-        ratios = [i["times"][name]["ratio"] for i in chosen]
-        colour, marker = style[name]
-        # Drawn side by side, so that the bars of the quartiles can be told apart.
-        x = [i["batch"] * 2 ** (0.06 * (place - len(names) / 2)) for i in chosen]
-        medians = [ratio["median"] for ratio in ratios]
-        ax.errorbar(
-            x, medians, _whiskers(ratios), color=colour, marker=marker, ms=5, lw=1, capsize=3, label=name
-        )
-    batches = [i["batch"] for i in steps]
-    ax.axhline(1, color="black", lw=1)
-    ax.set_xscale("log", base=2)
-    ax.set_yscale("log")
-    ax.set_xticks(batches, [str(batch) for batch in batches])
-    ticks = (0.5, 0.7, 1, 1.2, 1.5, 2, 3, 5, 10)
-    ax.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
-    ax.minorticks_off()
-    ax.grid(alpha=0.3)
-    ax.set_xlabel("batch size")
-    ax.set_ylabel(f"time over {steps[0]['base']}")
-    ax.set_title(f"train step of {steps[0]['network']}", fontsize=9)
-    ax.legend(fontsize=8)
-
-
-def _whiskers(ratios):
-    return [[r["median"] - r["low"] for r in ratios], [r["high"] - r["median"] for r in ratios]]
 
 
 def write(run: dict, folder: Path) -> list[Path]:
@@ -405,6 +288,9 @@ def write(run: dict, folder: Path) -> list[Path]:
     if of_kind(run, "fit") or of_kind(run, "peer step"):
         peers_picture(run).savefig(images / PEERS, dpi=80)
         written.append(images / PEERS)
+    if of_kind(run, "estimator"):
+        estimators_picture(run).savefig(images / ESTIMATOR, dpi=80)
+        written.append(images / ESTIMATOR)
     return written
 
 

@@ -67,7 +67,11 @@ def train(folder, backend, **settings):
 
 def outcome(model, folder) -> dict:
     """Return all that must be as if the training had never been killed, bit for bit."""
-    slots = [np.asarray(a).tobytes().hex() for slot in model.slots.values() for a in nnx.tree.leaves(slot)]
+    slots = [
+        model.backend.to_numpy(a).tobytes().hex()
+        for slot in model.slots.values()
+        for a in nnx.tree.leaves(slot)
+    ]
     return {
         "weights": [weights.tobytes().hex() for weights in model.get_weights()],
         "slots": slots,

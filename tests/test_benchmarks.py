@@ -156,7 +156,7 @@ def test_report_makes_page_and_pictures(tmp_path):
         "2025-01-02",
     ):
         assert expected in text
-    assert [p.name for p in pictures] == ["bench_throughput.png", "bench_peers.png"]
+    assert [p.name for p in pictures] == ["bench_throughput.png", "bench_peers.png", "bench_estimators.png"]
     for picture in pictures:
         assert f"(images/{picture.name})" in text
         assert picture.read_bytes().startswith(b"\x89PNG")

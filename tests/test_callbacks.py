@@ -177,6 +177,15 @@ def test_csv_logger(tmp_path):
     assert float(rows[0]["loss"]) == regressor().fit(X, Y, verbose=0).history["loss"][0]
 
 
+@pytest.mark.parametrize(("too_short", "bars"), [(math.inf, 1), (0.0, 3)])
+def test_epochs_too_short_to_see_have_no_moving_bar(too_short, bars, monkeypatch, capsys):
+    monkeypatch.setattr(callbacks.reporting, "SECONDS_TO_SEE", too_short)
+    regressor().fit(X, Y, epochs=3, verbose=0, callbacks=[callbacks.ProgressBar(bar=True)])
+    out = capsys.readouterr().out
+    assert sum(f"epoch {i}/3:   0%" in out for i in (1, 2, 3)) == bars
+    assert all(f"epoch {i}/3  loss" in out for i in (1, 2, 3))
+
+
 def test_terminate_on_nan(capsys):
     model = regressor(rate=1e30)
     with np.errstate(all="ignore"):

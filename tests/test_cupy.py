@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import emulated_cuda
+import killed
 import numpy as np
 import pytest
 
@@ -127,3 +128,12 @@ def test_a_model_is_exported_from_it(tmp_path):
     session = onnx.InferenceSession(tmp_path / "net.onnx")
     (found,) = session.run(None, {session.get_inputs()[0].name: X})
     np.testing.assert_allclose(found, model.predict(X), rtol=1e-4, atol=1e-6)
+
+
+def test_a_training_that_was_cut_off_goes_on(tmp_path):
+    cut = nnx.callbacks.LambdaCallback(on_epoch_begin=lambda epoch, logs: [0, 0][epoch])
+    folders = [tmp_path / "whole", tmp_path / "cut"]
+    wanted = killed.outcome(killed.train(folders[0], "cupy", epochs=4), folders[0])
+    with pytest.raises(IndexError):
+        killed.train(folders[1], "cupy", epochs=4, callbacks=[*killed.make_callbacks(folders[1]), cut])
+    assert killed.outcome(killed.train(folders[1], "cupy", epochs=4), folders[1]) == wanted

@@ -273,6 +273,35 @@ def test_callbacks_decide_alike_and_write_once(tmp_path, capsys):
     assert (tmp_path / "0" / "log.csv").read_text().count("\n") == len(logs[0]) + 1
 
 
+def test_a_training_that_was_cut_off_goes_on_on_all_ranks(tmp_path):
+    """Rank 0 wrote the state; each rank reads it, and its callbacks get back what they counted."""
+
+    class Cut(callbacks.Callback):
+        def on_epoch_begin(self, epoch, logs=None):
+            if epoch == 4:
+                raise RuntimeError("the power fails")
+
+    def training(folder, *more, **settings):
+        hooks = [
+            callbacks.ModelCheckpoint(folder / "best.nnx", save_best_only=True, save_state=True),
+            callbacks.EarlyStopping("val_loss", patience=3, restore_best_weights=True),
+            callbacks.ReduceLROnPlateau("val_loss", patience=0, factor=0.5),
+            *more,
+        ]
+        settings = {"epochs": 9, "validation_split": 0.3, "callbacks": hooks, **settings}
+        return trained(network(layers.Dropout(0.3)), nnx.optimizers.Adam(0.03), **settings)
+
+    whole = on_ranks(2, lambda _: training(tmp_path / "whole"))
+    with pytest.raises(RuntimeError, match="the power fails"):
+        on_ranks(2, lambda _: training(tmp_path / "cut", Cut()))
+    again = on_ranks(2, lambda _: training(tmp_path / "cut", resume=tmp_path / "cut"))
+    for one, other in zip(whole, again, strict=True):
+        assert one.history.history == other.history.history
+        assert one.optimizer.learning_rate == other.optimizer.learning_rate
+        for a, b in zip(one.get_weights(), other.get_weights(), strict=True):
+            np.testing.assert_array_equal(a, b)
+
+
 class OnFirst(callbacks.Callback):
     """Looks at the loss at each batch, on rank 0 alone."""
 

@@ -74,16 +74,21 @@ def test_a_sequence_that_is_all_padding(kind, any_backend):
     assert_allclose(any_backend.to_numpy(dstates[0])[0], 2 * states[0][0], rtol=1e-6)
 
 
-@pytest.mark.parametrize("mode", ["concat", "sum", "mul", "ave", None])
-@settings(max_examples=3)
-@given(
-    data=st.data(),
-    steps=st.integers(1, 3),
-    arguments=st.fixed_dictionaries({"return_sequences": st.booleans(), "return_state": st.booleans()}),
+@pytest.mark.parametrize(
+    ("mode", "steps", "arguments", "mask"),
+    [
+        ("concat", 3, {"return_sequences": True, "return_state": True}, [[1, 1, 0], [0, 1, 1]]),
+        ("concat", 2, {"return_state": True}, None),
+        ("sum", 3, {"return_sequences": True}, None),
+        ("mul", 1, {}, [[1], [0]]),
+        ("ave", 2, {"return_sequences": True}, [[0, 0], [1, 0]]),
+        (None, 2, {"return_state": True}, [[1, 0], [1, 1]]),
+        (None, 3, {"return_sequences": True}, None),
+    ],
 )
-def test_bidirectional(mode, data, steps, arguments):
-    mask = data.draw(masks(2, steps))
-    check_layer(layers.Bidirectional(layers.GRU(2, **arguments), mode), (steps, 3), batch=2, mask=mask)
+def test_bidirectional(mode, steps, arguments, mask):
+    layer = layers.Bidirectional(layers.GRU(2, **arguments), mode)
+    check_layer(layer, (steps, 3), batch=2, mask=mask and np.array(mask, dtype=bool))
 
 
 def test_bidirectional_of_two_kinds_that_start_from_states():

@@ -35,7 +35,7 @@ class ProgressBar(Callback):
 
     def on_epoch_begin(self, epoch, logs=None):
         self._start = time.perf_counter()
-        if self.bar and self._last > SECONDS_TO_SEE:
+        if self.bar and self._last >= SECONDS_TO_SEE:
             from tqdm import tqdm
 
             self._bar = tqdm(
