@@ -230,6 +230,16 @@ def test_in_another_thread_it_does_nothing_and_stop_training_does(any_backend):
     fit(model)
 
 
+def test_stop_training_is_heard_in_the_middle_of_an_epoch(any_backend, monkeypatch):
+    monkeypatch.setattr("nnx.training.SECONDS_A_RUN", 0.0)  # runs of one step
+    model = interrupted.make_model(any_backend)
+    stops = callbacks.LambdaCallback(
+        on_progress=lambda done, total: setattr(model, "stop_training", done == 3)
+    )
+    history = fit(model, callbacks=[stops])
+    assert (model.step, history.epoch) == (3, [0])
+
+
 def test_sigterm_is_not_held_back():
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
     seen = callbacks.LambdaCallback(on_epoch_end=lambda *_: handlers.append(signal.getsignal(signal.SIGTERM)))
