@@ -4,6 +4,9 @@
 PYTHON ?= python3
 ARGS ?=
 BIN = .venv/bin
+# Where a version of NumPy, JAX, Numba, scikit-learn, SciPy, Optuna, Dask, matplotlib, ONNX or safetensors can show.
+LOWEST_TESTS = nnx $(patsubst %,tests/test_%.py,backends numpy_fusion replay reference_layers reference_optimizers \
+  saving callbacks tensorboard estimators search plot onnx export_numpy datasets)
 INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 help:  ## list the commands (this)
@@ -19,10 +22,17 @@ test: .venv/dev.stamp  ## run all tests, on NumPy, JAX and the strict array-API 
 test-cupy: .venv/cupy.stamp  ## run what touches arrays on CuPy: on the GPU, or without one on an emulated device
 	$(BIN)/python -m pytest --cupy -n auto $(ARGS)
 
+test-lowest: .venv-lowest/stamp  ## run what can depend on versions on the lowest ones of all packages that nnx takes
+	.venv-lowest/bin/python -m pytest -n auto -m 'not slow' -k 'not memory and not jobs and not nproc' \
+	  -W default::DeprecationWarning $(LOWEST_TESTS) $(ARGS)
+
 lint: .venv/dev.stamp  ## check format, style and types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/basedpyright
+
+api: .venv/dev.stamp  ## write the list of all public names, docs/api.txt
+	$(BIN)/python tests/public_api.py
 
 bench: .venv/bench.stamp  ## measure speed, about six minutes; NNX_BACKEND=cupy picks one backend
 	$(BIN)/python -m pytest benchmarks --benchmark-autosave --benchmark-columns=median,iqr,rounds \
@@ -35,7 +45,7 @@ bench-report: .venv/bench.stamp  ## make docs/benchmarks.md and its pictures fro
 	$(BIN)/python -m benchmarks.report $(ARGS)
 
 clean:  ## remove the environment and all caches; keeps runs/
-	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache .hypothesis .benchmarks
+	rm -rf .venv .venv-lowest build dist *.egg-info .pytest_cache .ruff_cache .hypothesis .benchmarks
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 .venv/python.stamp:
@@ -59,9 +69,16 @@ clean:  ## remove the environment and all caches; keeps runs/
 	$(INSTALL) -e '.[test-cupy]' $(if $(wildcard /dev/nvidia0),-e '.[cuda13]')
 	@touch $@
 
+# uv, because pip always takes the newest. What these packages need in turn is the newest that they allow.
+.venv-lowest/stamp: pyproject.toml | .venv/python.stamp
+	$(INSTALL) uv
+	$(BIN)/uv venv --quiet --clear --python $(BIN)/python .venv-lowest
+	$(BIN)/uv pip install --quiet --python .venv-lowest --resolution lowest-direct -e '.[test,search]'
+	@touch $@
+
 .venv/bench.stamp: pyproject.toml | .venv/python.stamp
 	$(INSTALL) -e '.[bench]'
 	@touch $@
 
-.PHONY: help train test test-cupy lint bench bench-peers bench-report clean
+.PHONY: help train test test-cupy test-lowest lint api bench bench-peers bench-report clean
 .DELETE_ON_ERROR:

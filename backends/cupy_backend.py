@@ -3,6 +3,7 @@
 import functools
 import importlib
 import math
+import operator
 
 import numpy as np
 
@@ -80,6 +81,7 @@ class CupyBackend(EagerBackend):
         ufuncs = {f: getattr(cupy, f.__name__, None) for f in TEMPLATES if isinstance(f, np.ufunc)}
         # CuPy's own functions take `out`.
         self._native = ufuncs | {
+            operator.pow: cupy.power,
             np.matmul: cupy.matmul,
             xp.matmul: cupy.matmul,
             xp.sum: cupy.sum,

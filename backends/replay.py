@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from nnx import tree
+from nnx import log, tree
 
 from .flat import Packed
 from .remembered import remember
@@ -83,6 +83,10 @@ class Replay:
                 leaf[...] = copy
             carry, totals = self.plain(carry, totals, rows, data, i, i + 1)
         remember(self.programs, key, found, MOST_PROGRAMS)
+        if isinstance(found, Program):
+            log.debug("step on %s compiled: %d calls", self.backend.name, len(trace.calls))
+        elif isinstance(found, Plain):
+            log.info("step on %s runs as it stands: %s", self.backend.name, found.reason)
         return carry, totals
 
 

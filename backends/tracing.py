@@ -8,6 +8,7 @@ Operators, and NumPy's own functions, come here by NumPy's protocols `__array_uf
 `__array_function__`; the functions of another library through a `TracingNamespace`.
 """
 
+import operator
 import types
 from dataclasses import dataclass
 from typing import Any
@@ -47,6 +48,12 @@ class Traced(NDArrayOperatorsMixin):
     @property
     def T(self):
         return self.trace.call("T", (self,))
+
+    def __pow__(self, exponent):
+        if isinstance(self.value, (int, float)):
+            return super().__pow__(exponent)
+        # Before NumPy 2.3 its ufunc rounds otherwise than its operator, which the plain step uses.
+        return self.trace.call(operator.pow, (self, exponent))
 
     def __len__(self):
         return len(self.value)

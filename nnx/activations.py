@@ -13,6 +13,47 @@ from nnx import kernels
 from nnx.backend import get_backend
 from nnx.registry import REGISTRIES, Configurable
 
+__all__ = [
+    "ELU",
+    "GELU",
+    "SELU",
+    "Activation",
+    "Exponential",
+    "GELUTanh",
+    "HardSigmoid",
+    "LeakyReLU",
+    "Linear",
+    "LogSoftmax",
+    "Mish",
+    "ReLU",
+    "SiLU",
+    "Sigmoid",
+    "Softmax",
+    "Softplus",
+    "Softsign",
+    "Tanh",
+    "elu",
+    "exponential",
+    "gelu",
+    "gelu_tanh",
+    "get",
+    "hard_sigmoid",
+    "leaky_relu",
+    "linear",
+    "log_softmax",
+    "mish",
+    "names",
+    "relu",
+    "selu",
+    "sigmoid",
+    "silu",
+    "softmax",
+    "softplus",
+    "softsign",
+    "swish",
+    "tanh",
+]
+
 _registry = REGISTRIES["activation"]
 
 

@@ -20,9 +20,20 @@ from typing import Any
 
 import numpy as np
 
-from nnx import tree
+from nnx import log, tree
 from nnx.distributed import LAUNCH, Communicator
 from nnx.registry import suggest
+
+__all__ = [
+    "Backend",
+    "BackendError",
+    "BackendInfo",
+    "as_backend",
+    "available_backends",
+    "get_backend",
+    "set_backend",
+    "use_backend",
+]
 
 GROUP = "nnx.backends"
 # `NNX_BACKEND=auto` takes the first of these that can run.
@@ -393,10 +404,16 @@ def host_memory() -> str:
 def _automatic() -> Backend:
     """Return the first usable of CuPy, JAX on an accelerator, and NumPy."""
     for name in AUTOMATIC[:-1]:
-        with contextlib.suppress(BackendError):
+        try:
             backend = _load(name)
-            if backend.is_accelerated:
-                return backend
+        except BackendError as error:
+            log.debug("backend auto: not %s: %s", name, error)
+            continue
+        if backend.is_accelerated:
+            log.info("backend auto: %s", name)
+            return backend
+        log.debug("backend auto: not %s, which has no accelerator here", name)
+    log.info("backend auto: %s, for want of an accelerator", AUTOMATIC[-1])
     return _load(AUTOMATIC[-1])
 
 

@@ -17,6 +17,19 @@ import numpy as np
 from nnx.registry import suggest
 from nnx.tables import TASKS, read_csv
 
+__all__ = [
+    "NAMES",
+    "TASKS",
+    "Dataset",
+    "Scaling",
+    "Split",
+    "load",
+    "load_idx",
+    "load_mnist",
+    "read_csv",
+    "split",
+]
+
 
 @dataclass
 class Dataset:

@@ -20,6 +20,8 @@ import numpy as np
 
 from nnx import tree
 
+__all__ = ["Communicator", "DistributedError", "local_rank", "rank", "size", "use"]
+
 LAUNCH = "python -m nnx launch"
 
 

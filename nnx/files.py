@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from nnx import log
 from nnx.interrupt import undivided
 
 FORMAT = 2
@@ -78,6 +79,7 @@ def write_whole(path, content: bytes) -> None:
             Path(temporary).unlink()
         raise
     _flush_folder(path.parent)
+    log.info("wrote %s, %.2f MiB", path, len(content) / 2**20)
 
 
 def _umask() -> int:

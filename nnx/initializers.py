@@ -17,6 +17,25 @@ import numpy as np
 
 from nnx.registry import REGISTRIES, Configurable
 
+__all__ = [
+    "Constant",
+    "GlorotNormal",
+    "GlorotUniform",
+    "HeNormal",
+    "HeUniform",
+    "Initializer",
+    "LecunNormal",
+    "LecunUniform",
+    "Ones",
+    "Orthogonal",
+    "RandomNormal",
+    "RandomUniform",
+    "TruncatedNormal",
+    "Zeros",
+    "fans",
+    "get",
+]
+
 _registry = REGISTRIES["initializer"]
 
 # The standard deviation of a normal distribution cut off at two standard deviations.

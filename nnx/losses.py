@@ -20,6 +20,40 @@ from nnx.context import Context
 from nnx.registry import REGISTRIES, Configurable
 from nnx.targets import check_classes, check_one_hot, check_probabilities, check_real
 
+__all__ = [
+    "BinaryCrossentropy",
+    "BinaryFocalCrossentropy",
+    "CategoricalCrossentropy",
+    "CategoricalFocalCrossentropy",
+    "FunctionLoss",
+    "Hinge",
+    "Huber",
+    "KLDivergence",
+    "LogCosh",
+    "Loss",
+    "MeanAbsoluteError",
+    "MeanSquaredError",
+    "Poisson",
+    "Quantile",
+    "SparseCategoricalCrossentropy",
+    "SquaredHinge",
+    "binary_crossentropy",
+    "binary_focal_crossentropy",
+    "categorical_crossentropy",
+    "categorical_focal_crossentropy",
+    "get",
+    "hinge",
+    "huber",
+    "kl_divergence",
+    "log_cosh",
+    "mean_absolute_error",
+    "mean_squared_error",
+    "poisson",
+    "quantile",
+    "sparse_categorical_crossentropy",
+    "squared_hinge",
+]
+
 _registry = REGISTRIES["loss"]
 
 # Probabilities are kept this far from 0 and 1 before their logarithm is taken, as in Keras.

@@ -17,6 +17,27 @@ from nnx.registry import REGISTRIES, Configurable
 from nnx.reports import classification_metrics as classification_metrics
 from nnx.reports import regression_metrics as regression_metrics
 
+__all__ = [
+    "AUC",
+    "Accuracy",
+    "BinaryAccuracy",
+    "CategoricalAccuracy",
+    "F1Score",
+    "MeanAbsoluteError",
+    "MeanSquaredError",
+    "Metric",
+    "Precision",
+    "R2Score",
+    "Recall",
+    "RootMeanSquaredError",
+    "SparseCategoricalAccuracy",
+    "SparseTopKCategoricalAccuracy",
+    "TopKCategoricalAccuracy",
+    "classification_metrics",
+    "get",
+    "regression_metrics",
+]
+
 _registry = REGISTRIES["metric"]
 
 EPSILON = 1e-7

@@ -17,6 +17,8 @@ import zlib
 
 import numpy as np
 
+__all__ = ["fold_name", "generator", "hash_bits", "next_seed", "set_random_seed", "step_keys"]
+
 # What a seed is used for; keeps the streams apart.
 WEIGHTS, SHUFFLE, MASKS = 0, 1, 2
 

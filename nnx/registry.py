@@ -10,6 +10,8 @@ import functools
 import inspect
 from typing import Any, ClassVar
 
+__all__ = ["REGISTRIES", "Configurable", "Registry", "decode", "encode", "register"]
+
 
 def suggest(kind: str, name: str, known) -> str:
     """Return the text of an error about an unknown name: the nearest known one, then all."""

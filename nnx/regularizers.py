@@ -7,6 +7,8 @@ from typing import Any
 
 from nnx.registry import REGISTRIES, Configurable
 
+__all__ = ["L1", "L1L2", "L2", "Regularizer", "get", "l1", "l1_l2", "l2"]
+
 _registry = REGISTRIES["regularizer"]
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from nnx import distributed, files, saving, tree
+from nnx import distributed, files, log, saving, tree
 from nnx.data import Samples
 from nnx.interrupt import undivided
 from nnx.registry import Configurable, encode, init_arguments
@@ -62,6 +62,7 @@ def begin(model, callbacks, facts: dict, folder) -> dict | None:
             partial.unlink(missing_ok=True)
     if not path.is_file():
         if distributed.rank() > 0 or path.absolute() in (other.absolute() for other in _paths(callbacks)):
+            log.info("there is no %s yet: training starts anew", path)
             return None
         raise FileNotFoundError(
             f"there is no {path} to go on from. For a program that starts there or goes on, give fit "
@@ -78,6 +79,7 @@ def begin(model, callbacks, facts: dict, folder) -> dict | None:
         if distributed.rank() == 0 and names != set(run["callbacks"]):
             different = ", ".join(sorted(names ^ set(run["callbacks"])))
             raise ValueError(f"{path} is of a run with other callbacks: they differ in {different}")
+        log.info("going on from %s, written after %d epochs, step %d", path, run["epochs"], run["step"])
         return {**run, "arrays": arrays}
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} is damaged: {files.one_line(error)}") from None

@@ -13,6 +13,19 @@ from typing import Any
 from nnx.blame import raised_by
 from nnx.registry import REGISTRIES, Configurable
 
+__all__ = [
+    "ConstantSchedule",
+    "CosineDecay",
+    "CosineDecayRestarts",
+    "ExponentialDecay",
+    "LearningRateSchedule",
+    "OneCycle",
+    "PiecewiseConstantDecay",
+    "PolynomialDecay",
+    "StepDecay",
+    "Warmup",
+]
+
 _registry = REGISTRIES["schedule"]
 
 

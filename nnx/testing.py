@@ -20,6 +20,8 @@ from nnx.data import rows_of
 from nnx.layers.base import Layer, run
 from nnx.shapes import as_shapes, map_shapes
 
+__all__ = ["check_layer", "check_loss"]
+
 KEY = (0x12345678, 0x0BADCAFE)
 
 

@@ -12,7 +12,7 @@ import warnings
 
 import numpy as np
 
-from nnx import distributed, resume, tree
+from nnx import distributed, log, resume, tree
 from nnx.blame import raised_by
 from nnx.callbacks import CallbackList
 from nnx.data import Samples, as_batch, batch_indices
@@ -68,13 +68,20 @@ class Engine:
     def place_if_it_fits(self, samples: Samples) -> dict | None:
         """Return the samples on the device, or None: then they are to be streamed, batch by batch."""
         free = self.backend.free_memory()
+        size = f"{len(samples):,} samples, {samples.nbytes / 2**20:,.1f} MiB"
         if free is not None and samples.nbytes > DATA_SHARE * free:
+            log.info(
+                "%s, streamed batch by batch: %.1f MiB are free on %s", size, free / 2**20, self.backend.name
+            )
             return None
         try:
-            return self.place(samples)
+            placed = self.place(samples)
+            log.info("%s, placed on %s", size, self.backend.name)
+            return placed
         except Exception as error:  # what is free may be in pieces, or another program's by now
             if free is None or self.backend.out_of_memory(error) is None:
                 raise
+            log.info("%s, streamed batch by batch: no room on %s", size, self.backend.name)
         return None
 
     def transfer(self, batches, shared: bool = True):
@@ -190,6 +197,8 @@ def parts_that_fit(model, starts: range, batch_size: int) -> list[range]:
     free, bytes_a_batch = model.backend.free_memory(), np.dtype(model.weight_dtype).itemsize * batch_size
     bytes_a_batch *= elements(model.output_shape)
     count = len(starts) if free is None else max(1, int(DATA_SHARE * free) // bytes_a_batch)
+    if count < len(starts):
+        log.info("outputs fetched every %d of %d batches, for want of memory", count, len(starts))
     return [starts[i : i + count] for i in range(0, len(starts), count)]
 
 
@@ -222,6 +231,9 @@ def train(model, samples, stream, validation, callbacks: CallbackList, *, epochs
     if engine.communicator is not None and model.built:  # else at the first batch, see `train_on`
         data = {} if samples is None else {"batch_size": batch_size, **distributed.describe(samples)}
         engine.begin({"epochs": epochs, "initial_epoch": initial_epoch, **data})
+    log.info(
+        "training on %s in %s: epochs %d to %d", engine.backend.name, model.dtype, initial_epoch + 1, epochs
+    )
     model.stop_training = False
     interrupt = Interrupt.current()
     interrupt.check()

@@ -10,6 +10,8 @@ What goes in and out of a network may also hold tuples, whose leaves are visited
 
 from typing import Any
 
+__all__ = ["at", "copy", "from_paths", "leaves", "map", "paths", "rebuild"]
+
 Tree = dict[str, Any]
 
 

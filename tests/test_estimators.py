@@ -124,6 +124,8 @@ def fast_backend(request):
 @pytest.mark.parametrize("problem", PROBLEMS)
 @pytest.mark.parametrize("setting", ["default", "sgd", "lbfgs", "early stopping"])
 def test_every_problem_gives_scikit_learns_numbers(problem, setting, fast_backend):
+    if (problem, setting) == ("names", "early stopping") and sklearn.__version__[:4] in ("1.7.", "1.8."):
+        pytest.skip("scikit-learn before 1.9 stops with a TypeError")
     x, y = PROBLEMS[problem]()
     for weight in (None, weights(y)):
         theirs, ours = both(problem, fast_backend, **SETTINGS[setting])

@@ -5,6 +5,7 @@ from nnx.callbacks.monitors import EarlyStopping, ModelCheckpoint
 from nnx.callbacks.pruning import OptunaPruning
 from nnx.callbacks.rates import LearningRateScheduler, ReduceLROnPlateau
 from nnx.callbacks.reporting import CSVLogger, ProgressBar, TerminateOnNaN, format_number
+from nnx.callbacks.tensorboard import TensorBoard
 
 __all__ = [
     "CSVLogger",
@@ -17,6 +18,7 @@ __all__ = [
     "OptunaPruning",
     "ProgressBar",
     "ReduceLROnPlateau",
+    "TensorBoard",
     "TerminateOnNaN",
     "format_number",
 ]

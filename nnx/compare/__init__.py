@@ -21,6 +21,8 @@ from nnx.compare.trial import draw_batches
 from nnx.data import Samples, as_batch
 from nnx.model import DTYPES, Model, NotReadyError
 
+__all__ = ["CompareError", "Comparison", "Difference", "Failure", "Pair", "compare"]
+
 # Rounding alone makes 1e-6 in small networks, and 1e-5 in 40 layers or batches of 2048 (NumPy and JAX).
 TOLERANCES = {"float32": 1e-4, "float64": 1e-12}
 

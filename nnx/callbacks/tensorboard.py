@@ -1,0 +1,87 @@
+"""A callback that writes what TensorBoard draws."""
+
+import importlib
+import math
+import time
+from pathlib import Path
+
+from nnx.callbacks.base import Callback
+from nnx.schedules import rate_at
+
+WRITERS = ("tensorboardX", "torch.utils.tensorboard")
+"""Modules that have a `SummaryWriter`, the lighter one first."""
+
+
+class TensorBoard(Callback):
+    """Write the numbers of each epoch as event files: `tensorboard --logdir runs/tb` draws them.
+
+    Under Keras's names: `epoch_loss`, `epoch_accuracy`, `epoch_learning_rate`, ... of training in the
+    folder `train`, and the same of validation in the folder `validation`. A fit begins its curves anew at its
+    first epoch, and one that goes on (`fit(resume=)`) at the epoch that it goes on with; those before stay.
+
+    Parameters
+    ----------
+    log_dir : str or Path
+    histogram_freq : int
+        Write a histogram of each weight after every so many epochs; 0 for none.
+
+    Raises
+    ------
+    ImportError
+        If there is neither tensorboardX nor PyTorch with tensorboard: `pip install tensorboardX`.
+    """
+
+    first_rank_only = True
+
+    def __init__(self, log_dir="runs/tb", histogram_freq: int = 0):
+        super().__init__()
+        if histogram_freq < 0:
+            raise ValueError(
+                f"TensorBoard: histogram_freq must be 0 or a number of epochs, got {histogram_freq}"
+            )
+        self.log_dir = log_dir
+        self.histogram_freq = histogram_freq
+
+    def on_train_begin(self, logs=None):
+        self._make_writer, self._writers = _writer(), {}
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self._first = self._first if self._writers else epoch
+
+    def on_epoch_end(self, epoch, logs=None):
+        rate = rate_at(self.model.optimizer.learning_rate, self.model.step)
+        logs = {"learning_rate": rate, **(logs or {})}
+        for name, value in logs.items():
+            folder = "validation" if name.startswith("val_") else "train"
+            self._in(folder).add_scalar(f"epoch_{name.removeprefix('val_')}", value, epoch)
+        if self.histogram_freq and (epoch + 1) % self.histogram_freq == 0:
+            arrays = zip(self.model.weight_paths(), self.model.get_weights(), strict=True)
+            for (_, path), values in arrays:
+                if (finite := values[abs(values) < math.inf]).size:
+                    self._in("train").add_histogram("/".join(path), finite, epoch)
+        for writer in self._writers.values():
+            writer.flush()
+
+    def on_train_end(self, logs=None):
+        for writer in self._writers.values():
+            writer.close()
+
+    def _in(self, folder):
+        """Return the writer of a folder; what an earlier run wrote there from this epoch on is not shown."""
+        if folder not in self._writers:
+            # By themselves the writers name a file by the second, and write over one of the same second.
+            self._writers[folder] = self._make_writer(
+                str(Path(self.log_dir) / folder),
+                purge_step=self._first,
+                filename_suffix=f".{time.time_ns()}",
+            )
+        return self._writers[folder]
+
+
+def _writer():
+    for name in WRITERS:
+        try:
+            return importlib.import_module(name).SummaryWriter
+        except ImportError:
+            continue
+    raise ImportError("callbacks.TensorBoard needs a writer of event files: pip install tensorboardX")
