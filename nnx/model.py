@@ -14,7 +14,7 @@ import numpy as np
 from nnx import distributed, losses, optimizers, precision, rows, saving, training, tree
 from nnx import resume as resuming
 from nnx.ahead import ahead
-from nnx.backend import Backend, as_backend
+from nnx.backend import Backend, BackendError, as_backend
 from nnx.callbacks import Callback, CallbackList, ProgressBar, format_number
 from nnx.context import Context
 from nnx.data import (
@@ -30,6 +30,7 @@ from nnx.data import (
 )
 from nnx.failures import explained
 from nnx.history import History
+from nnx.interrupt import interruptible, undivided
 from nnx.layers.base import Layer, run
 from nnx.layers.combine import Chain, as_layer
 from nnx.metrics import Metric
@@ -40,6 +41,7 @@ from nnx.registry import suggest
 from nnx.shapes import Shape, as_shapes, is_single, map_shapes
 from nnx.sources import on_host
 from nnx.summary import summary_table
+from nnx.threads import alone, expect_alone
 
 DTYPES = (*precision.HALF, "float32", "float64")
 
@@ -80,6 +82,8 @@ class Model:
         self.history = History()
         self.step = 0
         """Steps taken since `compile`."""
+        self.trained_in: int | None = None
+        """The number of the thread that trains it now."""
         self._backend: Backend | None = None if backend is None else as_backend(backend)
         self._forget()
         self.optimizer: optimizers.Optimizer | None = None
@@ -99,7 +103,7 @@ class Model:
 
     def __getstate__(self):
         """Return what `pickle` and `copy.deepcopy` keep: arrays on the host, nothing compiled."""
-        kept = {**vars(self), "_engine": None, "_forward": None}
+        kept = {**vars(self), "_engine": None, "_forward": None, "trained_in": None}
         kept["loss_scale"] = self._to_host(self.loss_scale or {})
         if self.built:
             kept["_params"], kept["_state"] = self._to_host(self._params), self._to_host(self._state)
@@ -109,6 +113,10 @@ class Model:
     def __setstate__(self, kept):
         vars(self).update(kept)
         if self.built:
+            try:
+                self.backend.check_process()
+            except BackendError:  # told at the first use: a worker that fails to read its task tells nobody
+                return
             self._params, self._state = (
                 self._to_device(self._params),
                 self._to_device(self._state, packed=False),
@@ -149,6 +157,7 @@ class Model:
             return self.backend.pack(arrays) if packed else arrays
 
     @explained
+    @undivided
     def build(self, input_shape) -> None:
         """Make the starting weights for samples of this shape (the batch axis left out)."""
         shape = as_shapes(input_shape, batch_axis=True)  # None in front, as Keras writes it
@@ -157,9 +166,9 @@ class Model:
 
     def build_from(self, shape: Shape, params, state) -> None:
         """Take these trees of host arrays as the weights for samples of this shape."""
-        self._paths = list(_ordered_paths(self.network, params, state))
-        self.input_shape = shape
-        self._params, self._state = self._to_device(params), self._to_device(state, packed=False)
+        paths = list(_ordered_paths(self.network, params, state))
+        arrays = self._to_device(params), self._to_device(state, packed=False)
+        self._paths, self.input_shape, (self._params, self._state) = paths, shape, arrays
         self._slots, self.loss_scale, self.step = None, None, 0
 
     def _built_shape(self) -> Shape:
@@ -215,12 +224,14 @@ class Model:
         return self.network.layers if isinstance(self.network, Chain) else [self.network]
 
     @explained
+    @undivided
     def to(self, backend) -> "Model":
         """Move weights, state and optimizer to another backend, and return the model.
 
         Training goes on from where it was: the same shuffles and masks follow.
         """
         found = as_backend(backend)
+        expect_alone(self)
         if self.built:
             host = [self._to_host(t) for t in (self._params, self._state)]
             slots = [self._to_host(slot) for slot in self._slots or []]
@@ -370,6 +381,8 @@ class Model:
         return self._check(*batch)
 
     @explained
+    @interruptible
+    @alone
     def fit(self, x, y=None, batch_size: int | None = 32, epochs: int = 1, verbose="auto", callbacks=None,
             validation_split: float = 0.0, validation_data=None, shuffle: Any = True, class_weight=None,
             sample_weight=None, initial_epoch: int = 0, steps_per_epoch: int | None = None,
@@ -476,6 +489,7 @@ class Model:
         return self.history
 
     @explained
+    @alone
     def train_on_batch(self, x, y, sample_weight=None, class_weight=None, return_dict: bool = False):
         """Take one step on these samples; return its loss and metrics."""
         engine = self.engine
@@ -503,6 +517,7 @@ class Model:
     ):
         """Return the loss, or a list of loss and metrics, on these samples or batches."""
         engine = self.engine
+        expect_alone(self)
         with self.backend.scope(self.dtype):
             if y is None and is_stream(x):
                 logs = engine.evaluate_stream(engine.checked(x))
@@ -517,6 +532,7 @@ class Model:
     @explained
     def predict(self, x, batch_size: int | None = 1024, verbose=0) -> Any:
         """Return the outputs for `x` as a NumPy array, (samples, ...), or as a dict or tuple of them."""
+        expect_alone(self)
         size = check_count("batch_size", 1024 if batch_size is None else batch_size)
         shape = self._built_shape()
         x = on_host(x, "X", self.backend)
@@ -547,6 +563,7 @@ class Model:
     @explained
     def __call__(self, x) -> Any:
         """Return the outputs for `x` as an array of the backend."""
+        expect_alone(self)
         x = self.as_input(on_host(x, "X", self.backend), self.input_shape)
         with self.backend.scope(self.dtype):
             placed = tree.map(lambda a: self.backend.asarray(a[:]), x)
@@ -565,6 +582,7 @@ class Model:
         with self.backend.scope(self.dtype):
             return [self.backend.to_numpy(tree.at(arrays[kind], path)) for kind, path in self.weight_paths()]
 
+    @undivided
     def set_weights(self, weights) -> None:
         """Set all weights and moving averages, in the order of `get_weights`."""
         paths, old = self.weight_paths(), self.get_weights()

@@ -14,6 +14,7 @@ import numpy as np
 
 from nnx import distributed, files, log, saving, tree
 from nnx.data import Samples
+from nnx.interrupt import undivided
 from nnx.registry import Configurable, encode, init_arguments
 
 STATE = "state.nnx"
@@ -35,6 +36,7 @@ def describe(samples) -> list | None:
     ]
 
 
+@undivided
 def begin(model, callbacks, facts: dict, folder) -> dict | None:
     """Give a model what the state in `folder` holds, and return the rest of it, or None to start anew.
 

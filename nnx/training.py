@@ -16,10 +16,11 @@ from typing import Any
 import numpy as np
 
 from nnx import distributed, log, resume, tree
+from nnx.blame import raised_by
 from nnx.callbacks import CallbackList
 from nnx.data import Samples, as_part_of_stream, batch_indices
 from nnx.failures import own_exceptions
-from nnx.interrupt import Interrupt
+from nnx.interrupt import Interrupt, undivided
 from nnx.random import SHUFFLE, generator, step_keys
 from nnx.shapes import elements
 from nnx.sharing import shared_steps
@@ -126,7 +127,11 @@ class Engine:
         read = tree.map(lambda a: np.asarray(a, dtype=np.float64), read)
         logs = {name: float(read["loss"][name]) / samples for name in ("loss", *self.model.loss.parts)}
         for metric, _ in self.model.metrics_used:
-            logs[metric.name] = metric.result(read[metric.name])
+            try:
+                logs[metric.name] = metric.result(read[metric.name])
+            except Exception as error:
+                raised_by(error, "metric", metric)
+                raise
         return logs
 
     def runs(self, rows, length: int, one_by_one: bool):
@@ -177,6 +182,18 @@ class Engine:
     def _weights(self) -> dict:
         return {"params": self.model.params, "state": self.model.state}
 
+    @undivided
+    def train_rows(
+        self, rows, placed: dict, start: int, stop: int, part: distributed.Part, totals, watch: Watch
+    ) -> dict:
+        """Take steps start, ..., stop - 1 of `rows`; return the totals with their sums added."""
+        before = totals if part.share else None
+        carry, sums = self.steps.train(self.model.carry, before, rows, placed, start, stop)
+        self.model.set_carry(carry, steps=stop - start)
+        watch.left = carry
+        return sums if part.share else added(totals, counted(sums, part))
+
+    @undivided
     def train_on(
         self, batch: dict, part: distributed.Part, count: int, totals=None, watch: Watch | None = None
     ) -> dict:
@@ -242,19 +259,17 @@ def train(model, samples, stream, validation, callbacks: CallbackList, *, epochs
         "training on %s in %s: epochs %d to %d", engine.backend.name, model.dtype, initial_epoch + 1, epochs
     )
     model.stop_training = False
-    callbacks.on_train_begin()
-    watch = Watch(engine, callbacks)
-    if placed is not None and not callable(shuffle) and not callbacks.each_batch:
-        watch.rows_again = functools.partial(_rows_again, engine, samples, placed, batch_size, shuffle)
-    with contextlib.ExitStack() as stack:
-        stack.callback(callbacks.on_train_end)
-        if source is not stream:  # made here, so ended here
-            stack.callback(getattr(source, "close", lambda: None))
+    interrupt = Interrupt.current()
+    interrupt.check()
+    try:
+        callbacks.on_train_begin()
+        watch = Watch(engine, callbacks)
+        if placed is not None and not callable(shuffle) and not callbacks.each_batch:
+            watch.rows_again = functools.partial(_rows_again, engine, samples, placed, batch_size, shuffle)
         if run is not None:
             resume.continue_callbacks(model, callbacks, run)
             if source is not None:  # the batches of the epochs that are done
                 collections.deque(itertools.islice(source, run["epochs"] * steps_per_epoch), maxlen=0)
-        interrupt = stack.enter_context(Interrupt())
         for epoch in range(initial_epoch, epochs):
             if model.stop_training:  # before it was cut off
                 break
@@ -293,6 +308,12 @@ def train(model, samples, stream, validation, callbacks: CallbackList, *, epochs
             if model.stop_training:
                 break
         watch.look_at_the_end()
+    finally:  # nothing comes between this and the call, no Ctrl-C either
+        try:
+            callbacks.on_train_end()
+        finally:
+            if source is not stream:  # made here, so ended here
+                getattr(source, "close", lambda: None)()
     engine.backend.synchronize(tree.leaves(model.params))
 
 
@@ -330,16 +351,12 @@ def _train_on_placed(engine, placed, order, batch_size, callbacks, interrupt, wa
             rows = _rows(engine, block, part, model.step)
             watch.note(rows, placed, len(block))
             for start, stop in engine.runs(rows, len(block), each):
-                before = totals if part.share else None
-                carry, sums = engine.steps.train(model.carry, before, rows, placed, start, stop)
-                totals = sums if part.share else added(totals, counted(sums, part))
-                model.set_carry(carry, steps=stop - start)
-                watch.left = carry
+                totals = engine.train_rows(rows, placed, start, stop, part, totals, watch)
                 done, seen = done + stop - start, seen + (stop - start) * block.shape[1]
                 is_over = time.monotonic() > watch.next_look and watch.look(totals)
                 callbacks.on_progress(done, total)
                 interrupt.check()
-                if is_over:
+                if is_over or (model.stop_training and not each):  # it may be said in another thread
                     return totals, seen
             if each:
                 callbacks.on_train_batch_end(done - 1, engine.logs(totals or {}, seen))
