@@ -62,6 +62,12 @@ class FlatBackend(Backend):
     def flat(self, values):
         return [values.buffer] if isinstance(values, Packed) else super().flat(values)
 
+    def snapshot(self, values):
+        if not isinstance(values, Packed):
+            return super().snapshot(values)
+        kept = self.copy(values.buffer)
+        return lambda: view_as(values, self.copy(kept))
+
     def update(self, kernel, params, grads, slots, scalars):
         if not isinstance(params, Packed):
             return super().update(kernel, params, grads, slots, scalars)

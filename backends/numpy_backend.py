@@ -108,6 +108,10 @@ class NumpyBackend(EagerBackend):
         for i, result in zip(into, rule(self.xp, *arguments), strict=True):
             arguments[i][...] = result
 
+    def zero_or_nan(self, values):
+        finite = all(np.isfinite(array).all() for array in self.flat(values))
+        return np.float32(0.0 if finite else np.nan)
+
     def communicator(self, rank, size):
         from .sockets import SocketCommunicator  # not at the start: few train so
 

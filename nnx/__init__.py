@@ -30,7 +30,7 @@ from nnx.backend import (
     use_backend,
 )
 from nnx.context import Context
-from nnx.failures import OutOfMemoryError
+from nnx.failures import NonFiniteError, OutOfMemoryError
 from nnx.functional import apply
 from nnx.history import History
 from nnx.layers import Input
@@ -41,12 +41,14 @@ from nnx.sequential import Sequential, load
 __version__ = "0.1.0"
 
 # Modules that are imported when first used: they need packages that nnx itself does not.
-_LAZY = ("compare", "datasets", "estimators", "onnx", "plot", "testing")
+_LAZY = ("compare", "datasets", "diagnosis", "estimators", "onnx", "plot", "testing")
 
 
 def __getattr__(name: str):
     if name in _LAZY:
         return importlib.import_module(f"nnx.{name}")
+    if name == "diagnose":
+        return importlib.import_module("nnx.diagnosis").diagnose
     raise AttributeError(f"module 'nnx' has no attribute {name!r}")
 
 
@@ -58,6 +60,7 @@ __all__ = [
     "History",
     "Input",
     "Model",
+    "NonFiniteError",
     "NotReadyError",
     "OutOfMemoryError",
     "Sequential",

@@ -111,10 +111,10 @@ class Backend:
         """Yield each of some batches, trees of host arrays, on the device.
 
         Copies may run some batches ahead, beside the computation. The host arrays of a batch may be
-        written to once the next batch is asked for.
+        written to once the next batch is asked for: what is yielded stays as it is.
         """
         for batch in batches:
-            yield tree.map(self.asarray, batch)
+            yield tree.map(lambda part: self.asarray(np.array(part)), batch)
 
     def scatter_add(self, indices, values, length: int) -> Any:
         """Return (length, width): row i is the sum of those rows of `values` whose index is i.
@@ -275,6 +275,16 @@ class Backend:
 
     def check_process(self) -> None:
         """Raise a BackendError if it cannot run in this process, a fork of the one that started it."""
+
+    def snapshot(self, values) -> Callable[[], Any]:
+        """Return a function that gives a copy of a tree as it is now, arranged as it is, at each call."""
+        kept = tree.map(self.copy, values)
+        return lambda: tree.map(self.copy, kept)
+
+    def zero_or_nan(self, values) -> Any:
+        """Return a number, on the device or the host: 0, or nan where any element of a tree is not finite."""
+        # Zero times infinity is nan, and nan stays nan in a sum.
+        return sum(self.xp.sum(array * 0.0) for array in self.flat(values))
 
     # Precision
 

@@ -26,6 +26,13 @@ class OutOfMemoryError(BackendError, MemoryError):
     """Memory ran out, on the device or on the host; says what to try. The model stays usable."""
 
 
+class NonFiniteError(FloatingPointError):
+    """The loss or the weights became infinite or not a number in `fit`; says where, and what to try.
+
+    The model has the weights, optimizer and step from before: it stays usable.
+    """
+
+
 def explained(method: Function) -> Function:
     """Let a method of a model tell in one line what went wrong on its device."""
 
@@ -54,7 +61,8 @@ def _short(error: Exception) -> Exception:
     while rest is not None and rest.tb_frame.f_code.co_filename in WRAPPERS:
         rest = rest.tb_next
     frames = [frame for frame, _ in traceback.walk_tb(rest)]
-    if frames and frames[-1].f_globals.get("__name__") in CHECKS:  # a mistake of whoever called
+    # A mistake of whoever called, or numbers of whose steps none is on the stack.
+    if isinstance(error, NonFiniteError) or (frames and frames[-1].f_globals.get("__name__") in CHECKS):
         rest = None
     return error.with_traceback(rest)
 

@@ -5,10 +5,13 @@
 
 import collections
 import contextlib
+import functools
 import itertools
 import operator
 import time
 import warnings
+from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
@@ -21,6 +24,7 @@ from nnx.interrupt import Interrupt, undivided
 from nnx.random import SHUFFLE, generator, step_keys
 from nnx.shapes import elements
 from nnx.sharing import shared_steps
+from nnx.watch import Watch
 
 # Samples stay on the device if they take at most this share of the memory that is free there: the
 # rest is for weights, gradients and activations.
@@ -104,9 +108,17 @@ class Engine:
 
     def logs(self, totals: dict, samples: int, shared: bool = True) -> dict[str, float]:
         """Return loss and metrics from the totals of an epoch, of all ranks if shared: the one host read."""
-        if shared and self.communicator is not None and totals:
-            (totals,) = self.backend.all_reduce(self.communicator, [tree.map(self.backend.asarray, totals)])
-        (read,) = self.backend.read([totals])
+        (read,) = self.backend.read([self.of_all_ranks(totals) if shared else totals])
+        return self.named(read, samples)
+
+    def of_all_ranks(self, totals: dict) -> dict:
+        """Return the sums of totals over all ranks."""
+        if self.communicator is None or not totals:
+            return totals
+        return self.backend.all_reduce(self.communicator, [tree.map(self.backend.asarray, totals)])[0]
+
+    def named(self, read: dict, samples: int) -> dict[str, float]:
+        """Return loss and metrics from the totals of so many samples, on the host."""
         read = tree.map(lambda a: np.asarray(a, dtype=np.float64), read)
         logs = {name: float(read["loss"][name]) / samples for name in ("loss", *self.model.loss.parts)}
         for metric, _ in self.model.metrics_used:
@@ -167,23 +179,30 @@ class Engine:
 
     @undivided
     def train_rows(
-        self, rows, placed: dict, start: int, stop: int, part: distributed.Part, totals=None
+        self, rows, placed: dict, start: int, stop: int, part: distributed.Part, totals, watch: Watch
     ) -> dict:
         """Take steps start, ..., stop - 1 of `rows`; return the totals with their sums added."""
         before = totals if part.share else None
         carry, sums = self.steps.train(self.model.carry, before, rows, placed, start, stop)
         self.model.set_carry(carry, steps=stop - start)
+        watch.left = carry
         return sums if part.share else added(totals, counted(sums, part))
 
     @undivided
-    def train_on(self, batch: dict, part: distributed.Part, count: int, totals=None) -> dict:
+    def train_on(
+        self, batch: dict, part: distributed.Part, count: int, totals=None, watch: Watch | None = None
+    ) -> dict:
         """Take one step on this part of `count` samples; return the totals with its sums added."""
         if not self.has_begun:
             self.begin({"number of samples": count})
         numbers = self.numbers(self.model.step, self.model.step + 1, part)
+        if watch is not None:
+            watch.note_batch(numbers, batch)
         before = totals if part.share else None
         carry, sums = self.steps.train_one(self.model.carry, before, numbers, batch)
         self.model.set_carry(carry, steps=1)
+        if watch is not None:
+            watch.left = carry
         return sums if part.share else added(totals, counted(sums, part))
 
     def train_on_samples(self, samples: Samples) -> dict:
@@ -239,6 +258,9 @@ def train(model, samples, stream, validation, callbacks: CallbackList, *, epochs
     interrupt.check()
     try:
         callbacks.on_train_begin()
+        watch = Watch(engine, callbacks)
+        if placed is not None and not callable(shuffle) and not callbacks.each_batch:
+            watch.rows_again = functools.partial(_rows_again, engine, samples, placed, batch_size, shuffle)
         if run is not None:
             resume.continue_callbacks(model, callbacks, run)
             if source is not None:  # the batches of the epochs that are done
@@ -247,24 +269,23 @@ def train(model, samples, stream, validation, callbacks: CallbackList, *, epochs
             if model.stop_training:  # before it was cut off
                 break
             callbacks.on_epoch_begin(epoch)
+            watch.begin_epoch(epoch)
             if samples is not None:
-                order = np.arange(len(samples))
-                if callable(shuffle):
-                    order = shuffle(order)
-                elif shuffle:
-                    generator(model.seed, SHUFFLE, model.step).shuffle(order)
+                order = _ordered(model, samples, shuffle, model.step)
                 if placed is not None:
-                    totals, seen = _train_on_placed(engine, placed, order, batch_size, callbacks, interrupt)
+                    totals, seen = _train_on_placed(
+                        engine, placed, order, batch_size, callbacks, interrupt, watch
+                    )
                 else:
                     batches, steps = samples.batches(order, batch_size), -(-len(samples) // batch_size)
-                    totals, seen = _train_on_stream(engine, batches, steps, callbacks, interrupt)
+                    totals, seen = _train_on_stream(engine, batches, steps, callbacks, interrupt, watch)
             else:
                 items = stream if source is None else itertools.islice(source, steps_per_epoch)
                 batches = engine.checked(items)
-                totals, seen = _train_on_stream(engine, batches, steps_per_epoch, callbacks, interrupt)
+                totals, seen = _train_on_stream(engine, batches, steps_per_epoch, callbacks, interrupt, watch)
                 if totals is None:  # used up exactly at the end of the epoch before
                     break
-            logs = engine.logs(totals, seen)
+            logs = watch.logs(totals, seen, is_last=epoch + 1 == epochs or model.stop_training)
             if validation is not None and (epoch + 1) % validation_freq == 0:
                 if isinstance(validation, Samples):
                     numbers = engine.evaluate(
@@ -273,17 +294,42 @@ def train(model, samples, stream, validation, callbacks: CallbackList, *, epochs
                 else:
                     numbers = engine.evaluate_stream(engine.checked(validation), interrupt.check, shared=True)
                 logs.update({f"val_{name}": value for name, value in numbers.items()})
+                watch.look_at_validation(logs)
             callbacks.on_epoch_end(epoch, logs)
             resume.save(model, callbacks, facts, epoch)
             interrupt.check()
             if model.stop_training:
                 break
+        watch.look_at_the_end()
     finally:  # nothing comes between this and the call, no Ctrl-C either
         callbacks.on_train_end()
     engine.backend.synchronize(tree.leaves(model.params))
 
 
-def _train_on_placed(engine, placed, order, batch_size, callbacks, interrupt) -> tuple:
+def _ordered(model, samples, shuffle, step: int) -> Any:
+    """Return the numbers of the samples in the order of an epoch that begins at a step."""
+    order = np.arange(len(samples))
+    if callable(shuffle):
+        return shuffle(order)
+    if shuffle:
+        generator(model.seed, SHUFFLE, step).shuffle(order)
+    return order
+
+
+def _rows(engine, block, part, step: int) -> dict:
+    """Return what the step functions read of each step from `step` on, on batches numbered by `block`."""
+    numbers = engine.numbers(step, step + len(block), part)
+    return engine.backend.stage({"index": block[:, part.start : part.stop], **numbers})
+
+
+def _rows_again(engine, samples, placed, batch_size, shuffle, step: int) -> Iterator[tuple]:
+    """Yield (rows, data, number of steps, first step) of each run of an epoch that began at a step."""
+    for block in batch_indices(_ordered(engine.model, samples, shuffle, step), batch_size):
+        yield _rows(engine, block, engine.part(block.shape[1]), step), placed, len(block), step
+        step += len(block)
+
+
+def _train_on_placed(engine, placed, order, batch_size, callbacks, interrupt, watch) -> tuple:
     """Train on all batches; return the totals and the number of samples seen."""
     model, totals, done, seen = engine.model, None, 0, 0
     parts = batch_indices(order, batch_size)
@@ -296,14 +342,15 @@ def _train_on_placed(engine, placed, order, batch_size, callbacks, interrupt) ->
         for block in blocks:
             if each:
                 callbacks.on_train_batch_begin(done)
-            numbers = engine.numbers(model.step, model.step + len(block), part)
-            rows = engine.backend.stage({"index": block[:, part.start : part.stop], **numbers})
+            rows = _rows(engine, block, part, model.step)
+            watch.note(rows, placed, len(block))
             for start, stop in engine.runs(rows, len(block), each):
-                totals = engine.train_rows(rows, placed, start, stop, part, totals)
+                totals = engine.train_rows(rows, placed, start, stop, part, totals, watch)
                 done, seen = done + stop - start, seen + (stop - start) * block.shape[1]
+                is_over = time.monotonic() > watch.next_look and watch.look(totals)
                 callbacks.on_progress(done, total)
                 interrupt.check()
-                if model.stop_training and not each:  # said in another thread
+                if is_over or (model.stop_training and not each):  # said in another thread
                     return totals, seen
             if each:
                 callbacks.on_train_batch_end(done - 1, engine.logs(totals or {}, seen))
@@ -312,20 +359,23 @@ def _train_on_placed(engine, placed, order, batch_size, callbacks, interrupt) ->
     return totals, seen
 
 
-def _train_on_stream(engine, batches, steps, callbacks, interrupt) -> tuple:
+def _train_on_stream(engine, batches, steps, callbacks, interrupt, watch) -> tuple:
     """Train on an iterable of `Samples`; return the totals and the number of samples seen."""
     model, totals, seen, done = engine.model, None, 0, 0
     with contextlib.closing(engine.transfer(batches)) as placed:
         for batch, part, count in placed:
             if callbacks.each_batch:
                 callbacks.on_train_batch_begin(done)
-            totals = engine.train_on(batch, part, count, totals)
+            totals = engine.train_on(batch, part, count, totals, watch)
             seen, done = seen + count, done + 1
+            is_over = watch.look_at_batches(totals) or (
+                time.monotonic() > watch.next_look and watch.look(totals)
+            )
             callbacks.on_progress(done, steps)
             if callbacks.each_batch:
                 callbacks.on_train_batch_end(done - 1, engine.logs(totals, seen))
             interrupt.check()
-            if model.stop_training:
+            if model.stop_training or is_over:
                 break
     if totals is None and (not steps or model.step == 0):
         raise ValueError(NO_BATCH)

@@ -74,9 +74,8 @@ def network(
     **settings,
 ):
     def build():
-        model = nnx.Sequential(
-            [*inner, layers.Dense(units, "softmax" if "categorical" in str(loss) else None)], seed=1
-        )
+        activation = "softmax" if "categorical" in str(loss) else "softplus" if loss == "poisson" else None
+        model = nnx.Sequential([*inner, layers.Dense(units, activation)], seed=1)
         model.compile(optimizer, loss, metrics=list(metrics), **settings)
         return model
 

@@ -147,10 +147,21 @@ class CSVLogger(Callback):
 
 
 class TerminateOnNaN(Callback):
-    """Stop training when the loss is no longer finite; looked at once an epoch."""
+    """Stop training when the loss or the weights are no longer finite, in place of `nnx.NonFiniteError`.
+
+    It prints what the error would say. The weights are those of before the step that went wrong.
+    """
+
+    fault: str | None = None
+    """What `fit` found, before `on_epoch_end`."""
+
+    def on_train_begin(self, logs=None):
+        self.fault = None
 
     def on_epoch_end(self, epoch, logs=None):
         loss = (logs or {}).get("loss")
-        if loss is not None and not math.isfinite(loss):
+        if self.fault is not None:
+            print(f"training stops: {self.fault}")
+        elif loss is not None and not math.isfinite(loss):
             print(f"epoch {epoch + 1}: the loss is {loss}, training stops; try a smaller learning rate")
             self.model.stop_training = True

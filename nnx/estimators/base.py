@@ -21,6 +21,7 @@ from nnx.distributed import LAUNCH
 from nnx.estimators import lbfgs, perceptron, sparse
 from nnx.estimators.epochs import Epochs, Order
 from nnx.estimators.losses import WeightedMean
+from nnx.failures import NonFiniteError
 from nnx.registry import REGISTRIES
 from nnx.sequential import Sequential
 
@@ -47,6 +48,10 @@ EPOCHS_ONLY = {
     "global_clipnorm": None,
     "restore_best": False,
 }
+NOT_FINITE = (
+    "Solver produced non-finite parameter weights. The input data may contain large values and need to be "
+    "preprocessed."
+)
 # Parameters that the model is made of: where one is changed, `partial_fit` makes it anew.
 OF_MODEL = ("alpha", "activation", "loss", "dropout", "batch_norm", "metrics", "backend", "dtype")
 
@@ -104,10 +109,7 @@ class Perceptron(BaseEstimator):
         else:
             self._fit_epochs(X, y, sample_weight, validation_data, incremental)
         if not all(np.isfinite(w).all() for w in (*self.coefs_, *self.intercepts_)):
-            raise ValueError(
-                "Solver produced non-finite parameter weights. The input data may contain large values and need to be "
-                "preprocessed."
-            )
+            raise ValueError(NOT_FINITE)
         return self
 
     def _check_solver_takes(self, validation_data):
@@ -257,6 +259,8 @@ class Perceptron(BaseEstimator):
                 model.fit(dense, y, batch_size, shuffle=order, sample_weight=weight, **settings)
         except KeyboardInterrupt:
             warnings.warn("Training interrupted by user.", stacklevel=4)
+        except NonFiniteError as error:
+            raise ValueError(NOT_FINITE) from error
         self.history_ = model.history.history
         self._keep_weights(model)
 
