@@ -340,6 +340,7 @@ class Model:
         """Set what float16 multiplies the loss by, from host arrays."""
         self.loss_scale = self._to_device(scale, packed=False) if scale else None
 
+    @undivided
     def set_carry(self, carry: dict, steps: int) -> None:
         """Take over what came out of `steps` training steps."""
         self._params, self._state, self._slots = carry["params"], carry["state"], carry["slots"]

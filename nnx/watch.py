@@ -23,8 +23,8 @@ SECONDS_A_SNAPSHOT, RUNS_KEPT = 1.0, 64
 """A copy older than this, or than so many runs of steps, is made anew at the end of an epoch."""
 SECONDS_A_LOOK = 10.0
 """Within an epoch the numbers are looked at as often."""
-NUMBERS_KEPT, BATCHES_KEPT = 2**24, 4
-"""Of a stream, batches are kept until they hold so many numbers (64 MiB in float32), but so many at least."""
+NUMBERS_KEPT, BATCHES_KEPT = 2**22, 4
+"""Of a stream, batches are kept until they hold so many numbers (16 MiB in float32), but so many at least."""
 BATCHES_SHARED = 32
 """Where several processes train together, so many batches of a stream: all look at the same step."""
 STEPS_AGAIN = 64
@@ -229,7 +229,7 @@ class Watch:
             warnings.warn(
                 f"val_loss is {logs['val_loss']} in epoch {self.epoch + 1}, while the loss is finite: training goes "
                 f"on. Look for values in the validation data that are far from those trained on",
-                stacklevel=5,
+                stacklevel=7,
             )
 
     def look_at_the_end(self) -> None:

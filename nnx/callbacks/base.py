@@ -92,7 +92,7 @@ class CallbackList(Callback):
                 known = ", ".join(sorted(name for name in dir(Callback) if name.startswith("on_")))
                 warnings.warn(
                     f"{type(callback).__name__}.{min(idle)} is never called. Hooks that are: {known}",
-                    stacklevel=3,
+                    stacklevel=6,
                 )
         self.each_batch = any(
             getattr(type(c), hook, None) is not getattr(Callback, hook) or hook in vars(c)
