@@ -162,7 +162,9 @@ def fit(args, model, parts, folder) -> dict:
             verbose=1 if sys.stdout.isatty() else 2 if args.verbose else 0,
             resume=folder if args.resume else None,
         )
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interrupt:
+        if interrupt.args:  # in the middle of a step: there is nothing to keep
+            raise
         interrupted = True
         print("interrupted: what was learnt so far is kept")
     seconds, epochs = time.perf_counter() - start, len(model.history.epoch)
@@ -265,8 +267,8 @@ def make_parser() -> cli.Parser:
 if __name__ == "__main__":
     try:
         sys.exit(main())
-    except KeyboardInterrupt:
-        print("train.py: interrupted", file=sys.stderr)
+    except KeyboardInterrupt as interrupt:
+        print(": ".join(("train.py: interrupted", *interrupt.args)), file=sys.stderr)
         sys.exit(130)
     except BrokenPipeError:  # as in `python train.py | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

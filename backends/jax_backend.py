@@ -33,6 +33,7 @@ class JaxBackend(Backend):
         except RuntimeError as error:
             raise BackendError(f"JAX is installed, but finds no device to run on: {error}") from None
         self.jax = jax
+        self.process = os.getpid()
         self.xp = jax.numpy
         self.is_accelerated = self.device.platform != "cpu"
 
@@ -182,7 +183,17 @@ class JaxBackend(Backend):
     def vjp(self, function, *arguments):
         return self.jax.vjp(function, *arguments)
 
+    def check_process(self):
+        # JAX computes in threads, which a fork does not have: it would wait for them without end.
+        if os.getpid() != self.process:
+            raise BackendError(
+                "JAX runs in the process that this one was forked from, and would hang here: start processes by "
+                "multiprocessing.get_context('spawn') (joblib and scikit-learn: the backend 'loky'), or choose the "
+                "numpy backend for what they do"
+            )
+
     def scope(self, dtype):
+        self.check_process()
         return self.jax.enable_x64(dtype == "float64")
 
     def read(self, values):
@@ -213,6 +224,7 @@ class JaxBackend(Backend):
         return self.compile(super().zero_or_nan)
 
     def describe(self):
+        self.check_process()
         version = self.jax.__version__
         if not self.is_accelerated:
             return BackendInfo("jax", True, version, f"cpu ({os.cpu_count()} cores)", host_memory())

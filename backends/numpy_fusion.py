@@ -14,6 +14,7 @@ import numpy as np
 
 from . import numba_kernels
 from .recording import NotRecordableError, Operation, Program, Value, cast, record, where_into
+from .remembered import remember
 
 # Elements a block: a few arrays of this many float32 stay in a core's L2 cache.
 BLOCK = 32_768
@@ -171,19 +172,18 @@ class Fusion:
         """Return how to run `function`, or None if it cannot be recorded."""
         kinds = tuple(a.dtype if isinstance(a, np.ndarray) else type(a) for a in arguments)
         key = (function, kinds, is_cut, into)
-        if key not in self._plans:
+        plan: Any = self._plans.get(key, "unknown")  # another thread may forget it at any time
+        if plan == "unknown":
             try:
-                program = record(function, kinds, is_cut)
-                self._plans[key] = Plan(program, dict(enumerate(kinds)), is_cut, into)
+                plan = Plan(record(function, kinds, is_cut), dict(enumerate(kinds)), is_cut, into)
             except (
                 NotRecordableError,
                 TypeError,
                 AttributeError,
             ):  # the plain run tells what is wrong, if anything
-                self._plans[key] = None
-            while len(self._plans) > MOST_PLANS:
-                del self._plans[next(iter(self._plans))]
-        return self._plans[key]
+                plan = None
+            remember(self._plans, key, plan, MOST_PLANS)
+        return plan
 
     def compiled(self, plan: Plan, in_rows: bool) -> Callable | None:
         """Return the loop that Numba makes of a plan, or None."""

@@ -16,6 +16,7 @@ from typing import Any
 from nnx import log, tree
 
 from .flat import Packed
+from .remembered import remember
 from .tracing import Trace
 
 # Programs remembered for one step function, one for each set of shapes.
@@ -52,7 +53,8 @@ class Replay:
                 return self.plain(carry, totals, rows, data, start, stop)
             if totals is None:
                 carry, totals = self.plain(carry, None, rows, data, start, start + 1)
-                self.zeros[key] = tree.map(lambda total: self.backend.zero(total.shape, total.dtype), totals)
+                zeros = tree.map(lambda total: self.backend.zero(total.shape, total.dtype), totals)
+                remember(self.zeros, key, zeros, MOST_PROGRAMS)
             elif isinstance(known, Program):
                 return known.run(carry, totals, rows, data, start, stop)
             else:
@@ -80,14 +82,11 @@ class Replay:
             for leaf, copy in written.values():
                 leaf[...] = copy
             carry, totals = self.plain(carry, totals, rows, data, i, i + 1)
-        self.programs[key] = found
+        remember(self.programs, key, found, MOST_PROGRAMS)
         if isinstance(found, Program):
             log.debug("step on %s compiled: %d calls", self.backend.name, len(trace.calls))
         elif isinstance(found, Plain):
             log.info("step on %s runs as it stands: %s", self.backend.name, found.reason)
-        for known in (self.programs, self.zeros):
-            while len(known) > MOST_PROGRAMS:
-                del known[next(iter(known))]
         return carry, totals
 
 

@@ -283,6 +283,9 @@ class Backend:
         # Zero times infinity is nan, and nan stays nan in a sum.
         return sum(self.xp.sum(array * 0.0) for array in self.flat(values))
 
+    def check_process(self) -> None:
+        """Raise a BackendError if it cannot run in this process, a fork of the one that started it."""
+
     # Precision
 
     dtypes: tuple[str, ...] = ("float32", "float64")
@@ -380,8 +383,16 @@ def _entry_points() -> Mapping[str, Any]:
     return {point.name: point for point in importlib.metadata.entry_points(group=GROUP)}
 
 
-@functools.cache
+_making = threading.RLock()
+
+
 def _load(name: str) -> Backend:
+    with _making:  # by one thread, and the others get what it made
+        return _load_once(name)
+
+
+@functools.cache
+def _load_once(name: str) -> Backend:
     points = _entry_points()
     if not points:
         raise BackendError(

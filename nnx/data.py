@@ -3,13 +3,15 @@
 What is wrong with the data is said here, in one line, before anything is computed.
 """
 
-from collections.abc import Iterable, Iterator
+import functools
+from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
 from nnx import tree
+from nnx.rows import Rows
 from nnx.shapes import Shape, describe_shape, is_single
 
 
@@ -23,6 +25,9 @@ class Samples:
     x: Any
     y: Any
     weight: np.ndarray
+
+    stays_on_host: ClassVar[bool] = False
+    """Whether they stay there however much room there is on the device."""
 
     def __len__(self):
         return len(self.weight)
@@ -42,7 +47,27 @@ class Samples:
     def nbytes(self) -> int:
         return sum(array.nbytes for array in tree.leaves(self.arrays()))
 
-    def batches(self, order: np.ndarray, batch_size: int) -> "Iterator[Samples]":
+    def glance(self) -> "Samples":
+        """Return what is looked at to tell whether other samples are the same."""
+        return self
+
+    def then(self, function: "Callable[[Samples], Samples]") -> "Samples":
+        """Return what a function of samples makes of these."""
+        return function(self)
+
+    def order(self, shuffle=False, rng: "Callable[[], np.random.Generator] | None" = None) -> Any:
+        """Return the order in which an epoch visits the samples, for `batches`.
+
+        `shuffle` as `fit` takes it; `rng` returns the generator to shuffle with.
+        """
+        order = np.arange(len(self))
+        if callable(shuffle):
+            return shuffle(order)
+        if shuffle and rng is not None:
+            rng().shuffle(order)
+        return order
+
+    def batches(self, order, batch_size: int) -> "Generator[Samples]":
         """Yield the samples in this order, gathered into batches."""
         for part in batch_indices(order, batch_size):
             for index in part:
@@ -113,30 +138,21 @@ def as_features(
 ) -> np.ndarray:
     """Return `x` as a host array of `dtype` and shape (batch, *in_shape), or raise a ValueError.
 
-    With `categories` it is numbers of categories, from 0 on, and becomes int32.
+    With `categories` it is numbers of categories, from 0 on, and becomes int32. `Rows` stay so, and are
+    checked as they are read.
     """
+    if isinstance(x, Rows):
+        check = functools.partial(
+            as_features, in_shape=in_shape, dtype=dtype, what=what, categories=categories
+        )
+        return x.checked(check, _expected_shape(x, in_shape, what))  # pyright: ignore[reportReturnType]
     try:
         x = np.asarray(x)
         x = x.astype(np.float64) if x.dtype == object else x
     except (TypeError, ValueError):
         raise ValueError(f"{what} must be an array of numbers with one row a sample: its rows differ in shape or "
                          f"hold something else") from None  # fmt: skip
-    if x.dtype.kind not in "buif":
-        raise ValueError(f"{what} must be numbers, got dtype {x.dtype}: encode text columns as numbers first")
-    expected = describe_shape(in_shape) if in_shape is not None else "(batch, features)"
-    if x.ndim == 0 or x.size == 0:
-        raise ValueError(
-            f"{what} is empty, of shape {x.shape}: expected at least one sample, shape {expected}"
-        )
-    if x.ndim == 1 and in_shape == (1,):
-        x = x[:, None]
-    if in_shape is not None and x.shape[1:] != in_shape:
-        raise ValueError(_wrong_shape(x.shape, in_shape, what))
-    if x.ndim == 1:
-        raise ValueError(
-            f"{what} must have one row a sample, shape {expected}, got shape {x.shape}: use {what}.reshape(-1, 1) "
-            f"for one feature, {what}.reshape(1, -1) for one sample"
-        )
+    x = x.reshape(_expected_shape(x, in_shape, what))
     if categories is not None:
         return _as_categories(x, categories, what)
     # The sum is finite only if everything is; it takes no memory. Look closer only if it is not.
@@ -150,6 +166,25 @@ def as_features(
             f"drop such samples first (scikit-learn's SimpleImputer, or {what}[np.isfinite({what}).all(axis=1)])"
         )
     return x
+
+
+def _expected_shape(x, in_shape, what) -> Shape:
+    """Return (batch, *in_shape) for an array or `Rows` that has numbers in that shape, or raise."""
+    if x.dtype.kind not in "buif":
+        raise ValueError(f"{what} must be numbers, got dtype {x.dtype}: encode text columns as numbers first")
+    shape, expected = x.shape, describe_shape(in_shape) if in_shape is not None else "(batch, features)"
+    if not shape or 0 in shape:
+        raise ValueError(f"{what} is empty, of shape {shape}: expected at least one sample, shape {expected}")
+    if len(shape) == 1 and in_shape == (1,):
+        shape = (*shape, 1)
+    if in_shape is not None and shape[1:] != in_shape:
+        raise ValueError(_wrong_shape(shape, in_shape, what))
+    if len(shape) == 1:
+        raise ValueError(
+            f"{what} must have one row a sample, shape {expected}, got shape {shape}: use {what}.reshape(-1, 1) "
+            f"for one feature, {what}.reshape(1, -1) for one sample"
+        )
+    return shape
 
 
 def _as_categories(x, categories, what):
@@ -182,18 +217,24 @@ def as_samples(x, y, sample_weight, loss, in_shape, out_shape, dtype, categories
     """Return checked samples; see `as_features`, and the loss for what targets it takes."""
     x = as_inputs(x, in_shape, dtype, categories)
     count = rows_of(x)
+    y = as_targets(y, count, loss, out_shape, dtype)
+    weight = np.ones(count) if sample_weight is None else as_weight(sample_weight, count)
+    return Samples(x, y, weight.astype(dtype))
+
+
+def as_targets(y, count: int, loss, out_shape, dtype) -> Any:
+    """Return the targets of so many samples as the loss takes them."""
     if y is None:
         raise ValueError("y is missing: fit and evaluate need targets, or an iterable of (x, y) batches")
     y = loss.check_target(y, out_shape)
     for targets in tree.leaves(y):
         if len(targets) != count:
             raise ValueError(f"X has {count} samples, y has {len(targets)}: they must be as many")
-    weight = np.ones(count) if sample_weight is None else _as_weight(sample_weight, count)
-    y = tree.map(lambda a: np.ascontiguousarray(a, dtype=dtype if a.dtype.kind == "f" else a.dtype), y)
-    return Samples(x, y, weight.astype(dtype))
+    return tree.map(lambda a: np.ascontiguousarray(a, dtype=dtype if a.dtype.kind == "f" else a.dtype), y)
 
 
-def _as_weight(sample_weight, count) -> np.ndarray:
+def as_weight(sample_weight, count) -> np.ndarray:
+    """Return one weight a sample, finite and not negative."""
     weight = np.asarray(sample_weight, dtype=np.float64)
     if weight.shape == (count, 1):
         weight = weight[:, 0]
@@ -209,6 +250,10 @@ def with_class_weights(samples: Samples, class_weight: dict | None, out_shape: S
     """Return the samples, each weight multiplied by that of its class (1 for a class not named)."""
     if class_weight is None:
         return samples
+    return samples.then(lambda part: _with_class_weights(part, class_weight, out_shape))
+
+
+def _with_class_weights(samples, class_weight, out_shape) -> Samples:
     y = samples.y
     if not is_single(out_shape):
         raise ValueError(
@@ -268,3 +313,12 @@ def as_batch(item) -> tuple[Any, Any, Any]:
             f"an iterable of batches must give (x, y) or (x, y, sample_weight), got {type(item).__name__}"
         )
     return (*item, None) if len(item) == 2 else tuple(item)
+
+
+def as_part_of_stream(check, item, number: int) -> Samples:
+    """Return an item of a stream as `check` makes it of a batch; an error tells which item it was."""
+    try:
+        return check(as_batch(item))
+    except ValueError as error:
+        error.args = (f"{error} (in batch {number}, counted from 0)",)
+        raise

@@ -179,7 +179,7 @@ def describe(samples) -> dict[str, Any]:
     """Return what ranks that are given the same samples agree on."""
     sums = {
         name: sum(np.sum(part, dtype=np.float64) for part in tree.leaves(arrays))
-        for name, arrays in samples.arrays().items()
+        for name, arrays in samples.glance().arrays().items()
     }
     return {
         "number of samples": len(samples),

@@ -9,10 +9,15 @@ import traceback
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+from nnx import interrupt, threads
 from nnx.backend import Backend, BackendError
+from nnx.interrupt import waiting
 
 # Modules that look at what was given to nnx.
-CHECKS = ("nnx.data", "nnx.targets")
+CHECKS = ("nnx.data", "nnx.frames", "nnx.rows", "nnx.sources", "nnx.targets")
+
+# Files of what stands around a method.
+WRAPPERS = (__file__, interrupt.__file__, threads.__file__)
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -35,10 +40,15 @@ def explained(method: Function) -> Function:
     def call(model, *arguments, **settings):
         try:
             return method(model, *arguments, **settings)
+        except KeyboardInterrupt as error:
+            raise error.with_traceback(None) from None
         except Exception as error:
             told = _explanation(method, model, arguments, settings, error)
             if told is None:
                 raise _short(error)  # noqa: B904 - it is the error itself
+            notes = getattr(error, "__notes__", [])
+        for note in notes:
+            told.add_note(note)
         # Outside of the handler, so that it does not keep the arrays of the failed step alive.
         raise told
 
@@ -47,13 +57,17 @@ def explained(method: Function) -> Function:
 
 def _short(error: Exception) -> Exception:
     """Return an error without the part of its traceback that tells nothing to whoever reads it."""
-    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    rest = error.__traceback__
+    while rest is not None and rest.tb_frame.f_code.co_filename in WRAPPERS:
+        rest = rest.tb_next
+    frames = [frame for frame, _ in traceback.walk_tb(rest)]
     # A mistake of whoever called, or numbers of whose steps none is on the stack.
     if isinstance(error, NonFiniteError) or (frames and frames[-1].f_globals.get("__name__") in CHECKS):
-        return error.with_traceback(None)
-    return error.with_traceback(error.__traceback__ and error.__traceback__.tb_next)
+        rest = None
+    return error.with_traceback(rest)
 
 
+@waiting
 def own_exceptions(iterable):
     """Yield from an iterable of the user; what it raises passes as it is."""
     yield from iterable

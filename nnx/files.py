@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from nnx import log
+from nnx.interrupt import undivided
 
 FORMAT = 2
 """What is written. Files of format 1, which had no checksum, are read too."""
@@ -57,6 +58,7 @@ def checksum(text: str, arrays: dict[str, np.ndarray]) -> str:
     return digest.hexdigest()
 
 
+@undivided
 def write_whole(path, content: bytes) -> None:
     """Write a file under a temporary name, flush it to the disk, and rename it into place."""
     import tempfile

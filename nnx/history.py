@@ -1,6 +1,7 @@
 """What `fit` returns: the numbers of each epoch."""
 
 from nnx.callbacks import Callback
+from nnx.interrupt import undivided
 
 
 class History(Callback):
@@ -21,6 +22,7 @@ class History(Callback):
         self.history: dict[str, list[float]] = {}
         self.epoch: list[int] = []
 
+    @undivided
     def on_epoch_end(self, epoch, logs=None):
         self.epoch.append(epoch)
         for name, value in (logs or {}).items():

@@ -4,15 +4,17 @@ A model holds a network (a `Layer`, which is pure) and the arrays that go with i
 `params`, `state`, and the optimizer's `slots`.
 """
 
+import contextlib
 import operator
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-from nnx import distributed, losses, optimizers, precision, saving, training, tree
+from nnx import distributed, losses, optimizers, precision, rows, saving, training, tree
 from nnx import resume as resuming
-from nnx.backend import Backend, as_backend
+from nnx.ahead import ahead
+from nnx.backend import Backend, BackendError, as_backend
 from nnx.callbacks import Callback, CallbackList, ProgressBar, format_number
 from nnx.context import Context
 from nnx.data import (
@@ -28,14 +30,18 @@ from nnx.data import (
 )
 from nnx.failures import explained
 from nnx.history import History
+from nnx.interrupt import interruptible, undivided
 from nnx.layers.base import Layer, run
 from nnx.layers.combine import Chain, as_layer
 from nnx.metrics import Metric
+from nnx.outofcore import as_out_of_core
 from nnx.outputs import as_loss, as_metrics, expect_outputs
 from nnx.random import WEIGHTS, generator, next_seed, step_keys
 from nnx.registry import suggest
 from nnx.shapes import Shape, as_shapes, is_single, map_shapes
+from nnx.sources import on_host
 from nnx.summary import summary_table
+from nnx.threads import alone, expect_alone
 
 DTYPES = (*precision.HALF, "float32", "float64")
 
@@ -76,6 +82,8 @@ class Model:
         self.history = History()
         self.step = 0
         """Steps taken since `compile`."""
+        self.trained_in: int | None = None
+        """The number of the thread that trains it now."""
         self._backend: Backend | None = None if backend is None else as_backend(backend)
         self._forget()
         self.optimizer: optimizers.Optimizer | None = None
@@ -95,7 +103,7 @@ class Model:
 
     def __getstate__(self):
         """Return what `pickle` and `copy.deepcopy` keep: arrays on the host, nothing compiled."""
-        kept = {**vars(self), "_engine": None, "_forward": None}
+        kept = {**vars(self), "_engine": None, "_forward": None, "trained_in": None}
         kept["loss_scale"] = self._to_host(self.loss_scale or {})
         if self.built:
             kept["_params"], kept["_state"] = self._to_host(self._params), self._to_host(self._state)
@@ -105,6 +113,10 @@ class Model:
     def __setstate__(self, kept):
         vars(self).update(kept)
         if self.built:
+            try:
+                self.backend.check_process()
+            except BackendError:  # told at the first use: a worker that fails to read its task tells nobody
+                return
             self._params, self._state = (
                 self._to_device(self._params),
                 self._to_device(self._state, packed=False),
@@ -145,6 +157,7 @@ class Model:
             return self.backend.pack(arrays) if packed else arrays
 
     @explained
+    @undivided
     def build(self, input_shape) -> None:
         """Make the starting weights for samples of this shape (the batch axis left out)."""
         shape = as_shapes(input_shape, batch_axis=True)  # None in front, as Keras writes it
@@ -153,9 +166,9 @@ class Model:
 
     def build_from(self, shape: Shape, params, state) -> None:
         """Take these trees of host arrays as the weights for samples of this shape."""
-        self._paths = list(_ordered_paths(self.network, params, state))
-        self.input_shape = shape
-        self._params, self._state = self._to_device(params), self._to_device(state, packed=False)
+        paths = list(_ordered_paths(self.network, params, state))
+        arrays = self._to_device(params), self._to_device(state, packed=False)
+        self._paths, self.input_shape, (self._params, self._state) = paths, shape, arrays
         self._slots, self.loss_scale, self.step = None, None, 0
 
     def _built_shape(self) -> Shape:
@@ -211,12 +224,14 @@ class Model:
         return self.network.layers if isinstance(self.network, Chain) else [self.network]
 
     @explained
+    @undivided
     def to(self, backend) -> "Model":
         """Move weights, state and optimizer to another backend, and return the model.
 
         Training goes on from where it was: the same shuffles and masks follow.
         """
         found = as_backend(backend)
+        expect_alone(self)
         if self.built:
             host = [self._to_host(t) for t in (self._params, self._state)]
             slots = [self._to_host(slot) for slot in self._slots or []]
@@ -331,38 +346,17 @@ class Model:
         self.loss_scale = carry.get("scale")
         self.step += steps
 
-    def _on_host(self, value, what: str):
-        """Return `value`, or raise a TypeError if it is an array that stays on a device."""
-        if isinstance(value, np.ndarray) or not hasattr(value, "__dlpack__"):
-            return value
-        try:
-            return np.asarray(value)
-        except Exception:  # each library has its own
-            kind = f"{type(value).__module__}.{type(value).__name__}"
-            copy = ".get()" if hasattr(value, "get") else ".detach().cpu().numpy()"
-        raise TypeError(
-            f"{what} is a {kind} on a device, but data is checked on the host and copied from there to the model's "
-            f"backend, here {self.backend.name}: give {what}{copy}"
-        )
-
-    def _all_on_host(self, value, what: str):
-        """Return `value`, one array or a dict or tuple of them, as `_on_host` does."""
-        if isinstance(value, dict):
-            return {name: self._on_host(part, f"{what}[{name!r}]") for name, part in value.items()}
-        if isinstance(value, tuple):
-            return tuple(self._on_host(part, f"{what}[{i}]") for i, part in enumerate(value))
-        return self._on_host(value, what)
-
     def _check(self, x, y, sample_weight=None) -> Samples:
-        x, y = self._all_on_host(x, "X"), self._all_on_host(y, "y")
-        sample_weight = self._on_host(sample_weight, "sample_weight")
+        x, y = on_host(x, "X", self.backend), on_host(y, "y", self.backend)
+        sample_weight = on_host(sample_weight, "sample_weight", self.backend)
         declared, was_built = self.input_shape, self.built
         if not was_built:
             found = as_inputs(x, declared, self.weight_dtype)
             self.build(tree.map(lambda a: a.shape[1:], found))
         try:
             expect_outputs(self.loss, self.metrics_used, self.output_shape)
-            return as_samples(
+            check = as_out_of_core if rows.in_any(x, y) else as_samples
+            return check(
                 x,
                 y,
                 sample_weight,
@@ -387,6 +381,8 @@ class Model:
         return self._check(*batch)
 
     @explained
+    @interruptible
+    @alone
     def fit(self, x, y=None, batch_size: int | None = 32, epochs: int = 1, verbose="auto", callbacks=None,
             validation_split: float = 0.0, validation_data=None, shuffle: Any = True, class_weight=None,
             sample_weight=None, initial_epoch: int = 0, steps_per_epoch: int | None = None,
@@ -396,6 +392,7 @@ class Model:
         Parameters
         ----------
         x : array, (samples, ...), or iterable of batches `(x, y)` or `(x, y, sample_weight)`
+            Or a table, a tensor, a file of HDF5 or Zarr, which may be larger than memory: see docs/data.md.
         y : array, (samples, ...)
         batch_size : int
             Samples a step; the last batch of an epoch may be smaller.
@@ -492,6 +489,7 @@ class Model:
         return self.history
 
     @explained
+    @alone
     def train_on_batch(self, x, y, sample_weight=None, class_weight=None, return_dict: bool = False):
         """Take one step on these samples; return its loss and metrics."""
         engine = self.engine
@@ -502,7 +500,10 @@ class Model:
 
     def test_on_batch(self, x, y, sample_weight=None, return_dict: bool = False):
         """Return loss and metrics on these samples, as one batch."""
-        return self.evaluate(x, y, len(x), verbose=0, sample_weight=sample_weight, return_dict=return_dict)
+        x = on_host(x, "X", self.backend)
+        return self.evaluate(
+            x, y, rows_of(x), verbose=0, sample_weight=sample_weight, return_dict=return_dict
+        )
 
     @explained
     def evaluate(
@@ -516,6 +517,7 @@ class Model:
     ):
         """Return the loss, or a list of loss and metrics, on these samples or batches."""
         engine = self.engine
+        expect_alone(self)
         with self.backend.scope(self.dtype):
             if y is None and is_stream(x):
                 logs = engine.evaluate_stream(engine.checked(x))
@@ -530,11 +532,13 @@ class Model:
     @explained
     def predict(self, x, batch_size: int | None = 1024, verbose=0) -> Any:
         """Return the outputs for `x` as a NumPy array, (samples, ...), or as a dict or tuple of them."""
+        expect_alone(self)
         size = check_count("batch_size", 1024 if batch_size is None else batch_size)
         shape = self._built_shape()
+        x = on_host(x, "X", self.backend)
         if _holds_no_sample(x, shape):
             return map_shapes(lambda s: np.zeros((0, *s), self.weight_dtype), self.output_shape)
-        x = self.as_input(self._all_on_host(x, "X"), shape)
+        x = self.as_input(x, shape)
         weights = {"params": self.params, "state": self.state}
         with self.backend.scope(self.dtype):
             if self._forward is None:
@@ -542,9 +546,10 @@ class Model:
             starts, results = range(0, rows_of(x), size), []
             for part in training.parts_that_fit(self, starts, size):
                 batches = (tree.map(operator.itemgetter(slice(i, i + size)), x) for i in part)
-                results += self.backend.read(
-                    [self._forward(weights, tree.map(self.backend.asarray, batch)) for batch in batches]
-                )
+                with contextlib.closing(ahead(batches) if rows.in_any(x) else batches) as found:
+                    results += self.backend.read(
+                        [self._forward(weights, tree.map(self.backend.asarray, batch)) for batch in found]
+                    )
             return tree.map(lambda *parts: np.concatenate(parts), *results)
 
     def _predict_batch(self, weights, x):
@@ -558,9 +563,10 @@ class Model:
     @explained
     def __call__(self, x) -> Any:
         """Return the outputs for `x` as an array of the backend."""
-        x = self.as_input(self._all_on_host(x, "X"), self.input_shape)
+        expect_alone(self)
+        x = self.as_input(on_host(x, "X", self.backend), self.input_shape)
         with self.backend.scope(self.dtype):
-            placed = tree.map(self.backend.asarray, x)
+            placed = tree.map(lambda a: self.backend.asarray(a[:]), x)
             return self._predict_batch({"params": self.params, "state": self.state}, placed)
 
     # Weights
@@ -576,6 +582,7 @@ class Model:
         with self.backend.scope(self.dtype):
             return [self.backend.to_numpy(tree.at(arrays[kind], path)) for kind, path in self.weight_paths()]
 
+    @undivided
     def set_weights(self, weights) -> None:
         """Set all weights and moving averages, in the order of `get_weights`."""
         paths, old = self.weight_paths(), self.get_weights()

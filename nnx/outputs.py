@@ -4,6 +4,7 @@ import copy
 from typing import Any
 
 from nnx import losses, metrics
+from nnx.blame import raised_by
 from nnx.losses import get as get_loss
 from nnx.registry import REGISTRIES, suggest
 from nnx.shapes import describe_shape, is_single
@@ -51,10 +52,14 @@ class OutputLosses(losses.Loss):
         return tuple(f"{output_name(key)}_loss" for key in self.each)
 
     def total(self, ctx, target, output, weight, mask=None):
-        found = {
-            key: loss.total(ctx, target[key], output[key], weight, None if mask is None else mask[key])
-            for key, loss in self.each.items()
-        }
+        found = {}
+        for key, loss in self.each.items():
+            part = None if mask is None else mask[key]
+            try:
+                found[key] = loss.total(ctx, target[key], output[key], weight, part)
+            except Exception as error:
+                raised_by(error, "loss", getattr(loss, "function", loss), f" of output {output_name(key)}")
+                raise
         total = sum(value * self.factors[key] for key, (value, _, _) in found.items())
 
         def gradient():

@@ -12,6 +12,7 @@ Source of the hash: "hash-prospector" by Christopher Wellons, the function
 from __future__ import annotations  # naming np.random in a signature would import it, 35 ms
 
 import functools
+import itertools
 import zlib
 
 import numpy as np
@@ -25,7 +26,7 @@ Key = tuple[int, int]
 """Two words of 32 bits. Inside a compiled step they are scalars of the device."""
 
 _seed: int | None = None
-_models_seeded = 0
+_models_seeded = itertools.count(1)
 
 
 def set_random_seed(seed: int) -> None:
@@ -36,18 +37,17 @@ def set_random_seed(seed: int) -> None:
     import random
 
     global _seed, _models_seeded
-    _seed, _models_seeded = seed, 0
+    _seed, _models_seeded = seed, itertools.count(1)
     random.seed(seed)
     np.random.seed(seed % 2**32)  # noqa: NPY002
 
 
 def next_seed() -> int:
     """Return the seed of a model that was given none: from `set_random_seed`, else unpredictable."""
-    global _models_seeded
     if _seed is None:
         return int(np.random.SeedSequence().generate_state(1)[0] >> 1)
-    _models_seeded += 1
-    return int(np.random.SeedSequence([_seed, _models_seeded]).generate_state(1)[0] >> 1)
+    number = next(_models_seeded)  # no two threads get the same
+    return int(np.random.SeedSequence([_seed, number]).generate_state(1)[0] >> 1)
 
 
 def generator(seed: int, *purpose: int) -> np.random.Generator:

@@ -14,6 +14,7 @@ import numpy as np
 
 from nnx import distributed, files, log, saving, tree
 from nnx.data import Samples
+from nnx.interrupt import undivided
 from nnx.registry import Configurable, encode, init_arguments
 
 STATE = "state.nnx"
@@ -28,13 +29,14 @@ def describe(samples) -> list | None:
     """Return number and checksum of samples on the host: a run goes on with those that it began with."""
     if not isinstance(samples, Samples):
         return None
-    parts = tree.leaves(samples.arrays())
+    parts = tree.leaves(samples.glance().arrays())
     return [
         len(samples),
         *(zlib.crc32(np.ascontiguousarray(part).reshape(-1).view(np.uint8).data) for part in parts),
     ]
 
 
+@undivided
 def begin(model, callbacks, facts: dict, folder) -> dict | None:
     """Give a model what the state in `folder` holds, and return the rest of it, or None to start anew.
 

@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+from nnx.blame import raised_by
 from nnx.registry import REGISTRIES, Configurable
 
 __all__ = [
@@ -249,5 +250,9 @@ class OneCycle(LearningRateSchedule):
 
 def rate_at(rate: Any, step: int) -> float:
     """Return a learning rate, a number or any function of the step, at one step."""
-    value: Any = rate(step) if callable(rate) else rate
-    return float(value)
+    try:
+        value: Any = rate(step) if callable(rate) else rate
+        return float(value)
+    except Exception as error:
+        raised_by(error, "learning-rate schedule", rate, f" at step {step}")
+        raise

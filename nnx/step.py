@@ -11,6 +11,7 @@ from typing import Any
 
 from nnx import activations, layers, precision, tree
 from nnx.backend import Backend
+from nnx.blame import raised_by
 from nnx.context import Context
 from nnx.layers.base import Layer, run
 from nnx.losses import Loss
@@ -76,9 +77,9 @@ class Steps:
         if self.communicator is not None:
             ctx.part = numbers["first"], batch["weight"].shape[0]
         output, pullback = self._run(ctx, params, batch["x"])
-        loss, pull_loss, parts = self.loss.total(ctx, batch["y"], output, batch["weight"], ctx.mask)
+        loss, pull_loss, parts = self._loss(ctx, batch, output)
         sums = self._sums(ctx, params, batch, output, loss, parts)
-        dy = pull_loss()
+        dy = self._loss_gradient(pull_loss)
         if loss_scale is not None:
             dy = tree.map(lambda part: part * loss_scale, dy)
         _, grads = pullback(dy)
@@ -86,6 +87,20 @@ class Steps:
             factor = 1.0 if loss_scale is None else 1.0 / loss_scale
             grads = self.backend.map_kernel(precision.unscale, self.backend.pack(grads), factor)
         return self._add_penalty_gradients(params, grads, batch["weight"]), ctx.state, sums
+
+    def _loss(self, ctx, batch, output) -> tuple:
+        try:
+            return self.loss.total(ctx, batch["y"], output, batch["weight"], ctx.mask)
+        except Exception as error:
+            raised_by(error, "loss", getattr(self.loss, "function", self.loss))
+            raise
+
+    def _loss_gradient(self, pull_loss) -> Any:
+        try:
+            return pull_loss()
+        except Exception as error:
+            raised_by(error, "loss", getattr(self.loss, "function", self.loss), ", in its pullback")
+            raise
 
     def _loss_and_gradients(self, weights, batch):
         """Return the loss of a batch and its gradients, for a network without masks and moving averages."""
@@ -108,7 +123,7 @@ class Steps:
     def _evaluate_step(self, weights, batch):
         ctx = Context(self.backend, state=weights["state"])
         output, _ = self._run(ctx, weights["params"], batch["x"])
-        loss, _, parts = self.loss.total(ctx, batch["y"], output, batch["weight"], ctx.mask)
+        loss, _, parts = self._loss(ctx, batch, output)
         return self._sums(ctx, weights["params"], batch, output, loss, parts)
 
     def _take(self, row, data):
@@ -127,7 +142,11 @@ class Steps:
         predicted = _apply_head(ctx.xp, self.head, output)
         for metric, weighted in self.metrics:
             weight = batch["weight"] if weighted else ctx.xp.ones_like(batch["weight"])
-            sums[metric.name] = metric.update_masked(ctx, batch["y"], predicted, weight, ctx.mask)
+            try:
+                sums[metric.name] = metric.update_masked(ctx, batch["y"], predicted, weight, ctx.mask)
+            except Exception as error:
+                raised_by(error, "metric", metric)
+                raise
         return sums
 
     def _penalties(self, xp, params, weight):

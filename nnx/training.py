@@ -16,10 +16,11 @@ from typing import Any
 import numpy as np
 
 from nnx import distributed, log, resume, tree
+from nnx.blame import raised_by
 from nnx.callbacks import CallbackList
-from nnx.data import Samples, as_batch, batch_indices
+from nnx.data import Samples, as_part_of_stream, batch_indices
 from nnx.failures import own_exceptions
-from nnx.interrupt import Interrupt
+from nnx.interrupt import Interrupt, undivided
 from nnx.random import SHUFFLE, generator, step_keys
 from nnx.shapes import elements
 from nnx.sharing import shared_steps
@@ -70,6 +71,9 @@ class Engine:
 
     def place_if_it_fits(self, samples: Samples) -> dict | None:
         """Return the samples on the device, or None: then they are to be streamed, batch by batch."""
+        if samples.stays_on_host:
+            log.info("%s samples, read a window at a time from where they are", f"{len(samples):,}")
+            return None
         free = self.backend.free_memory()
         size = f"{len(samples):,} samples, {samples.nbytes / 2**20:,.1f} MiB"
         if free is not None and samples.nbytes > DATA_SHARE * free:
@@ -97,13 +101,15 @@ class Engine:
                 waiting.append((part, len(samples)))
                 yield samples.part(part.start, part.stop).arrays()
 
-        with contextlib.closing(self.backend.transfer(parts())) as placed:
+        with contextlib.closing(batches), contextlib.closing(self.backend.transfer(parts())) as placed:
             for batch in placed:
                 yield batch, *waiting.popleft()
 
     def checked(self, stream):
         """Yield each item of an iterable of batches as `Samples`."""
-        return (self.model.check_batch(as_batch(item)) for item in own_exceptions(stream))
+        with contextlib.closing(own_exceptions(stream)) as items:
+            for number, item in enumerate(items):
+                yield as_part_of_stream(self.model.check_batch, item, number)
 
     def logs(self, totals: dict, samples: int, shared: bool = True) -> dict[str, float]:
         """Return loss and metrics from the totals of an epoch, of all ranks if shared: the one host read."""
@@ -121,7 +127,11 @@ class Engine:
         read = tree.map(lambda a: np.asarray(a, dtype=np.float64), read)
         logs = {name: float(read["loss"][name]) / samples for name in ("loss", *self.model.loss.parts)}
         for metric, _ in self.model.metrics_used:
-            logs[metric.name] = metric.result(read[metric.name])
+            try:
+                logs[metric.name] = metric.result(read[metric.name])
+            except Exception as error:
+                raised_by(error, "metric", metric)
+                raise
         return logs
 
     def runs(self, rows, length: int, one_by_one: bool):
@@ -145,7 +155,7 @@ class Engine:
         If shared, each rank computes its part of the samples.
         """
         if placed is None:
-            return self.evaluate_stream(samples.batches(np.arange(len(samples)), batch_size), check, shared)
+            return self.evaluate_stream(samples.batches(samples.order(), batch_size), check, shared)
         data, totals = {"weights": self._weights(), "samples": placed}, None
         part = self.part(len(samples)) if shared else distributed.part_of(len(samples), None)
         for index in batch_indices(np.arange(part.start, part.stop), batch_size):
@@ -172,6 +182,18 @@ class Engine:
     def _weights(self) -> dict:
         return {"params": self.model.params, "state": self.model.state}
 
+    @undivided
+    def train_rows(
+        self, rows, placed: dict, start: int, stop: int, part: distributed.Part, totals, watch: Watch
+    ) -> dict:
+        """Take steps start, ..., stop - 1 of `rows`; return the totals with their sums added."""
+        before = totals if part.share else None
+        carry, sums = self.steps.train(self.model.carry, before, rows, placed, start, stop)
+        self.model.set_carry(carry, steps=stop - start)
+        watch.left = carry
+        return sums if part.share else added(totals, counted(sums, part))
+
+    @undivided
     def train_on(
         self, batch: dict, part: distributed.Part, count: int, totals=None, watch: Watch | None = None
     ) -> dict:
@@ -237,17 +259,17 @@ def train(model, samples, stream, validation, callbacks: CallbackList, *, epochs
         "training on %s in %s: epochs %d to %d", engine.backend.name, model.dtype, initial_epoch + 1, epochs
     )
     model.stop_training = False
-    callbacks.on_train_begin()
-    watch = Watch(engine, callbacks)
-    if placed is not None and not callable(shuffle) and not callbacks.each_batch:
-        watch.rows_again = functools.partial(_rows_again, engine, samples, placed, batch_size, shuffle)
-    with contextlib.ExitStack() as stack:
-        stack.callback(callbacks.on_train_end)
+    interrupt = Interrupt.current()
+    interrupt.check()
+    try:
+        callbacks.on_train_begin()
+        watch = Watch(engine, callbacks)
+        if placed is not None and not callable(shuffle) and not callbacks.each_batch:
+            watch.rows_again = functools.partial(_rows_again, engine, samples, placed, batch_size, shuffle)
         if run is not None:
             resume.continue_callbacks(model, callbacks, run)
             if source is not None:  # the batches of the epochs that are done
                 collections.deque(itertools.islice(source, run["epochs"] * steps_per_epoch), maxlen=0)
-        interrupt = stack.enter_context(Interrupt())
         for epoch in range(initial_epoch, epochs):
             if model.stop_training:  # before it was cut off
                 break
@@ -265,7 +287,9 @@ def train(model, samples, stream, validation, callbacks: CallbackList, *, epochs
             else:
                 items = stream if source is None else itertools.islice(source, steps_per_epoch)
                 batches = engine.checked(items)
-                totals, seen = _train_on_stream(engine, batches, steps_per_epoch, callbacks, interrupt, watch)
+                totals, seen = _train_on_stream(
+                    engine, batches, steps_per_epoch, callbacks, interrupt, watch, due=steps_per_epoch
+                )
                 if totals is None:  # used up exactly at the end of the epoch before
                     break
             logs = watch.logs(totals, seen, is_last=epoch + 1 == epochs or model.stop_training)
@@ -284,17 +308,18 @@ def train(model, samples, stream, validation, callbacks: CallbackList, *, epochs
             if model.stop_training:
                 break
         watch.look_at_the_end()
+    finally:  # nothing comes between this and the call, no Ctrl-C either
+        try:
+            callbacks.on_train_end()
+        finally:
+            if source is not stream:  # made here, so ended here
+                getattr(source, "close", lambda: None)()
     engine.backend.synchronize(tree.leaves(model.params))
 
 
 def _ordered(model, samples, shuffle, step: int) -> Any:
     """Return the numbers of the samples in the order of an epoch that begins at a step."""
-    order = np.arange(len(samples))
-    if callable(shuffle):
-        return shuffle(order)
-    if shuffle:
-        generator(model.seed, SHUFFLE, step).shuffle(order)
-    return order
+    return samples.order(shuffle, functools.partial(generator, model.seed, SHUFFLE, step))
 
 
 def _rows(engine, block, part, step: int) -> dict:
@@ -326,16 +351,12 @@ def _train_on_placed(engine, placed, order, batch_size, callbacks, interrupt, wa
             rows = _rows(engine, block, part, model.step)
             watch.note(rows, placed, len(block))
             for start, stop in engine.runs(rows, len(block), each):
-                before = totals if part.share else None
-                carry, sums = engine.steps.train(model.carry, before, rows, placed, start, stop)
-                totals = sums if part.share else added(totals, counted(sums, part))
-                model.set_carry(carry, steps=stop - start)
-                watch.left = carry
+                totals = engine.train_rows(rows, placed, start, stop, part, totals, watch)
                 done, seen = done + stop - start, seen + (stop - start) * block.shape[1]
                 is_over = time.monotonic() > watch.next_look and watch.look(totals)
                 callbacks.on_progress(done, total)
                 interrupt.check()
-                if is_over:
+                if is_over or (model.stop_training and not each):  # it may be said in another thread
                     return totals, seen
             if each:
                 callbacks.on_train_batch_end(done - 1, engine.logs(totals or {}, seen))
@@ -344,8 +365,11 @@ def _train_on_placed(engine, placed, order, batch_size, callbacks, interrupt, wa
     return totals, seen
 
 
-def _train_on_stream(engine, batches, steps, callbacks, interrupt, watch) -> tuple:
-    """Train on an iterable of `Samples`; return the totals and the number of samples seen."""
+def _train_on_stream(engine, batches, steps, callbacks, interrupt, watch, due=None) -> tuple:
+    """Train on an iterable of `Samples`; return the totals and the number of samples seen.
+
+    `steps` are told to whoever shows progress; `due` is how many batches must come.
+    """
     model, totals, seen, done = engine.model, None, 0, 0
     with contextlib.closing(engine.transfer(batches)) as placed:
         for batch, part, count in placed:
@@ -364,9 +388,9 @@ def _train_on_stream(engine, batches, steps, callbacks, interrupt, watch) -> tup
                 break
     if totals is None and (not steps or model.step == 0):
         raise ValueError(NO_BATCH)
-    if steps and done < steps and not model.stop_training:
+    if due and done < due and not model.stop_training:
         warnings.warn(
-            f"the iterable of batches ended after {done} of {steps} batches of this epoch: training stops. Give one "
+            f"the iterable of batches ended after {done} of {due} batches of this epoch: training stops. Give one "
             f"that yields steps_per_epoch * epochs batches",
             stacklevel=2,
         )

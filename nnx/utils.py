@@ -2,9 +2,10 @@
 
 import numpy as np
 
+from nnx.ahead import Prefetch
 from nnx.random import set_random_seed
 
-__all__ = ["set_random_seed", "to_categorical"]
+__all__ = ["Prefetch", "set_random_seed", "to_categorical"]
 
 
 def to_categorical(y, num_classes: int | None = None) -> np.ndarray:

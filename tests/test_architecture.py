@@ -14,9 +14,10 @@ ROOT = Path(__file__).parents[1]
 LIBRARIES = {"numpy", "cupy", "cupyx", "jax", "jaxlib", "array_api_compat", "scipy", "torch"}
 # Modules that work on the host, before and after the step.
 HOST = {
-    "backend", "compare/__init__", "compare/trace", "compare/trial", "compare/script", "data",
-    "datasets", "distributed", "files", "functional", "initializers", "metrics", "model", "random",
-    "reports", "resume", "saving", "sequential", "tables", "targets", "testing", "training", "utils", "__main__",
+    "backend", "ahead", "compare/__init__", "compare/trace", "compare/trial", "compare/script", "data",
+    "datasets", "distributed", "files", "frames", "functional", "initializers", "metrics", "model", "outofcore",
+    "random", "reports", "resume", "rows", "saving", "sequential", "sources", "tables", "targets", "testing",
+    "training", "utils", "__main__",
 }  # fmt: skip
 HOST_FOLDERS = {"estimators", "export", "plot"}
 

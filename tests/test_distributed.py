@@ -19,7 +19,7 @@ import pytest
 from nnx.backends.sockets import SocketCommunicator
 
 import nnx
-from nnx import callbacks, layers
+from nnx import callbacks, layers, outofcore, rows
 from nnx.distributed import Communicator, DistributedError
 from nnx.launch import free_port
 
@@ -136,6 +136,16 @@ def test_ranks_train_as_one_process_does(size):
 def test_settings(size, settings):
     run = lambda *_: trained(network(), **settings)  # noqa: E731
     assert_same(on_ranks(size, run), run())
+
+
+def test_a_file_larger_than_memory(tmp_path, monkeypatch):
+    """Each rank reads whole windows, and agrees with the others by a few samples."""
+    monkeypatch.setattr(rows, "READ_WHOLE", 0)
+    monkeypatch.setattr(outofcore, "WINDOW_BYTES", 30 * X[0].nbytes)
+    np.save(tmp_path / "x.npy", X)
+    files = [np.load(tmp_path / "x.npy", mmap_mode="r") for _ in range(4)]
+    run = lambda *_: trained(network(), x=files.pop(), validation_split=0.2)  # noqa: E731
+    assert_same(on_ranks(3, run), run())
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-4), ("float16", 0.02)])

@@ -17,8 +17,9 @@ def name(page):
 @pytest.mark.parametrize("page", PAGES, ids=name)
 def test_code_runs(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    if "import optuna" in page.read_text():
-        pytest.importorskip("optuna")
+    for package in ("h5py", "optuna", "pandas"):
+        if f"import {package}" in page.read_text():
+            pytest.importorskip(package)
     blocks = re.findall(r"^```python\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL)
     exec(compile("\n".join(blocks), str(page), "exec"), {"__name__": "__docs__"})
 

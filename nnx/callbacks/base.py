@@ -4,6 +4,9 @@ import contextlib
 import warnings
 from typing import Any
 
+from nnx.blame import raised_by
+from nnx.interrupt import undivided
+
 
 class Callback:
     """Base of all callbacks: override the hooks you want.
@@ -80,6 +83,8 @@ class CallbackList(Callback):
     def __init__(self, callbacks, rank: int = 0):
         super().__init__()
         self.callbacks = list(callbacks)
+        self.begun: list[Callback] = []
+        self.epoch: int | None = None
         for callback in self.callbacks:
             if not isinstance(callback, Callback):
                 raise TypeError(f"callbacks must be nnx.callbacks.Callback objects, got {callback!r}")
@@ -97,42 +102,51 @@ class CallbackList(Callback):
         if rank > 0:  # after `each_batch`, so that all ranks read the loss equally often
             self.callbacks = [c for c in self.callbacks if not c.first_rank_only]
 
-    def set_model(self, model):
+    def _call(self, hook: str, *arguments) -> None:
         for callback in self.callbacks:
-            callback.set_model(model)
+            self._call_one(callback, hook, *arguments)
+
+    def _call_one(self, callback, hook: str, *arguments) -> None:
+        try:
+            getattr(callback, hook)(*arguments)
+        except Exception as error:
+            where = "" if self.epoch is None else f" in epoch {self.epoch + 1}"
+            raised_by(error, "callback", callback, f".{hook}{where}")
+            raise
+
+    def set_model(self, model):
+        self._call("set_model", model)
 
     def set_params(self, params):
-        for callback in self.callbacks:
-            callback.set_params(params)
+        self._call("set_params", params)
 
     def on_train_begin(self, logs=None):
         for callback in self.callbacks:
-            callback.on_train_begin(logs)
+            self._call_one(callback, "on_train_begin", logs)
+            self.begun.append(callback)
 
+    @undivided
     def on_train_end(self, logs=None):
-        with contextlib.ExitStack() as stack:  # all of them, also if one raises
-            for callback in reversed(self.callbacks):
-                stack.callback(callback.on_train_end, logs)
+        """Call all that have begun, also if one raises."""
+        with contextlib.ExitStack() as stack:
+            for callback in reversed(self.begun):
+                stack.callback(self._call_one, callback, "on_train_end", logs)
 
     def on_epoch_begin(self, epoch, logs=None):
-        for callback in self.callbacks:
-            callback.on_epoch_begin(epoch, logs)
+        self.epoch = epoch
+        self._call("on_epoch_begin", epoch, logs)
 
     def on_epoch_end(self, epoch, logs=None):
-        for callback in self.callbacks:
-            callback.on_epoch_end(epoch, logs)
+        self._call("on_epoch_end", epoch, logs)
 
     def on_train_batch_begin(self, batch, logs=None):
-        for callback in self.callbacks:
-            callback.on_train_batch_begin(batch, logs)
+        self._call("on_train_batch_begin", batch, logs)
 
     def on_train_batch_end(self, batch, logs=None):
-        for callback in self.callbacks:
-            callback.on_train_batch_end(batch, logs)
+        self._call("on_train_batch_end", batch, logs)
 
     def on_progress(self, done, total):
-        for callback in self.callbacks:
-            callback.on_progress(done, total)
+        self._call("on_progress", done, total)
 
 
 class LambdaCallback(Callback):

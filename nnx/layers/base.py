@@ -15,6 +15,7 @@ from collections.abc import Callable
 from typing import Any
 
 from nnx import activations, regularizers, tree
+from nnx.blame import raised_by
 from nnx.context import Context
 from nnx.random import generator
 from nnx.registry import REGISTRIES, Configurable, init_arguments, suggest
@@ -127,7 +128,11 @@ def run(layer: Layer, ctx: Context, params: Tree, x) -> tuple[Any, Pullback]:
     if layer.full_precision and str(x.dtype) in HALF:
         return _run_in_full_precision(layer, ctx, params, x)
     mask = ctx.mask
-    result = layer.forward(ctx, params, x)
+    try:
+        result = layer.forward(ctx, params, x)
+    except Exception as error:
+        raised_by(error, "layer", layer, f" {layer.name!r}" if layer.name else "")
+        raise
     if mask is not None and ctx.mask is mask and not layer.supports_masking:
         ctx.mask = None
         _warn_of_lost_mask(layer)

@@ -7,6 +7,7 @@ Residual(f)      y = x + f(x)
 import copy
 import re
 
+from nnx.blame import raised_by
 from nnx.layers.base import Layer, Shape, describe_shape, register, run, size
 from nnx.shapes import elements, is_single
 
@@ -88,13 +89,17 @@ class Chain(Container):
             inner = ctx.at(key, needed)
             x, pullback = run(layer, inner, params.get(key, {}), x)
             ctx.mask = inner.mask
-            steps.append((key, pullback, needed))
+            steps.append((key, layer, pullback, needed))
             needed = needed or key in params
 
         def pullback_all(dy):
             grads = {}
-            for key, pullback, needed in reversed(steps):
-                dy, weights = pullback(dy)
+            for key, layer, pullback, needed in reversed(steps):
+                try:
+                    dy, weights = pullback(dy)
+                except Exception as error:
+                    raised_by(error, "layer", layer, f" {key!r}, in its pullback")
+                    raise
                 if weights:
                     grads[key] = weights
                 if not needed:  # nothing before this layer asks for a gradient
