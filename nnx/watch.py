@@ -236,7 +236,7 @@ class Watch:
             warnings.warn(
                 f"val_loss is {logs['val_loss']} in epoch {self.epoch + 1}, while the loss is finite: training goes "
                 f"on. Look for values in the validation data that are far from those trained on",
-                stacklevel=6,
+                stacklevel=7,
             )
 
     def look_at_the_end(self) -> None:
