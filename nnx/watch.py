@@ -29,8 +29,11 @@ BATCHES_SHARED = 32
 """Where several processes train together, so many batches of a stream: all look at the same step."""
 STEPS_AGAIN = 64
 """Steps that are taken again at a time, before their numbers are looked at."""
-SNAPSHOT_SHARE = 0.25
-"""A copy that would take more than this share of the memory free on the device is kept on the host."""
+SNAPSHOT_SHARE, SMALL = 0.25, 2**20
+"""A copy that would take more than this share of the memory free on the device is kept on the host, unless it
+is of fewer bytes."""
+BATCHES_SHARE, FEW_NUMBERS = 0.125, 2**16
+"""The share of that memory for the batches of a stream that are kept, which may be so many numbers in any case."""
 
 
 class Snapshot:
@@ -64,7 +67,7 @@ def _is_large(model, carry) -> bool:
         return False
     numbers = sum(math.prod(leaf.shape) for leaf in tree.leaves(carry["params"]))
     nbytes = numbers * (1 + len(carry["slots"])) * np.dtype(model.weight_dtype).itemsize
-    return nbytes > SNAPSHOT_SHARE * free
+    return nbytes > max(SMALL, SNAPSHOT_SHARE * free)
 
 
 class Run(NamedTuple):
@@ -133,7 +136,7 @@ class Watch:
         self.rows_again: Callable | None = None
         """`rows_again(step)` gives (rows, data, stop, step) of each `Run` of an epoch that begins at a step."""
         self.settings: dict = {}
-        self.numbers = self.numbers_a_sample = 0
+        self.numbers = self.numbers_a_sample = self.most_numbers = 0
         self.kinds: list[str] | None = None
         """Of "params" and "state", those that the model has."""
         self.left: Any = None
@@ -172,6 +175,10 @@ class Watch:
         """Copy what there is: at the start, when all was found finite, and where a callback changed it."""
         self.left = carry = self.model.carry
         self.snapshot, self.journal, self.numbers = Snapshot(self.model, carry), [], 0
+        free = self.backend.free_memory()
+        self.most_numbers = NUMBERS_KEPT
+        if free is not None:
+            self.most_numbers = min(NUMBERS_KEPT, max(FEW_NUMBERS, int(BATCHES_SHARE * free) // 4))
         now = time.monotonic()
         self.next_snapshot = now + SECONDS_A_SNAPSHOT
         # Not by the clock where several processes train together: it is another in each.
@@ -194,7 +201,7 @@ class Watch:
         """Look if too many batches are kept; return whether training is over."""
         if self.is_shared:
             return len(self.journal) >= BATCHES_SHARED and self.look(totals)
-        return self.numbers >= NUMBERS_KEPT and len(self.journal) >= BATCHES_KEPT and self.look(totals)
+        return self.numbers >= self.most_numbers and len(self.journal) >= BATCHES_KEPT and self.look(totals)
 
     def look(self, totals: dict) -> bool:
         """Look at the loss and the weights now; return whether training is over."""

@@ -361,6 +361,7 @@ def test_a_copy_that_is_kept_on_the_host(any_backend, monkeypatch):
         build(Countdown(at), layers.BatchNormalization(), optimizer=nnx.optimizers.Adam) for at in (8, 99)
     )
     monkeypatch.setattr(any_backend, "free_memory", lambda: 10_000)
+    monkeypatch.setattr(watch, "SMALL", 0)
     told(lambda: fit(model), r"^in epoch 2, step 3 ")
     assert_as_if_stopped(model, reference, 8)
 
