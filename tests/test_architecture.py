@@ -15,9 +15,9 @@ LIBRARIES = {"numpy", "cupy", "cupyx", "jax", "jaxlib", "array_api_compat", "sci
 # Modules that work on the host, before and after the step.
 HOST = {
     "backend", "ahead", "compare/__init__", "compare/trace", "compare/trial", "compare/script", "data",
-    "datasets", "distributed", "files", "frames", "functional", "initializers", "metrics", "model", "outofcore",
-    "random", "reports", "resume", "rows", "saving", "sequential", "sources", "tables", "targets", "testing",
-    "training", "utils", "__main__",
+    "datasets", "diagnosis", "distributed", "files", "frames", "functional", "initializers", "metrics", "model",
+    "nonfinite", "outofcore", "random", "reports", "resume", "rows", "saving", "sequential", "sources", "tables",
+    "targets", "testing", "training", "utils", "watch", "__main__",
 }  # fmt: skip
 HOST_FOLDERS = {"estimators", "export", "plot"}
 
