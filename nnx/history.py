@@ -15,6 +15,7 @@ class History(Callback):
         The epochs, counted from 0.
     """
 
+    keeps_weights = False
     keeps = ("history", "epoch")
 
     def __init__(self):

@@ -15,9 +15,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from nnx import tree
-from nnx.callbacks import ProgressBar, TerminateOnNaN
+from nnx.callbacks import TerminateOnNaN
 from nnx.failures import NonFiniteError
-from nnx.history import History
 
 SECONDS_A_SNAPSHOT, RUNS_KEPT = 1.0, 64
 """A copy older than this, or than so many runs of steps, is made anew at the end of an epoch."""
@@ -127,9 +126,8 @@ class Watch:
         self.engine, self.model, self.backend = engine, engine.model, engine.backend
         self.is_shared = engine.communicator is not None
         self.stoppers = [c for c in callbacks.callbacks if isinstance(c, TerminateOnNaN)]
-        # Callbacks may keep or save the weights: they are looked at before any of these is called.
-        quiet = all(type(c) in (History, ProgressBar) for c in callbacks.callbacks)
-        self.each_epoch = self.is_shared or not quiet
+        # The weights are looked at before a callback is called that may keep or save them.
+        self.each_epoch = self.is_shared or any(c.keeps_weights for c in callbacks.callbacks)
         self.snapshot: Snapshot | None = None
         self.journal: list[Run | Epochs] = []
         """The steps since the snapshot."""
@@ -149,9 +147,9 @@ class Watch:
         self.epoch, self.first_step = epoch, self.model.step
         if self.rows_again is None:
             return
-        if self.snapshot is None or (self.each_epoch and self._is_other()):
+        if self.snapshot is None or self._is_other():
             self._begin()
-        elif self.each_epoch and self._has_other_settings():
+        elif self._has_other_settings():
             self._note_settings()
 
     def note(self, rows: dict, data: dict, steps: int = 1) -> None:

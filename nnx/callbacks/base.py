@@ -28,6 +28,10 @@ class Callback:
     """Where several processes train together, whether it is called in that of rank 0 alone: if it
     writes files, say. All others are called in each, with the same numbers, and decide alike."""
 
+    keeps_weights = True
+    """Whether it may keep or save the model's weights: `fit` then looks after each epoch whether they are
+    finite, before it is called."""
+
     keeps: tuple[str, ...] = ()
     """Attributes that a training which is cut off and goes on gets back: numbers, text, lists and
     dicts of them, or a `model.snapshot()`. See `fit(resume=)`."""

@@ -80,7 +80,7 @@ class EarlyStopping(Monitor):
         self.patience = patience
         self.verbose = verbose
         self.baseline = baseline
-        self.restore_best_weights = restore_best_weights
+        self.restore_best_weights = self.keeps_weights = restore_best_weights
         self.start_from_epoch = start_from_epoch
 
     def on_train_begin(self, logs=None):

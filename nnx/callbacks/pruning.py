@@ -33,6 +33,8 @@ class OptunaPruning(Monitor):
     ...     return min(history.history["val_loss"])
     """
 
+    keeps_weights = False
+
     def __init__(self, trial, monitor: str = "val_loss"):
         super().__init__(monitor, mode="auto")
         self.trial = trial

@@ -10,6 +10,7 @@ from nnx.callbacks.monitors import Monitor
 class ReduceLROnPlateau(Monitor):
     """Multiply the learning rate by `factor` when a number has not got better for `patience` epochs."""
 
+    keeps_weights = False
     keeps = ("best", "wait", "cooldown_left")
 
     def __init__(self, monitor: str = "val_loss", factor: float = 0.1, patience: int = 10, verbose: int = 0,
@@ -51,6 +52,8 @@ class ReduceLROnPlateau(Monitor):
 
 class LearningRateScheduler(Callback):
     """Set the learning rate before each epoch to `schedule(epoch, learning_rate)` or `schedule(epoch)`."""
+
+    keeps_weights = False
 
     def __init__(self, schedule: Callable, verbose: int = 0):
         super().__init__()

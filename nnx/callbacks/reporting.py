@@ -24,6 +24,7 @@ class ProgressBar(Callback):
     """
 
     first_rank_only = True
+    keeps_weights = False
 
     def __init__(self, bar: bool | None = None):
         super().__init__()
@@ -84,6 +85,7 @@ class CSVLogger(Callback):
     """
 
     first_rank_only = True
+    keeps_weights = False
     keeps = ("columns", "end")
 
     def __init__(self, filename, separator: str = ",", append: bool = False):
@@ -152,6 +154,7 @@ class TerminateOnNaN(Callback):
     It prints what the error would say. The weights are those of before the step that went wrong.
     """
 
+    keeps_weights = False
     fault: str | None = None
     """What `fit` found, before `on_epoch_end`."""
 

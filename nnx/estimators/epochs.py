@@ -28,7 +28,7 @@ class Epochs(Callback):
         super().__init__()
         self.estimator, self.samples, self.score, self.once = estimator, samples, score, once
         self.schedule = estimator.learning_rate if changes_rate else "constant"
-        self.restores = score is not None or estimator.restore_best
+        self.restores = self.keeps_weights = score is not None or estimator.restore_best
         self.best, self.best_value = None, np.inf
 
     def on_train_begin(self, logs=None):
