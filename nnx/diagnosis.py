@@ -335,9 +335,10 @@ def _of_updates(rows: list[Row]) -> list[str]:
     largest = max(having, key=lambda row: row.update or 0.0)
     largest_update = largest.update or 0.0
     if largest_update > UPDATE_TOO_LARGE:
+        share = f"{largest_update:.0%} of" if largest_update < 100 else f"{largest_update:.1e} times"
         return [
-            f"Large steps: one step changes the weights of layer {largest.layer} by {largest_update:.0%} of their "
-            f"size; about {UPDATE:.1%} is usual. Try a smaller learning rate."
+            f"Large steps: one step changes the weights of layer {largest.layer} by {share} their size; about "
+            f"{UPDATE:.1%} is usual. Try a smaller learning rate."
         ]
     if largest_update < UPDATE_TOO_SMALL:
         return [
