@@ -446,7 +446,6 @@ def test_train_on_batch_returns_what_it_finds(any_backend):
 # Several processes
 
 
-@nnx.register
 class NanLoss(nnx.losses.MeanSquaredError):
     """A loss that is not a number at a certain target, with a gradient that is."""
 

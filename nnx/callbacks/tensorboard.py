@@ -13,7 +13,7 @@ WRITERS = ("tensorboardX", "torch.utils.tensorboard")
 
 
 class TensorBoard(Callback):
-    """Write the numbers of each epoch as event files: `tensorboard --logdir runs/tb` draws them.
+    """Write the numbers of each epoch as event files: `tensorboard --logdir logs` draws them.
 
     Under Keras's names: `epoch_loss`, `epoch_accuracy`, `epoch_learning_rate`, ... of training in the
     folder `train`, and the same of validation in the folder `validation`. A fit begins its curves anew at its
@@ -33,7 +33,7 @@ class TensorBoard(Callback):
 
     first_rank_only = True
 
-    def __init__(self, log_dir="runs/tb", histogram_freq: int = 0):
+    def __init__(self, log_dir="logs", histogram_freq: int = 0):
         super().__init__()
         if histogram_freq < 0:
             raise ValueError(

@@ -1,6 +1,7 @@
 """One backend's training steps, as a sequence of places and the arrays that were computed there."""
 
 import copy
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +12,7 @@ from nnx import tree
 from nnx.backend import Backend
 from nnx.compare.observe import Observer
 from nnx.data import Samples
+from nnx.failures import NonFiniteError
 from nnx.layers.combine import snake_case
 from nnx.model import Model
 
@@ -85,9 +87,12 @@ class Tracer:
         """Take one step of `fit` from where the last one ended; return its loss and the new weights."""
         self.place = Place(step, "fit")
         settings = {"batch_size": len(batch), "sample_weight": batch.weight, "shuffle": False, "verbose": 0}
-        history = self.fitted.fit(batch.x, batch.y, **settings)
+        try:
+            loss = self.fitted.fit(batch.x, batch.y, **settings).history["loss"][0]
+        except NonFiniteError:  # where it comes from is what the trace shows
+            loss = math.nan
         weights = self._layers(step, "fit", "weights", self._host(self.fitted.params))
-        return history.history["loss"][0], dict(weights)
+        return loss, dict(weights)
 
     # What is computed
 
