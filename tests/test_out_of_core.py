@@ -308,8 +308,9 @@ def files(tmp_path_factory):
 
 def child(*arguments):
     command = [sys.executable, out_of_core.__file__, *map(str, arguments)]
-    # One thread: several would wait for each other where tests run side by side.
-    environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1"}
+    # One thread: several would wait for each other where tests run side by side. One arena of memory: glibc
+    # keeps what is freed for each thread, which with XLA's adds up to 50 MB, another number each time.
+    environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "1"}
     return subprocess.run(command, capture_output=True, text=True, env=environment)
 
 
