@@ -16,8 +16,8 @@ import nnx
 HOST_ONLY = {
     "test_ahead", "test_architecture", "test_compare", "test_data_sources", "test_datasets",
     "test_defaults", "test_estimators", "test_export_numpy",
-    "test_hostile", "test_info", "test_initializers", "test_network_estimators", "test_numpy_fusion", "test_onnx",
-    "test_plot", "test_resume", "test_schedules", "test_search", "test_train",
+    "test_hostile", "test_info", "test_initializers", "test_log", "test_network_estimators", "test_numpy_fusion",
+    "test_onnx", "test_plot", "test_resume", "test_schedules", "test_search", "test_train",
 }  # fmt: skip
 LAUNCHES = "launches on the emulated device"
 
