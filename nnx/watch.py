@@ -308,13 +308,15 @@ class Watch:
                 first, epoch = after, epoch + 1
 
     def _made_again(self, step: int, settings: dict) -> list:
+        """Return the runs of the epoch that begins at a step, as the optimizer was set then."""
         optimizer, rows_again = vars(self.model.optimizer), self.rows_again
         assert rows_again is not None
         present = dict(optimizer)
-        optimizer.update(settings)
-        made = list(rows_again(step))
-        optimizer.update(present)
-        return made
+        try:
+            optimizer.update(settings)
+            return list(rows_again(step))
+        finally:
+            optimizer.update(present)
 
     def _put_back(self, snapshot: Snapshot, step: int) -> None:
         self.left = carry = snapshot.carry()
