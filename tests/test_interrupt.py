@@ -23,8 +23,8 @@ PROGRAM = Path(interrupted.__file__)
 
 
 def presses(backend, folder, count: int, seed: int = 0) -> list[dict]:
-    """Let a child train so often, and press Ctrl-C in it up to four times each; return its outcomes."""
-    rng, outcomes, seconds = random.Random(seed), [], {}
+    """Let a child train, pressing Ctrl-C up to four times, until so many were interrupted; return all outcomes."""
+    rng, outcomes, seconds, hits = random.Random(seed), [], {}, 0
     command = [sys.executable, str(PROGRAM), backend, str(folder)]
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -33,7 +33,7 @@ def presses(backend, folder, count: int, seed: int = 0) -> list[dict]:
         assert child.stdout is not None
         assert child.stderr is not None
         try:
-            for number in range(count):
+            for number in range(20 * count):
                 kind = "warm" if number % 10 else "cold"
                 child.stdin.write(f"{kind}\n")
                 child.stdin.flush()
@@ -47,7 +47,11 @@ def presses(backend, folder, count: int, seed: int = 0) -> list[dict]:
                 if not (line := child.stdout.readline()):
                     break
                 outcomes.append(json.loads(line))
-                seconds.setdefault(kind, json.loads(line)["seconds"])
+                hits += outcomes[-1]["error"] == "KeyboardInterrupt"
+                if outcomes[-1]["error"] == "none":  # the press came too late: the next ones come earlier
+                    seconds[kind] = min(outcomes[-1]["seconds"], seconds.get(kind, math.inf))
+                if hits == count:
+                    break
             child.stdin.close()
             errors = child.stderr.read()
             assert child.wait(60) == 0, errors
@@ -57,13 +61,12 @@ def presses(backend, folder, count: int, seed: int = 0) -> list[dict]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("backend", "count"), [("numpy", 32), ("jax", 10)])
+@pytest.mark.parametrize(("backend", "count"), [("numpy", 24), ("jax", 8)])
 def test_pressed_at_random_moments(backend, count, tmp_path):
     usable_or_skip(backend)
     outcomes = presses(backend, tmp_path, count)
-    assert len(outcomes) == count
     assert [outcome["step"] for outcome in outcomes[:2]] == [7 * interrupted.EPOCHS] * 2
-    assert len([outcome for outcome in outcomes if outcome["error"] == "KeyboardInterrupt"]) > count / 4
+    assert len([outcome for outcome in outcomes if outcome["error"] == "KeyboardInterrupt"]) == count
 
 
 def press(*_):
