@@ -4,6 +4,7 @@ import importlib.util
 import itertools
 import json
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -26,9 +27,9 @@ def never_killed(tmp_path_factory):
     return json.loads(json.dumps(killed.outcome(killed.train(folder, "numpy"), folder)))
 
 
-def kill_once_under_way(folder, backend, seconds):
-    """Start the program, kill it so long after its first state was saved, and return its exit code."""
-    process = subprocess.Popen([*PROGRAM, folder, backend])
+def kill_once_under_way(command, folder, seconds):
+    """Start a program, kill it so long after its first state was saved, and return its exit code."""
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     while not (folder / "state.nnx").exists() and process.poll() is None:
         time.sleep(0.002)
     time.sleep(seconds)
@@ -36,11 +37,21 @@ def kill_once_under_way(folder, backend, seconds):
     return process.wait()
 
 
+def kill_under_way(command, folder, seconds=0.0):
+    """Start a program in a fresh folder and kill it so long after its first state was saved."""
+    for _ in range(20):  # where this process is not let run in time, the program ends first
+        if kill_once_under_way(command, folder, seconds) == -signal.SIGKILL:
+            return
+        shutil.rmtree(folder)
+    pytest.fail(f"{command} ended 20 times before it was killed")
+
+
 @pytest.mark.slow
 def test_killed_at_random_moments(tmp_path, never_killed):
     rng, codes = random.Random(0), []
     for _ in range(6):
-        codes.append(kill_once_under_way(tmp_path, "numpy", rng.uniform(0, 0.1)))
+        command = [*PROGRAM, tmp_path, "numpy"]
+        codes.append(kill_once_under_way(command, tmp_path, rng.uniform(0, 0.1)))
     subprocess.run([*PROGRAM, tmp_path, "numpy"], check=True)
     assert json.loads((tmp_path / "done.json").read_text()) == never_killed
     assert -signal.SIGKILL in codes
@@ -61,7 +72,7 @@ def test_killed_under_jax(tmp_path):
     pytest.importorskip("jax")
     folders = [tmp_path / "whole", tmp_path / "killed"]
     wanted = killed.outcome(killed.train(folders[0], "jax"), folders[0])
-    assert kill_once_under_way(folders[1], "jax", 0.02) == -signal.SIGKILL
+    kill_under_way([*PROGRAM, folders[1], "jax"], folders[1], 0.02)
     assert killed.outcome(killed.train(folders[1], "jax"), folders[1]) == wanted
 
 
@@ -244,11 +255,7 @@ def test_train_py_goes_on(tmp_path, capsys):
     options = ["--data", "iris", "--hidden", "8", "--dropout", "0.2", "--epochs", "40", "--out"]
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     assert train.main([*options, str(whole)]) == 0
-    process = subprocess.Popen([sys.executable, script, *options, cut], stdout=subprocess.DEVNULL)
-    while not (cut / "state.nnx").exists():
-        time.sleep(0.002)
-    process.kill()
-    assert process.wait() == -signal.SIGKILL
+    kill_under_way([sys.executable, script, *options, cut], cut)
     assert not (cut / "metrics.json").exists()
     assert train.main(["--resume", str(cut)]) == 0
     assert (cut / "history.csv").read_bytes() == (whole / "history.csv").read_bytes()
