@@ -5,7 +5,6 @@ takes the things, in whatever way that ends; what it raises comes in its turn, a
 """
 
 import contextvars
-import queue
 import threading
 from collections.abc import Generator, Iterable
 
@@ -25,6 +24,8 @@ def ahead(items: Iterable, count: int = 1) -> Generator:
     >>> list(ahead("abc"))
     ['a', 'b', 'c']
     """
+    import queue  # here, as all that few need: `import nnx` is to be short
+
     room, made, closed = threading.Semaphore(count), queue.SimpleQueue(), threading.Event()
 
     def make():

@@ -5,7 +5,6 @@ The backend knows how its library says so; here is what a user can do about it.
 
 import functools
 import inspect
-import traceback
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -60,11 +59,18 @@ def _short(error: Exception) -> Exception:
     rest = error.__traceback__
     while rest is not None and rest.tb_frame.f_code.co_filename in WRAPPERS:
         rest = rest.tb_next
-    frames = [frame for frame, _ in traceback.walk_tb(rest)]
+    frames = [frame for frame, _ in _walk(rest)]
     # A mistake of whoever called, or numbers of whose steps none is on the stack.
     if isinstance(error, NonFiniteError) or (frames and frames[-1].f_globals.get("__name__") in CHECKS):
         rest = None
     return error.with_traceback(rest)
+
+
+def _walk(traceback):
+    """Yield each frame and line, from the outermost; the module `traceback` would make `import nnx` longer."""
+    while traceback is not None:
+        yield traceback.tb_frame, traceback.tb_lineno
+        traceback = traceback.tb_next
 
 
 @waiting
@@ -75,7 +81,7 @@ def own_exceptions(iterable):
 
 def _explanation(method, model, arguments, settings, error) -> BackendError | None:
     backend: Backend | None = model._backend
-    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    frames = [frame for frame, _ in _walk(error.__traceback__)]
     if (
         backend is None
         or isinstance(error, OutOfMemoryError)
@@ -117,7 +123,7 @@ def _advice(name: str, given: dict) -> str:
 def _place(error: Exception, backend: Backend) -> str:
     """Return `file, line 3: ` of what was running outside of nnx and the array library."""
     libraries = {"nnx", "numpy", getattr(backend.xp, "__name__", "").split(".")[0], backend.name}
-    for frame, line in reversed(list(traceback.walk_tb(error.__traceback__))):
+    for frame, line in reversed(list(_walk(error.__traceback__))):
         module, file = frame.f_globals.get("__name__", ""), frame.f_code.co_filename
         if module.split(".")[0] not in libraries and file.endswith((".py", ">")):
             return f"{file}, line {line}: "

@@ -13,7 +13,6 @@ from __future__ import annotations  # naming np.random in a signature would impo
 
 import functools
 import itertools
-import zlib
 
 import numpy as np
 
@@ -92,6 +91,8 @@ def fold_name(key: Key, name: str) -> Key:
 
 @functools.cache
 def _name_words(name: str) -> Key:
+    import zlib  # here, for the time of `import nnx`
+
     forwards, backwards = name.encode(), name[::-1].encode()
     return zlib.crc32(forwards) >> 1, zlib.crc32(backwards + b"#") >> 1
 

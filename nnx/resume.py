@@ -6,7 +6,6 @@ there. Shuffles and masks are functions of seed and step, so the epochs that fol
 would have followed.
 """
 
-import zlib
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +26,8 @@ def is_wanted(callbacks) -> bool:
 
 def describe(samples) -> list | None:
     """Return number and checksum of samples on the host: a run goes on with those that it began with."""
+    import zlib  # here, for the time of `import nnx`
+
     if not isinstance(samples, Samples):
         return None
     parts = tree.leaves(samples.glance().arrays())

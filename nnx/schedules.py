@@ -5,7 +5,6 @@ names where Keras has them. They are plain Python: exact, the same on every back
 a reason to compile again.
 """
 
-import bisect
 import math
 from collections.abc import Callable
 from typing import Any
@@ -108,7 +107,7 @@ class PiecewiseConstantDecay(LearningRateSchedule):
         self.boundaries, self.values = list(boundaries), list(values)
 
     def __call__(self, step):
-        return self.values[bisect.bisect_left(self.boundaries, step)]
+        return self.values[sum(boundary < step for boundary in self.boundaries)]
 
 
 @_registry.register("polynomial_decay")
