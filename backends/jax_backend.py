@@ -13,6 +13,8 @@ from .prefetch import prefetch
 
 # Arrays below this many bytes are not placed on the device ahead of the call that reads them.
 SMALL = 1 << 18
+# Samples are gathered for several steps at a time, up to so many bytes, which stay in a core's cache.
+GATHERED = 1 << 18
 
 
 class JaxBackend(Backend):
@@ -149,26 +151,57 @@ class JaxBackend(Backend):
         def first_totals(carry, rows, data):
             key = tuple((leaf.shape[1:], leaf.dtype) for leaf in tree.leaves(data))
             if key not in zeros:
-                _, sums = jax.eval_shape(step, carry, row_of(rows, 0), data)
+                row = row_of(rows, 0)
+                _, sums = jax.eval_shape(step, carry, row, self.batch(row, data))
                 zeros[key] = tree.map(lambda s: np.zeros(s.shape, s.dtype), sums)
             return zeros[key]
 
+        def run_one(row, data, carry_and_totals):
+            carry, totals = carry_and_totals
+            carry, sums = step(carry, row, data)
+            return carry, tree.map(operator.add, totals, sums)
+
         @functools.partial(jax.jit, donate_argnums=(0, 1))
         def loop(carry, totals, rows, data, start, stop):
-            def run_one(i, carry_and_totals):
-                carry, totals = carry_and_totals
-                carry, sums = step(carry, row_of(rows, i), data)
-                return carry, tree.map(operator.add, totals, sums)
+            many = self._batches_at_a_time(rows, data)
+
+            def run_many(k, carry_and_totals):
+                first = jax.numpy.minimum(k * many, len(rows["index"]) - many)
+                index = jax.lax.dynamic_slice_in_dim(rows["index"], first, many)
+                batches = self.batch({"index": index}, data)["samples"]
+
+                def run(i, carry_and_totals):
+                    batch = tree.map(lambda array: array[i - first], batches)
+                    return run_one(row_of(rows, i), {**data, "samples": batch}, carry_and_totals)
+
+                begin, end = jax.numpy.maximum(start, k * many), jax.numpy.minimum(stop, (k + 1) * many)
+                return jax.lax.fori_loop(begin, end, run, carry_and_totals)
+
+            def run(i, carry_and_totals):
+                row = row_of(rows, i)
+                return run_one(row, self.batch(row, data), carry_and_totals)
 
             # Start and stop are arguments of the compiled program: any number of steps runs in
             # one dispatch without compiling again.
-            return jax.lax.fori_loop(start, stop, run_one, (carry, totals))
+            if len(next(iter(rows.values()))) == 1:
+                return run(0, (carry, totals))
+            if many > 1:
+                return jax.lax.fori_loop(start // many, -(-stop // many), run_many, (carry, totals))
+            return jax.lax.fori_loop(start, stop, run, (carry, totals))
 
         def run(carry, totals, rows, data, start, stop):
             totals = first_totals(carry, rows, data) if totals is None else totals
             return jax.block_until_ready(loop(carry, totals, rows, data, start, stop))
 
         return run
+
+    def _batches_at_a_time(self, rows, data) -> int:
+        """Return of how many steps the samples are gathered at a time: on a CPU that takes a third of the time."""
+        if self.is_accelerated or "index" not in rows:
+            return 1
+        steps, batch_size = rows["index"].shape
+        nbytes = sum(a.nbytes // a.shape[0] for a in tree.leaves(data["samples"])) * batch_size
+        return min(steps, max(1, GATHERED // nbytes))
 
     def one_step(self, step):
         compiled = self.jax.jit(step, donate_argnums=0)
@@ -196,13 +229,20 @@ class JaxBackend(Backend):
         self.check_process()
         return self.jax.enable_x64(dtype == "float64")
 
-    def read(self, values):
-        return self.jax.device_get(values)
-
     def synchronize(self, value):
         self.jax.block_until_ready(value)
 
-    # On the CPU the host reads arrays where they are, in less time than a dispatch takes.
+    # On the CPU the host reads and makes arrays where they are, in less time than a dispatch takes.
+
+    def read(self, values):
+        if self.is_accelerated:
+            return self.jax.device_get(values)
+        return [tree.map(np.asarray, value) for value in values]
+
+    def full_like(self, array, value):
+        if self.is_accelerated:
+            return super().full_like(array, value)
+        return self.jax.device_put(np.full(array.shape, value, array.dtype))
 
     def snapshot(self, values):
         copied = self._copied if self.is_accelerated else functools.partial(tree.map, np.array)

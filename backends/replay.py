@@ -69,7 +69,7 @@ class Replay:
         try:
             row = {name: rows[name][i] for name in sorted(rows)}
             inputs = [_map(trace.input, part) for part in ([carry, totals], row, data)]
-            carry_out, sums = self.step(inputs[0][0], *inputs[1:])
+            carry_out, sums = self.step(inputs[0][0], inputs[1], self.backend.batch(*inputs[1:]))
             outputs = [carry_out, tree.map(operator.add, inputs[0][1], sums)]
             found: Program | Trace | Plain = trace
             if earlier is not None and trace.same_as(earlier):

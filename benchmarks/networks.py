@@ -116,7 +116,7 @@ def train(network: Network, backend, batch: int, steps: int, dtype="float32"):
     def run():
         nonlocal totals
         with backend.scope(dtype):
-            carry, totals = engine.steps.train(model.carry, totals, rows, placed, 0, steps)
+            carry, totals = engine.steps.train(model.carry, totals, rows, {"samples": placed}, 0, steps)
             model.set_carry(carry, steps=steps)
             backend.synchronize(tree.leaves(carry))
 

@@ -87,6 +87,10 @@ class Backend:
         """Return an array of zeros on the device."""
         return self.asarray(np.zeros(shape, dtype))
 
+    def full_like(self, array, value: float) -> Any:
+        """Return an array of the shape and dtype of `array` that holds one value."""
+        return self.xp.full_like(array, value)
+
     def arange(self, count: int, dtype: str) -> Any:
         """Return 0, 1, ..., count - 1 on the device."""
         return self.xp.arange(count, dtype=getattr(self.xp, dtype))
@@ -231,19 +235,26 @@ class Backend:
         """
         return {name: v.tolist() if v.ndim == 1 else self.asarray(v) for name, v in rows.items()}
 
+    def batch(self, row: dict, data: dict) -> dict:
+        """Return `data` with those of `data["samples"]` that `row["index"]` numbers; all, if the row has none."""
+        if "index" not in row:
+            return data
+        samples = tree.map(lambda array: self.gather(array, row["index"]), data["samples"])
+        return {**data, "samples": samples}
+
     def repeat(self, step) -> Callable:
         """Return `run(carry, totals, rows, data, start, stop) -> (carry, totals)`.
 
-        It calls `step(carry, row, data) -> (carry, sums)` for rows start, ..., stop - 1 of `rows`
-        and adds the sums to the totals, one step after another: in how many runs an epoch is cut
-        does not change a bit of them. The first totals are None. The carry that goes in is
+        It calls `step(carry, row, batch(row, data)) -> (carry, sums)` for rows start, ..., stop - 1
+        of `rows` and adds the sums to the totals, one step after another: in how many runs an epoch
+        is cut does not change a bit of them. The first totals are None. The carry that goes in is
         consumed: its memory may be reused for the one that comes out.
         """
 
         def run(carry, totals, rows, data, start, stop):
             for i in range(start, stop):
                 row = {name: v[i] if isinstance(v, list) else v[i, ...] for name, v in rows.items()}
-                carry, sums = step(carry, row, data)
+                carry, sums = step(carry, row, self.batch(row, data))
                 totals = sums if totals is None else tree.map(operator.add, totals, sums)
             return carry, totals
 

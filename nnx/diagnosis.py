@@ -149,7 +149,7 @@ class _Look:
             self.before = tree.map(backend.to_numpy, carry["params"])
             grads, _, _ = observer.observe(self.steps).gradients(carry["params"], carry["state"], batch, row)
             self.grads = tree.map(backend.to_numpy, grads)
-            carry, _ = self.steps.train_one(carry, None, numbers, batch)
+            carry, _ = self.steps.train_one(carry, None, numbers, {"samples": batch})
             self.after = tree.map(backend.to_numpy, carry["params"])
         self.kept = observer.kept
         logs = model.evaluate(samples.x, samples.y, sample_weight=samples.weight, verbose=0, return_dict=True)

@@ -80,7 +80,7 @@ class Optimizer(Configurable):
         return [self._empty_slot(params, backend) for _ in self.slots]
 
     def _empty_slot(self, params, backend):
-        filled = tree.map(lambda p: backend.xp.full_like(p, self.slot_start), params)
+        filled = tree.map(lambda p: backend.full_like(p, self.slot_start), params)
         return backend.pack(filled)
 
     def update(self, grads, slots, params, step, backend: Backend | None = None):

@@ -8,6 +8,8 @@ be written into a file as plain data and made again from it: it keeps every argu
 
 import functools
 import inspect
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 __all__ = ["REGISTRIES", "Configurable", "Registry", "decode", "encode", "register"]
@@ -147,7 +149,8 @@ def is_own(value) -> bool:
     return type(value).__module__.startswith("nnx.")
 
 
-def init_arguments(cls) -> dict[str, Any]:
+@functools.lru_cache(maxsize=512)
+def init_arguments(cls) -> Mapping[str, Any]:
     """Return the arguments of `cls.__init__` and their defaults, those of `**settings` included."""
     arguments: dict[str, Any] = {}
     for owner in cls.__mro__:
@@ -161,7 +164,7 @@ def init_arguments(cls) -> dict[str, Any]:
                 arguments.setdefault(p.name, ())
         if not any(p.kind is p.VAR_KEYWORD for p in parameters):
             break
-    return arguments
+    return MappingProxyType(arguments)
 
 
 def _differs(value, default) -> bool:

@@ -48,7 +48,7 @@ class Steps:
         self.loss_and_gradients = backend.compile(self._loss_and_gradients)
 
     def _train_row(self, carry, row, data):
-        return self._train_step(carry, self._take(row, data), row)
+        return self._train_step(carry, data["samples"], row)
 
     def _train_step(self, carry, batch, numbers):
         scalars = {name[5:]: value for name, value in numbers.items() if name.startswith("rate_")}
@@ -118,19 +118,13 @@ class Steps:
         return run(self.network, ctx, params, x)
 
     def _evaluate_row(self, carry, row, data):
-        return carry, self._evaluate_step(data["weights"], self._take(row, data["samples"]))
+        return carry, self._evaluate_step(data["weights"], data["samples"])
 
     def _evaluate_step(self, weights, batch):
         ctx = Context(self.backend, state=weights["state"])
         output, _ = self._run(ctx, weights["params"], batch["x"])
         loss, _, parts = self._loss(ctx, batch, output)
         return self._sums(ctx, weights["params"], batch, output, loss, parts)
-
-    def _take(self, row, data):
-        """Return the batch that a row asks for; without an index the data is the batch."""
-        if "index" not in row:
-            return data
-        return tree.map(lambda array: self.backend.gather(array, row["index"]), data)
 
     def _sums(self, ctx, params, batch, output, loss, parts) -> dict:
         """Return the sums of loss and metrics of a batch. The loss counts by samples."""

@@ -188,7 +188,7 @@ class Engine:
     ) -> dict:
         """Take steps start, ..., stop - 1 of `rows`; return the totals with their sums added."""
         before = totals if part.share else None
-        carry, sums = self.steps.train(self.model.carry, before, rows, placed, start, stop)
+        carry, sums = self.steps.train(self.model.carry, before, rows, {"samples": placed}, start, stop)
         self.model.set_carry(carry, steps=stop - start)
         watch.left = carry
         return sums if part.share else added(totals, counted(sums, part))
@@ -204,7 +204,7 @@ class Engine:
         if watch is not None:
             watch.note_batch(numbers, batch)
         before = totals if part.share else None
-        carry, sums = self.steps.train_one(self.model.carry, before, numbers, batch)
+        carry, sums = self.steps.train_one(self.model.carry, before, numbers, {"samples": batch})
         self.model.set_carry(carry, steps=1)
         if watch is not None:
             watch.left = carry
@@ -329,7 +329,7 @@ def _rows(engine, block, part, step: int) -> dict:
 
 
 def _rows_again(engine, samples, placed, batch_size, shuffle, step: int) -> Iterator[tuple]:
-    """Yield (rows, data, number of steps, first step) of each run of an epoch that began at a step."""
+    """Yield (rows, samples, number of steps, first step) of each run of an epoch that began at a step."""
     for block in batch_indices(_ordered(engine.model, samples, shuffle, step), batch_size):
         yield _rows(engine, block, engine.part(block.shape[1]), step), placed, len(block), step
         step += len(block)

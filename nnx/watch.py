@@ -70,13 +70,13 @@ def _is_large(model, carry) -> bool:
 
 
 class Run(NamedTuple):
-    """Steps to be taken: rows start, ..., stop - 1 of `rows`, which name the batches in `data`.
+    """Steps to be taken: rows start, ..., stop - 1 of `rows`, which number those of `samples` in each batch.
 
-    Of a stream it is one step, and `data` its batch: then `rows` are on the host.
+    Of a stream it is one step, and `samples` its batch: then `rows` are on the host.
     """
 
     rows: dict
-    data: dict
+    samples: dict
     start: int
     stop: int
     step: int
@@ -92,14 +92,14 @@ class Run(NamedTuple):
     def again(self, steps, carry, start, stop) -> tuple:
         """Take some of the steps from a carry of one's own; return the new one and the sums."""
         if self.is_one:
-            return steps.train_one(carry, None, self.rows, self.data)
-        return steps.train(carry, None, self.rows, self.data, start, stop)
+            return steps.train_one(carry, None, self.rows, {"samples": self.samples})
+        return steps.train(carry, None, self.rows, {"samples": self.samples}, start, stop)
 
     def batch(self, steps, i) -> tuple[dict, dict]:
         """Return the batch of row `i`, and what the host computed for it."""
         rows = steps.backend.stage(self.rows) if self.is_one else self.rows
         numbers = {name: v[i] if isinstance(v, list) else v[i, ...] for name, v in rows.items()}
-        return steps._take(numbers, self.data), numbers
+        return steps.backend.batch(numbers, {"samples": self.samples})["samples"], numbers
 
     def where(self, i) -> str:
         """Return which step the one of row `i` is, in words."""
@@ -132,7 +132,7 @@ class Watch:
         self.journal: list[Run | Epochs] = []
         """The steps since the snapshot."""
         self.rows_again: Callable | None = None
-        """`rows_again(step)` gives (rows, data, stop, step) of each `Run` of an epoch that begins at a step."""
+        """`rows_again(step)` gives (rows, samples, stop, step) of each `Run` of an epoch that begins at a step."""
         self.settings: dict = {}
         self.numbers = self.numbers_a_sample = self.most_numbers = 0
         self.kinds: list[str] | None = None
@@ -152,12 +152,12 @@ class Watch:
         elif self._has_other_settings():
             self._note_settings()
 
-    def note(self, rows: dict, data: dict, steps: int = 1) -> None:
+    def note(self, rows: dict, samples: dict, steps: int = 1) -> None:
         """Note steps that are about to be taken; see `Run`."""
         if self.rows_again is None:
             if self.snapshot is None or self._is_other():
                 self._begin()
-            self.journal.append(Run(rows, data, 0, steps, self.model.step, self.epoch, self.first_step))
+            self.journal.append(Run(rows, samples, 0, steps, self.model.step, self.epoch, self.first_step))
 
     def _is_other(self) -> bool:
         """Whether the weights are not those that the last step left: a callback has set them."""
@@ -301,10 +301,10 @@ class Watch:
             first, epoch = entry.first_step, entry.epoch
             while first < end:
                 after = first
-                for rows, data, count, step in self._made_again(first, entry.settings):
+                for rows, samples, count, step in self._made_again(first, entry.settings):
                     start, stop, after = max(0, entry.step - step), min(count, end - step), step + count
                     if start < stop:
-                        yield Run(rows, data, start, stop, step + start, epoch, first)
+                        yield Run(rows, samples, start, stop, step + start, epoch, first)
                 first, epoch = after, epoch + 1
 
     def _made_again(self, step: int, settings: dict) -> list:

@@ -22,6 +22,7 @@ from nnx.estimators import lbfgs, perceptron, sparse
 from nnx.estimators.epochs import Epochs, Order
 from nnx.estimators.losses import WeightedMean
 from nnx.failures import NonFiniteError
+from nnx.random import WEIGHTS, generator
 from nnx.registry import REGISTRIES
 from nnx.sequential import Sequential
 
@@ -166,7 +167,10 @@ class Perceptron(BaseEstimator):
         if loss is None:
             loss = WeightedMean(losses.get(self.loss))
         model.compile(self._make_optimizer(), loss, weighted_metrics=self.metrics)
-        model.build((len(self.coefs_[0]),))
+        shape = (len(self.coefs_[0]),)
+        params, _ = model.network.init(generator(seed, WEIGHTS), shape)
+        weights = ([np.array(weight) for weight in each] for each in (self.coefs_, self.intercepts_))
+        model.build_from(shape, perceptron.with_dense(params, *weights), model.network.init_state(shape))
         return model
 
     def _make_optimizer(self) -> optimizers.Optimizer:
@@ -191,18 +195,21 @@ class Perceptron(BaseEstimator):
     def _prepared(self, dtype: str, goes_on: bool) -> Sequential:
         """Return the model to train, with the present weights; if it goes on, with the present optimizer."""
         settings = [dtype, *(getattr(self, name) for name in OF_MODEL)]
-        old = self._model
+        old, is_new = self._model, False
         if old is None or not goes_on or settings != self._settings:
             self._model = self._make_model(dtype)
             self._settings = settings
             if old is not None and tree.paths(old.params) == tree.paths(self._model.params):
                 self._take_over(old, with_optimizer=goes_on)
+            else:
+                is_new = True
         model = self._model
         if model.engine.communicator is not None:
             raise ValueError(
                 f"{type(self).__name__} trains on one process: run it without {LAUNCH}, or train a nnx.Sequential"
             )
-        model.params = perceptron.with_dense(model.params, self.coefs_, self.intercepts_)
+        if not is_new:
+            model.params = perceptron.with_dense(model.params, self.coefs_, self.intercepts_)
         return model
 
     def _take_over(self, old, with_optimizer: bool):
