@@ -7,6 +7,7 @@ is not run again for arrays of these shapes. The results are the same bits. A st
 one time to the next, or looks at a value, runs as it stands.
 """
 
+import itertools
 import operator
 import os
 from collections.abc import Callable
@@ -98,6 +99,8 @@ class Program:
             raise ValueError("a step that changes the structure of its carry")
         self.names = sorted(rows)
         first_row = len(flatten(carry))
+        # Whether the carry is the same arrays after a step: all that changes in it changes in place.
+        self.stays = [leaf.index for leaf in flatten(carry_out[0])] == [*range(len(flatten(carry[0])))]
         first_datum = first_row + len(rows)
         self.loop = trace.backend.writer(
             trace,
@@ -109,9 +112,12 @@ class Program:
 
     def run(self, carry, totals, rows, data, start, stop):
         """Run steps start, ..., stop - 1."""
-        inputs = [*flatten([carry, totals]), *flatten(data)]
-        outputs = self.loop(inputs, [rows[name] for name in self.names], start, stop)
-        return _restore([carry, totals], iter(outputs))
+        leaves = flatten(carry)
+        inputs = [*leaves, *flatten(totals), *flatten(data)]
+        outputs = iter(self.loop(inputs, [rows[name] for name in self.names], start, stop))
+        if self.stays:
+            return carry, _restore(totals, itertools.islice(outputs, len(leaves), None))
+        return _restore([carry, totals], outputs)
 
 
 # Trees, here with lists, and with the buffer of what is packed as one more leaf.
@@ -169,10 +175,10 @@ def _kinds(value) -> Any:
     if isinstance(value, Packed):
         return value.kinds
     if isinstance(value, dict):
-        return tuple((name, _kinds(value[name])) for name in sorted(value))
+        return tuple([(name, _kinds(value[name])) for name in sorted(value)])
     if isinstance(value, list):
         is_column = bool(value) and isinstance(value[0], (int, float))
-        return type(value[0]) if is_column else tuple(map(_kinds, value))
+        return type(value[0]) if is_column else tuple([_kinds(item) for item in value])
     if isinstance(value, tuple):
-        return tuple(map(_kinds, value))
+        return tuple([_kinds(item) for item in value])
     return value.shape, value.dtype, value.flags.c_contiguous

@@ -15,8 +15,7 @@ import os
 import threading
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextvars import ContextVar
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -44,8 +43,7 @@ class BackendError(RuntimeError):
     """A backend was asked for that does not exist or cannot run here; says what to do about it."""
 
 
-@dataclass(frozen=True)
-class BackendInfo:
+class BackendInfo(NamedTuple):
     """What `nnx.available_backends()` tells about one backend."""
 
     name: str

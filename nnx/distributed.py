@@ -13,8 +13,7 @@ import functools
 import os
 from collections.abc import Iterator
 from contextvars import ContextVar
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -47,8 +46,7 @@ class Communicator:
         raise NotImplementedError
 
 
-@dataclass(frozen=True)
-class Part:
+class Part(NamedTuple):
     """What a rank computes of a batch: samples start, ..., stop - 1, this share of them all.
 
     A rank for which there is no sample computes one of another's, which does not count: share 0.

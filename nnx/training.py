@@ -134,6 +134,7 @@ class Engine:
                 raise
         return logs
 
+    @undivided  # raised while it is closed, a second Ctrl-C would be lost
     def runs(self, rows, length: int, one_by_one: bool):
         """Yield (start, stop) of runs of steps that last about SECONDS_A_RUN each."""
         start = 0

@@ -1,6 +1,7 @@
 """What may know what: the engine no array library, nnx/ no backend, `import nnx` nothing heavy."""
 
 import ast
+import json
 import re
 import subprocess
 import sys
@@ -96,7 +97,19 @@ def test_import_nnx_loads_little_beyond_numpy():
     )
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert "nnx" in loaded.split()
-    assert set(loaded.split()) <= {"nnx", "copy", "dataclasses", "inspect", "re", "signal", "threading"}
+    assert set(loaded.split()) <= {"nnx", "copy", "dataclasses", "gc", "inspect", "re", "signal", "threading"}
+
+
+@pytest.mark.parametrize("before", ["gc.enable()", "gc.disable()", "gc.freeze()"])
+def test_import_nnx_leaves_the_garbage_collector_as_it_was(before):
+    code = (
+        f"import gc, numpy; {before}; state = gc.isenabled(), gc.get_freeze_count();"
+        "runs = [generation['collections'] for generation in gc.get_stats()]; import nnx;"
+        "assert (gc.isenabled(), gc.get_freeze_count()) == state;"
+        "print([now['collections'] - old for now, old in zip(gc.get_stats(), runs)])"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert (json.loads(found) == [0, 0, 0]) is (before != "gc.freeze()")
 
 
 def test_importing_writes_no_file_and_needs_no_home(tmp_path):

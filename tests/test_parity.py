@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import nnx
-from nnx import layers
+from nnx import layers, training
 
 RNG = np.random.default_rng(0)
 X = RNG.standard_normal((203, 6)).astype(np.float32)
@@ -61,15 +61,26 @@ class RecordsOrder(layers.Layer):
         return x, lambda dy: (dy, {})
 
 
-def test_batches_come_in_the_same_order(any_backend):
-    def last_seen(backend):
-        model = nnx.Sequential([RecordsOrder(), layers.Dense(1)], seed=3, backend=backend)
-        model.compile("sgd", "mse")
-        ids = np.arange(50, dtype=np.float32)[:, None] / 64
-        model.fit(ids, ids, epochs=2, batch_size=8, verbose=0)
-        return model.get_weights()[:2]
+def last_seen(backend):
+    model = nnx.Sequential([RecordsOrder(), layers.Dense(1)], seed=3, backend=backend)
+    model.compile("sgd", "mse")
+    ids = np.arange(53, dtype=np.float32)[:, None] / 64
+    model.fit(ids, ids, epochs=2, batch_size=8, verbose=0)
+    return model.get_weights()[:2]
 
+
+def test_batches_come_in_the_same_order(any_backend):
     for a, b in zip(last_seen(any_backend), last_seen("numpy"), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("seconds_a_run", [0.0, 0.1])
+@pytest.mark.parametrize("batches", [0, 1, 2, 4, 5, 6, 100])
+def test_jax_gathers_any_number_of_batches_at_a_time(batches, seconds_a_run, monkeypatch):
+    jax_backend = pytest.importorskip("nnx.backends.jax_backend")
+    monkeypatch.setattr(jax_backend, "GATHERED", batches * 8 * 3 * 4)  # x, y and weight of 8 samples
+    monkeypatch.setattr(training, "SECONDS_A_RUN", seconds_a_run)
+    for a, b in zip(last_seen("jax"), last_seen("numpy"), strict=True):
         np.testing.assert_array_equal(a, b)
 
 
