@@ -38,6 +38,8 @@ class JaxBackend(Backend):
         self.process = os.getpid()
         self.xp = jax.numpy
         self.is_accelerated = self.device.platform != "cpu"
+        # On a CPU XLA has the memory of a step given by the system, page by page, in each run anew.
+        self.seconds_a_run = 0.1 if self.is_accelerated else 0.5
 
     dtypes = ("float16", "bfloat16", "float32", "float64")
 

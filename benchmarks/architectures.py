@@ -186,10 +186,10 @@ def forward_and_backward(case: Architecture, backends) -> dict[str, Callable]:
     return runs | ({"PyTorch": _torch_gradients(case)} if installed("torch") else {})
 
 
-def train_step(case: Architecture, backends) -> dict[str, Callable]:
-    """Return functions that take a training step; that of PyTorch returns its loss."""
-    runs = {f"nnx, {b.name}": networks.train(case, b, case.batch, 1) for b in backends}
-    return runs | ({"PyTorch": _torch_step(case)} if installed("torch") else {})
+def train_steps(case: Architecture, backends) -> dict[str, Callable]:
+    """Return functions that take `networks.FEWEST` training steps; that of PyTorch returns the last loss."""
+    runs = {f"nnx, {b.name}": networks.train(case, b, case.batch, networks.FEWEST) for b in backends}
+    return runs | ({"PyTorch": _torch_steps(case)} if installed("torch") else {})
 
 
 def _torch_gradients(case):
@@ -206,7 +206,7 @@ def _torch_gradients(case):
     return run
 
 
-def _torch_step(case):
+def _torch_steps(case):
     import torch
 
     torch.set_num_threads(CORES)
@@ -215,10 +215,11 @@ def _torch_step(case):
     x, y = map(torch.from_numpy, case.data(case.batch))
 
     def run():
-        optimizer.zero_grad()
-        loss = torch.nn.functional.cross_entropy(net(x), y)
-        loss.backward()
-        optimizer.step()
+        for _ in range(networks.FEWEST):
+            optimizer.zero_grad()
+            loss = torch.nn.functional.cross_entropy(net(x), y)
+            loss.backward()
+            optimizer.step()
         return loss.item()
 
     return run

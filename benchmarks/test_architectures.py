@@ -2,17 +2,21 @@
 
 import pytest
 
-from . import architectures
+from . import architectures, networks
 from .measure import interleave
 
-PASSES = {"forward+backward": architectures.forward_and_backward, "train step": architectures.train_step}
+PASSES = {
+    "forward+backward": (architectures.forward_and_backward, 1),
+    "train step": (architectures.train_steps, networks.FEWEST),
+}
 
 
 @pytest.mark.parametrize("what", PASSES)
 @pytest.mark.parametrize("case", architectures.CASES, ids=lambda case: case.name.split(",")[0])
 def test_architecture(benchmark, what, case, backends):
     benchmark.group = f"{what}, {case.name}, batch {case.batch}"
-    runs = PASSES[what](case, backends)
+    functions, steps = PASSES[what]
+    runs = functions(case, backends)
     measured = interleave(runs, budget=6.0, settle=True, benchmark=benchmark)
     base = next(iter(runs))
     benchmark.extra_info |= {
@@ -21,5 +25,5 @@ def test_architecture(benchmark, what, case, backends):
         "network": case.name,
         "batch": case.batch,
         "base": base,
-        "times": measured.table(base),
+        "times": measured.table(base, divided_by=steps),
     }

@@ -62,7 +62,7 @@ def test_fit(benchmark, name, backends):
 
 @pytest.mark.parametrize("batch", networks.BATCH_SIZES)
 def test_train_step_of_peers(benchmark, batch, backends):
-    network, steps = networks.WIDE, networks.steps_a_run(batch)
+    network, steps = networks.WIDE, networks.steps_a_run(batch, training=True)
     benchmark.group = f"train step against peers, {network.name}, batch {batch} ({steps} steps a round)"
     others = peers.step_runs(network, batch, steps)
     for peer, run in others.items():

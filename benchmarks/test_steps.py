@@ -15,9 +15,9 @@ PASSES = {"forward": networks.forward, "forward+backward": networks.gradients, "
 @pytest.mark.parametrize("network", [networks.WIDE, networks.DEEP], ids=["wide", "deep"])
 @pytest.mark.parametrize("what", PASSES)
 def test_steps(benchmark, what, network, batch, backend, dtype):
-    steps = networks.steps_a_run(batch)
-    benchmark.group = f"{what}, {network.name}, batch {batch}, {dtype} ({steps} steps a round)"
     backward, looped = what != "forward", what == "train step"
+    steps = networks.steps_a_run(batch, training=looped)
+    benchmark.group = f"{what}, {network.name}, batch {batch}, {dtype} ({steps} steps a round)"
     functions = {
         "step": PASSES[what](network, backend, batch, steps, dtype),
         "floor": networks.floor(network, backend, batch, steps, dtype, backward=backward, looped=looped),

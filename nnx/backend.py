@@ -233,6 +233,9 @@ class Backend:
         """
         return {name: v.tolist() if v.ndim == 1 else self.asarray(v) for name, v in rows.items()}
 
+    seconds_a_run: float = 0.1
+    """How long a run of steps lasts, about: after each, bars move and Ctrl-C is heard."""
+
     def batch(self, row: dict, data: dict) -> dict:
         """Return `data` with those of `data["samples"]` that `row["index"]` numbers; all, if the row has none."""
         if "index" not in row:

@@ -29,8 +29,6 @@ from nnx.watch import Watch
 # Samples stay on the device if they take at most this share of the memory that is free there: the
 # rest is for weights, gradients and activations.
 DATA_SHARE = 0.5
-# A run of steps lasts about this many seconds: bars move, and Ctrl-C is heard.
-SECONDS_A_RUN = 0.1
 
 
 class Engine:
@@ -136,7 +134,7 @@ class Engine:
 
     @undivided  # raised while it is closed, a second Ctrl-C would be lost
     def runs(self, rows, length: int, one_by_one: bool):
-        """Yield (start, stop) of runs of steps that last about SECONDS_A_RUN each."""
+        """Yield (start, stop) of runs of steps that last about `backend.seconds_a_run` each."""
         start = 0
         while start < length:
             stop = min(length, start + (1 if one_by_one else self.steps_a_run))
@@ -144,7 +142,7 @@ class Engine:
             yield start, stop
             spent = time.perf_counter() - began
             if not one_by_one and stop - start == self.steps_a_run:
-                factor = min(8.0, SECONDS_A_RUN / max(spent, 1e-9))
+                factor = min(8.0, self.backend.seconds_a_run / max(spent, 1e-9))
                 self.steps_a_run = max(1, int(self.steps_a_run * factor))
             start = stop
 

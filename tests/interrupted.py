@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 import nnx
-from nnx import callbacks, layers, sharing, training
+from nnx import callbacks, layers, sharing
 
 EPOCHS = 5
 SETTINGS = {"epochs": EPOCHS, "batch_size": 16, "verbose": 0, "validation_split": 0.3}
@@ -63,10 +63,10 @@ class Digests(callbacks.Callback):
 
 def whole_steps(backend) -> dict[int, str]:
     """Return the checksum after each number of steps of a training that nothing interrupts."""
-    seen, usual = Digests(), training.SECONDS_A_RUN
-    training.SECONDS_A_RUN = 0.0  # runs of one step
-    make_model(backend).fit(*make_data(), **SETTINGS, callbacks=[seen])
-    training.SECONDS_A_RUN = usual
+    seen, model = Digests(), make_model(backend)
+    usual, model.backend.seconds_a_run = model.backend.seconds_a_run, 0.0  # runs of one step
+    model.fit(*make_data(), **SETTINGS, callbacks=[seen])
+    model.backend.seconds_a_run = usual
     assert list(seen.found) == list(range(7 * EPOCHS + 1))
     return seen.found
 

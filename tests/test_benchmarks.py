@@ -87,7 +87,7 @@ def test_what_is_timed_runs(what, any_backend):
     run()
 
 
-@pytest.mark.parametrize("what", ["forward_and_backward", "train_step"])
+@pytest.mark.parametrize("what", ["forward_and_backward", "train_steps"])
 def test_what_is_timed_of_other_layers_runs(what, any_backend):
     architectures = module("architectures")
     for case in architectures.CASES:

@@ -234,8 +234,8 @@ def test_in_another_thread_it_does_nothing_and_stop_training_does(any_backend):
 
 
 def test_stop_training_is_heard_in_the_middle_of_an_epoch(any_backend, monkeypatch):
-    monkeypatch.setattr("nnx.training.SECONDS_A_RUN", 0.0)  # runs of one step
     model = interrupted.make_model(any_backend)
+    monkeypatch.setattr(model.backend, "seconds_a_run", 0.0)  # runs of one step
     stops = callbacks.LambdaCallback(
         on_progress=lambda done, total: setattr(model, "stop_training", done == 3)
     )

@@ -322,7 +322,7 @@ def test_within_a_long_epoch(any_backend, monkeypatch):
     hook = callbacks.LambdaCallback(on_progress=lambda done, total: seen.append(done))
     model.build((6,))
     model.engine.steps_a_run = 2
-    monkeypatch.setattr("nnx.training.SECONDS_A_RUN", 1e-9)  # then of one step each
+    monkeypatch.setattr(model.backend, "seconds_a_run", 1e-9)  # then of one step each
     told(lambda: fit(model, batch_size=5, callbacks=[hook]), r"^in epoch 1, step 8 ")
     assert max(seen) <= 8
 
