@@ -91,8 +91,30 @@ class JaxBackend(Backend):
 
         return self.jax.vjp(gradient if transposed else convolved, x, kernel)
 
-    # XLA fuses what forms and reads patches, and pieces would make the program longer.
-    patch_bytes = 256 << 20
+    def in_pieces(self, function, arrays, length):
+        # As a loop, which takes no longer to compile however many pieces there are.
+        count = len(arrays[0])
+        even = max((n for n in range(1, length + 1) if count % n == 0), default=1)
+        length = even if 2 * even > length else length
+        pieces, lax = count // length, self.jax.lax
+        if pieces < 2:
+            return super().in_pieces(function, arrays, length)
+        whole, rest = pieces * length, count % length
+
+        def run(total, part):
+            joined, summed = function(*part)
+            return self.jax.tree.map(operator.add, total, summed), joined
+
+        parts = tuple(array[:whole].reshape(pieces, length, *array.shape[1:]) for array in arrays)
+        shape = self.jax.eval_shape(lambda part: function(*part)[1], tuple(part[0] for part in parts))
+        zeros = self.jax.tree.map(lambda s: self.xp.zeros(s.shape, s.dtype), shape)
+        summed, joined = lax.scan(run, zeros, parts)
+        joined = None if joined is None else joined.reshape(-1, *joined.shape[2:])
+        if rest:
+            more = function(*(array[whole:] for array in arrays))
+            joined = None if joined is None else self.xp.concat([joined, more[0]])
+            summed = None if summed is None else summed + more[1]
+        return joined, summed
 
     def pad(self, x, widths, value=0.0):
         value = self.xp.asarray(value, x.dtype)

@@ -145,6 +145,23 @@ class Backend:
     patch_bytes: int = 4 << 20
     """Bytes of patches that a convolution forms at a time: on a CPU what stays in a core's cache."""
 
+    def in_pieces(self, function, arrays: tuple, length: int) -> tuple:
+        """Return what `function(*parts)` gives for `length` samples of `arrays` at a time.
+
+        It gives two arrays, each of which may be None: the first is joined along its first axis, the
+        second summed.
+        """
+        count = arrays[0].shape[0]
+        if count <= length:
+            return function(*arrays)
+        places = [slice(start, min(start + length, count)) for start in range(0, count, length)]
+        pieces = [function(*(array[place, ...] for array in arrays)) for place in places]
+        joined, summed = zip(*pieces, strict=True)
+        return (
+            None if joined[0] is None else self.xp.concat(joined, axis=0),
+            None if summed[0] is None else functools.reduce(operator.add, summed),
+        )
+
     def patches(self, x, windows) -> Any:
         """Return the elements of each window of x side by side: (batch, *counts, elements * channels).
 

@@ -37,28 +37,22 @@ def convolve(ctx, x, kernel, windows: Windows):
         return found
     matrix = xp.reshape(kernel, (-1, filters))
     rows = math.prod(windows.counts)
-    pieces = [
-        (slice(start, stop), slice(start * rows, stop * rows))
-        for start, stop in _pieces(x.shape[0], rows * matrix.shape[0], ctx.backend.patch_bytes, windows)
-    ]
+    length = _samples_at_a_time(x.shape[0], rows * matrix.shape[0], ctx.backend.patch_bytes, windows)
 
-    def cut(array, piece):
-        return array if len(pieces) == 1 else array[(piece, ...)]
+    def patches(x):
+        return xp.reshape(ctx.backend.patches(x, windows), (-1, matrix.shape[0]))
 
-    def patches(samples):
-        return xp.reshape(ctx.backend.patches(cut(x, samples), windows), (-1, matrix.shape[0]))
+    def pull_piece(x, dz):
+        dz = xp.reshape(dz, (-1, filters))
+        dx = _from_patches(ctx, xp.matmul(dz, matrix.T), windows) if ctx.needs_input_gradient else None
+        return dx, xp.matmul(patches(x).T, dz)
 
     def pullback(dz):
-        dmatrix, dx = None, []
-        for samples, part in pieces:
-            d = cut(dz, part)
-            found = xp.matmul(patches(samples).T, d)
-            dmatrix = found if dmatrix is None else dmatrix + found
-            if ctx.needs_input_gradient:
-                dx.append(_from_patches(ctx, xp.matmul(d, matrix.T), windows))
-        return _joined(xp, dx) if dx else None, xp.reshape(dmatrix, kernel.shape)
+        dz = xp.reshape(dz, (x.shape[0], rows, filters))
+        dx, dmatrix = ctx.backend.in_pieces(pull_piece, (x, dz), length)
+        return dx, xp.reshape(dmatrix, kernel.shape)
 
-    return _joined(xp, [xp.matmul(patches(samples), matrix) for samples, _ in pieces]), pullback
+    return ctx.backend.in_pieces(lambda x: (xp.matmul(patches(x), matrix), None), (x,), length)[0], pullback
 
 
 def convolve_by_library(ctx, x, kernel, windows: Windows, groups: int = 1):
@@ -104,19 +98,10 @@ def _from_patches(ctx, gradients, windows):
     return ctx.backend.from_patches(gradients, windows)
 
 
-def _pieces(batch, elements, budget, windows) -> list[tuple[int, int]]:
-    """Return (start, stop) of the samples whose patches are formed together: 4 bytes an element."""
-    count = 1 if windows.is_whole else min(batch, math.ceil(4 * batch * elements / budget))
-    length = math.ceil(batch / max(count, 1))
-    return (
-        [(start, min(start + length, batch)) for start in range(0, batch, length)]
-        if count > 1
-        else [(0, batch)]
-    )
-
-
-def _joined(xp, arrays):
-    return arrays[0] if len(arrays) == 1 else xp.concat(arrays, axis=0)
+def _samples_at_a_time(batch, elements, budget, windows) -> int:
+    """Return of how many samples the patches are formed together: 4 bytes an element."""
+    pieces = 1 if windows.is_whole else min(batch, math.ceil(4 * batch * elements / budget))
+    return max(1, math.ceil(batch / max(pieces, 1)))
 
 
 class Convolution(Layer):
