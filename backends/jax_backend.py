@@ -169,14 +169,17 @@ class JaxBackend(Backend):
         def row_of(rows, i):
             return {name: values[i] for name, values in rows.items()}
 
+        def first_step(carry, rows, data):
+            row = row_of(rows, 0)
+            return step(carry, row, self.batch(row, data))
+
         # Totals start on the host and go along with the first call: one dispatch less an epoch.
         zeros = {}
 
         def first_totals(carry, rows, data):
             key = tuple((leaf.shape[1:], leaf.dtype) for leaf in tree.leaves(data))
             if key not in zeros:
-                row = row_of(rows, 0)
-                _, sums = jax.eval_shape(step, carry, row, self.batch(row, data))
+                _, sums = jax.eval_shape(first_step, carry, rows, data)
                 zeros[key] = tree.map(lambda s: np.zeros(s.shape, s.dtype), sums)
             return zeros[key]
 
