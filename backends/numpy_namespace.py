@@ -1,19 +1,29 @@
-"""NumPy's namespace with the wrappers of a few functions taken off.
+"""NumPy's namespace with the wrappers of a few functions taken off, and quicker sums and maxima.
 
 `numpy.sum` and its kin check for old conventions before they call the ufunc, which takes longer
 than adding up a small array: 2.4 microseconds against 1.1 for 16 x 3 numbers. A step of a small network
-makes a dozen such calls. The results are the same bits.
+makes a dozen such calls. The results are the same bits, but for sums over one axis, which are products
+with ones.
 """
 
+import functools
 import math
 import types
 
 import numpy as np
 
+# Up to so many columns, and from so many rows on, a maximum in each row is taken column by column.
+FEW, MANY = 16, 256
+
 
 def sum(x, axis=None, keepdims=False):
-    if axis == 0 and x.ndim == 2 and not keepdims and x.dtype.char in "fd":
-        return np.dot(np.ones(x.shape[0], x.dtype), x)  # half the time, at all sizes
+    if x.ndim >= 2 and x.dtype.char in "fd":
+        if axis == 0 and x.ndim == 2 and not keepdims:
+            return np.dot(np.ones(x.shape[0], x.dtype), x)  # half the time, at all sizes
+        if axis in (-1, x.ndim - 1):  # a third of the time for 32 x 10 numbers, a ninth for 8192 x 10
+            length, shape = x.shape[-1], (*x.shape[:-1], 1) if keepdims else x.shape[:-1]
+            ones = np.ones((length, 1) if keepdims and x.ndim == 2 else length, x.dtype)
+            return np.dot(x, ones) if x.ndim == 2 else np.dot(x.reshape((-1, length)), ones).reshape(shape)
     return np.add.reduce(x, axis=axis, keepdims=keepdims)
 
 
@@ -24,11 +34,14 @@ def matmul(x, y, out=None):
 
 
 def max(x, axis=None, keepdims=False):
+    if axis in (-1, 1) and x.ndim == 2 and x.shape[0] >= MANY and 1 < x.shape[1] <= FEW:
+        columns = [x[:, k : k + 1] if keepdims else x[:, k] for k in range(x.shape[1])]
+        return functools.reduce(np.maximum, columns)  # 31 microseconds for 8192 x 10 numbers, not 362
     return np.maximum.reduce(x, axis=axis, keepdims=keepdims)
 
 
 def mean(x, axis=None, keepdims=False):
-    total = np.add.reduce(x, axis=axis, keepdims=keepdims)
+    total = sum(x, axis=axis, keepdims=keepdims)
     axes = range(x.ndim) if axis is None else (axis,) if isinstance(axis, int) else axis
     count = math.prod(x.shape[i] for i in axes)
     return np.true_divide(total, count, dtype=x.dtype)

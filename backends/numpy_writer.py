@@ -1,10 +1,13 @@
 """Compiled steps on NumPy: small kernels written out, and the quicker ways to say the same."""
 
+import functools
+from dataclasses import replace
+
 import numpy as np
 
 from .recording import Value, cast, where_into
 from .tracing import Call, Ref
-from .writer import Writer
+from .writer import Writer, refs
 
 _OPERATORS = {np.add: "+", np.subtract: "-", np.multiply: "*", np.bitwise_xor: "^", np.true_divide: "/"}
 
@@ -13,6 +16,7 @@ class NumpyWriter(Writer):
     """Writes calls of NumPy."""
 
     def _call_text(self, call: Call) -> str:
+        call = self._over_what_dies(call)
         function, given = call.function, [self._value(argument) for argument in call.arguments]
         out = f"o{call.results[0]}" if call.results and call.results[0] in self.placed else None
         if function is np.dot:
@@ -23,6 +27,30 @@ class NumpyWriter(Writer):
             axis, keepdims = call.settings.get("axis", 0), call.settings.get("keepdims", False)
             return f"{self._name(function)}({given[0]}, {axis!r}, None, {out}, {keepdims!r})"
         return super()._call_text(call)
+
+    def _over_what_dies(self, call: Call) -> Call:
+        """Let a large kernel write over an argument that is not needed any more: less memory to go through."""
+        if call.function != self.library.run_kernel or call.arguments[1] is not None:
+            return call
+        result, viewed = self.values[call.results[0]], self._viewed
+        for number, argument in enumerate(call.arguments[2:]):
+            if isinstance(argument, Ref) and int(argument) in self.dying and int(argument) not in viewed:
+                kind = self.values[argument]
+                if (kind.shape, kind.dtype) == (result.shape, result.dtype) and kind.is_contiguous:
+                    function, _, *arrays = call.arguments
+                    return replace(call, arguments=(function, number, *arrays))
+        return call
+
+    @functools.cached_property
+    def _viewed(self) -> set[int]:
+        """Values that lie in the same memory as others, or may."""
+        return {v for call in self.calls for v in call.results if self.values[v].is_view} | set().union(
+            *(
+                refs([c.arguments, c.settings])
+                for c in self.calls
+                if any(self.values[v].is_view for v in c.results)
+            )
+        )
 
     def _are_numbers(self, call: Call) -> bool:
         """Whether Python's operator does what the ufunc does, and faster: on numbers of NumPy."""

@@ -50,6 +50,7 @@ class Writer:
         self.fixed = {*data, *(v for v, out in zip(carry, carry_out, strict=True) if v == out)}
         self.constant: set[int] = set()  # what holds the same numbers in every step
         self.placed: set[int] = set()  # values that are written into a part of a flat array
+        self.dying: list[int] = []  # large values that no call after the present one needs
         self.flat: dict[int, list[tuple[int, str]]] = {}  # flat arrays: parts to copy, and the lines that do
         self.before: list[str] = []
         self.body: list[str] = []
@@ -64,6 +65,7 @@ class Writer:
         self.calls = self._ordered([c for c in self.calls if c.writes or needed & {*c.results}], needed)
         last_use = self._last_use()
         for number, call in enumerate(self.calls):
+            self.dying = last_use.get(number, [])
             lines = self._lines(call)
             if self._is_fixed(call):
                 self.fixed |= {*call.results}

@@ -10,7 +10,7 @@ import threading
 
 import numpy as np
 import pytest
-from nnx.backends import replay, tracing
+from nnx.backends import numpy_backend, replay, tracing
 from nnx.backends.replay import Plain, Program
 
 import nnx
@@ -432,6 +432,28 @@ def repeated(step, carry, steps=6):
     for a, b in zip(*found, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-6)
     return found[0]
+
+
+LARGE = RNG.standard_normal((600, 6)).astype(np.float32)
+
+
+@pytest.mark.parametrize(
+    ("inner", "in_place"),
+    [
+        ([layers.Dense(96, "relu"), layers.Dense(64, "tanh"), layers.Dense(96, "relu")], 2),
+        ([layers.Dense(96, "relu"), layers.Residual(layers.Dense(96, "relu"))], 0),  # its dy goes two ways
+        ([layers.Dense(96, "relu"), layers.Reshape((8, 12)), layers.Activation("relu"), layers.Flatten()], 0),
+    ],
+    ids=["chain", "residual", "views"],
+)
+def test_large_kernels_write_over_what_is_not_needed_any_more(inner, in_place, monkeypatch):
+    if not on_numpy():
+        pytest.skip("NumPy's kernels")
+    monkeypatch.setattr(numpy_backend, "BLOCK", 1000)
+    monkeypatch.setitem(globals(), "X", LARGE)
+    found = expect_same(network(*inner), y=LARGE[:, 0] > 0, batch_size=300)
+    text = found[0].loop.__doc__
+    assert len(re.findall(r"run_kernel_\d+\((?!forward)\w+, 0, ", text)) >= in_place, text
 
 
 def test_what_is_read_again_after_it_was_written_is_computed_again():
