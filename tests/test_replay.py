@@ -456,6 +456,21 @@ def test_large_kernels_write_over_what_is_not_needed_any_more(inner, in_place, m
     assert len(re.findall(r"run_kernel_\d+\((?!forward)\w+, 0, ", text)) >= in_place, text
 
 
+def test_a_large_kernel_does_not_write_over_what_a_view_still_shows(monkeypatch):
+    def step(backend, carry, row, data):
+        xp, x = backend.xp, data["x"]
+        made = xp.exp(xp.matmul(x, x.T))
+        view = xp.reshape(made, (-1,))
+        result = backend.kernel(lambda xp, a, rate: a * 0.5 + rate, made, row["rate"])
+        return carry, {"sum": xp.sum(result, axis=None) + xp.sum(view * 2.0, axis=None)}
+
+    if not on_numpy():
+        pytest.skip("NumPy's kernels")
+    monkeypatch.setattr(numpy_backend, "BLOCK", 1000)
+    monkeypatch.setitem(globals(), "X", LARGE)
+    repeated(step, {"w": np.zeros(6, np.float32)})
+
+
 def test_what_is_read_again_after_it_was_written_is_computed_again():
     def step(backend, carry, row, data):
         weight = carry["w"]["w"]
