@@ -32,9 +32,9 @@ class NumpyWriter(Writer):
         """Let a large kernel write over an argument that is not needed any more: less memory to go through."""
         if call.function != self.library.run_kernel or call.arguments[1] is not None:
             return call
-        result, viewed = self.values[call.results[0]], self._viewed
+        result, kept = self.values[call.results[0]], self._viewed | self.fixed | self.placed
         for number, argument in enumerate(call.arguments[2:]):
-            if isinstance(argument, Ref) and int(argument) in self.dying and int(argument) not in viewed:
+            if isinstance(argument, Ref) and int(argument) in self.dying and int(argument) not in kept:
                 kind = self.values[argument]
                 if (kind.shape, kind.dtype) == (result.shape, result.dtype) and kind.is_contiguous:
                     function, _, *arrays = call.arguments
