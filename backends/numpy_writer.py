@@ -1,13 +1,12 @@
 """Compiled steps on NumPy: small kernels written out, and the quicker ways to say the same."""
 
-import functools
 from dataclasses import replace
 
 import numpy as np
 
 from .recording import Value, cast, where_into
 from .tracing import Call, Ref
-from .writer import Writer, refs
+from .writer import Writer
 
 _OPERATORS = {np.add: "+", np.subtract: "-", np.multiply: "*", np.bitwise_xor: "^", np.true_divide: "/"}
 
@@ -16,7 +15,7 @@ class NumpyWriter(Writer):
     """Writes calls of NumPy."""
 
     def _call_text(self, call: Call) -> str:
-        call = self._over_what_dies(call)
+        call = self._over_a_product(call)
         function, given = call.function, [self._value(argument) for argument in call.arguments]
         out = f"o{call.results[0]}" if call.results and call.results[0] in self.placed else None
         if function is np.dot:
@@ -28,29 +27,22 @@ class NumpyWriter(Writer):
             return f"{self._name(function)}({given[0]}, {axis!r}, None, {out}, {keepdims!r})"
         return super()._call_text(call)
 
-    def _over_what_dies(self, call: Call) -> Call:
-        """Let a large kernel write over an argument that is not needed any more: less memory to go through."""
+    def _over_a_product(self, call: Call) -> Call:
+        """Let a large kernel write over a matrix product that nothing else reads: less memory to go through."""
         if call.function != self.library.run_kernel or call.arguments[1] is not None:
             return call
-        result, kept = self.values[call.results[0]], self._viewed | self.fixed | self.placed
-        for number, argument in enumerate(call.arguments[2:]):
-            if isinstance(argument, Ref) and int(argument) in self.dying and int(argument) not in kept:
-                kind = self.values[argument]
-                if (kind.shape, kind.dtype) == (result.shape, result.dtype) and kind.is_contiguous:
-                    function, _, *arrays = call.arguments
+        function, _, *arrays = call.arguments
+        for number, argument in enumerate(arrays):
+            if isinstance(argument, Ref) and arrays.count(argument) == 1 and self._is_read_once(argument):
+                mine, other = (self.values[v] for v in (argument, call.results[0]))
+                if (mine.shape, mine.dtype) == (other.shape, other.dtype):
                     return replace(call, arguments=(function, number, *arrays))
         return call
 
-    @functools.cached_property
-    def _viewed(self) -> set[int]:
-        """Values that lie in the same memory as others, or may."""
-        return {v for call in self.calls for v in call.results if self.values[v].is_view} | set().union(
-            *(
-                refs([c.arguments, c.settings])
-                for c in self.calls
-                if any(self.values[v].is_view for v in c.results)
-            )
-        )
+    def _is_read_once(self, value: int) -> bool:
+        """Whether a value is a matrix product, in memory of its own, that one call alone reads."""
+        is_product = value in self.maker and self.maker[value].function is np.dot
+        return is_product and self.reads[value] == 1 and value not in self.escaping | self.placed | self.fixed
 
     def _are_numbers(self, call: Call) -> bool:
         """Whether Python's operator does what the ufunc does, and faster: on numbers of NumPy."""

@@ -21,6 +21,7 @@ For a layer with relu and plain gradient descent it is, in short,
 
 import itertools
 import math
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -50,7 +51,7 @@ class Writer:
         self.fixed = {*data, *(v for v, out in zip(carry, carry_out, strict=True) if v == out)}
         self.constant: set[int] = set()  # what holds the same numbers in every step
         self.placed: set[int] = set()  # values that are written into a part of a flat array
-        self.dying: list[int] = []  # large values that no call after the present one needs
+        self.reads: Counter[int] = Counter()  # how many calls read a value, once that is known
         self.flat: dict[int, list[tuple[int, str]]] = {}  # flat arrays: parts to copy, and the lines that do
         self.before: list[str] = []
         self.body: list[str] = []
@@ -63,9 +64,9 @@ class Writer:
                 self._make_flat(call)
         needed = self._needed()
         self.calls = self._ordered([c for c in self.calls if c.writes or needed & {*c.results}], needed)
+        self.reads.update(v for call in self.calls for v in refs([call.arguments, call.settings]))
         last_use = self._last_use()
         for number, call in enumerate(self.calls):
-            self.dying = last_use.get(number, [])
             lines = self._lines(call)
             if self._is_fixed(call):
                 self.fixed |= {*call.results}

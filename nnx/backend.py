@@ -15,7 +15,8 @@ import os
 import threading
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextvars import ContextVar
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -43,7 +44,8 @@ class BackendError(RuntimeError):
     """A backend was asked for that does not exist or cannot run here; says what to do about it."""
 
 
-class BackendInfo(NamedTuple):
+@dataclass(frozen=True)
+class BackendInfo:
     """What `nnx.available_backends()` tells about one backend."""
 
     name: str

@@ -62,7 +62,7 @@ class Samples:
         """
         order = np.arange(len(self))
         if callable(shuffle):
-            return shuffle(order)
+            return checked_order(shuffle(order), len(order))
         if shuffle and rng is not None:
             rng().shuffle(order)
         return order
@@ -279,6 +279,20 @@ def split_last(samples: Samples, fraction: float) -> tuple[Samples, Samples]:
             f"{'train on' if cut < 1 else 'validate on'}"
         )
     return samples.part(0, cut), samples.part(cut, len(samples))
+
+
+def checked_order(order, samples: int) -> np.ndarray:
+    """Return what a function given as `shuffle` returned, if it is numbers of samples."""
+    found = np.asarray(order)
+    if found.ndim != 1 or found.size == 0 or found.dtype.kind not in "iu":
+        got = "None" if order is None else f"an array of {found.dtype}, shape {found.shape}"
+    elif found.min() < 0 or found.max() >= samples:
+        got = f"numbers from {found.min()} to {found.max()}"
+    else:
+        return found
+    raise ValueError(
+        f"the function given as shuffle must return numbers of samples from 0 to {samples - 1}, got {got}"
+    )
 
 
 def batch_indices(order: np.ndarray, batch_size: int) -> list[np.ndarray]:

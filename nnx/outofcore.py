@@ -15,7 +15,7 @@ import numpy as np
 
 from nnx import rows, tree
 from nnx.ahead import ahead
-from nnx.data import Samples, as_inputs, as_targets, as_weight, rows_of
+from nnx.data import Samples, as_inputs, as_targets, as_weight, checked_order, rows_of
 
 # A block is read at once from a file; a window is what is shuffled together.
 BLOCK_BYTES = 512 << 10
@@ -64,10 +64,6 @@ class OutOfCore(Samples):
     def read(self, index: np.ndarray) -> Samples:
         """Return the samples of these numbers, in their order."""
         numbers, back = np.unique(index, return_inverse=True)
-        if numbers[0] < 0 or numbers[-1] >= len(self):
-            raise ValueError(
-                f"shuffle must return numbers of samples from 0 to {len(self) - 1}, got {numbers[-1]}"
-            )
         numbers += self.places.start
         parts = self._each(lambda leaf: _take(leaf, numbers))
         try:
@@ -81,7 +77,7 @@ class OutOfCore(Samples):
         """Yield, window by window, the numbers of the samples in the order that an epoch visits them in."""
         count = len(self)
         if callable(shuffle):
-            chosen = np.asarray(shuffle(np.arange(count)))
+            chosen = checked_order(shuffle(np.arange(count)), count)
             yield from (chosen[start : start + self.window] for start in range(0, len(chosen), self.window))
             return
         starts, draw = np.arange(0, count, self.block), rng() if shuffle and rng is not None else None

@@ -193,6 +193,7 @@ def test_numpy_without_wrappers_reduces_as_numpy_does(dtype, shape, special):
                 eps = 0 if name == "max" else 50 * np.finfo(dtype).eps
                 np.testing.assert_allclose(found, expected, rtol=eps, atol=eps)
                 assert (found.dtype, found.shape) == (expected.dtype, expected.shape)
+    assert xp.sum(np.zeros((2, 3, 0), dtype), axis=-1).tolist() == [[0, 0, 0]] * 2
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])

@@ -49,6 +49,12 @@ CASES = {
     "too large for float32": (lambda: fit(with_value(1e300), Y), ValueError, "X has the value inf at row 3, column 2"),
     "NaN in predict": (lambda: model().predict(with_value(np.nan)), ValueError, "X has the value nan at row 3"),
     "text in X": (lambda: fit(LETTERS[:, None].repeat(4, 1), Y), ValueError, "X must be numbers, got dtype <U1: encode"),
+    "shuffle that returns nothing": (
+        lambda: fit(X, Y, shuffle=lambda order: None),
+        ValueError,
+        "the function given as shuffle must return numbers of samples from 0 to 19, got None",
+    ),
+    "shuffle beyond the samples": (lambda: fit(X, Y, shuffle=lambda order: order + 5), ValueError, "0 to 19, got numbers from 5 to 24"),
     "ragged X": (lambda: fit([[1, 2], [3]], Y[:2]), ValueError, "its rows differ in shape"),
     "empty data": (lambda: fit(X[:0], Y[:0]), ValueError, r"X is empty, of shape \(0, 4\): expected at least one sample"),
     "different lengths": (lambda: fit(X, Y[:-1]), ValueError, "X has 20 samples, y has 19"),
