@@ -462,20 +462,29 @@ def a_view(xp, x):
 
 
 def the_same_in_each_step(xp, x):
-    product = xp.matmul(x, x.T)
-    return xp.ones_like(product), product
+    ones = xp.ones_like(x)
+    return xp.matmul(ones, ones.T), xp.exp(x)
 
 
-@pytest.mark.parametrize("make", [a_view, the_same_in_each_step])
+def itself(xp, x):
+    made = xp.matmul(x, x.T)
+    return made, made
+
+
+@pytest.mark.parametrize("make", [a_view, the_same_in_each_step, itself])
 def test_large_kernels_do_not_write_over_what_is_needed(make, monkeypatch):
     def step(backend, carry, row, data):
         xp = backend.xp
         made, also = make(xp, data["x"])
+        if also is made:
+            result = backend.kernel(lambda xp, a, b, rate: xp.where(a > 0, b, rate), made, also, row["rate"])
+            return carry, {"sum": xp.sum(result, axis=None)}
         result = backend.kernel(lambda xp, a, rate: a * 0.5 + rate, made, row["rate"])
         return carry, {"sum": xp.sum(result, axis=None) + xp.sum(also * 2.0, axis=None)}
 
     if not on_numpy():
         pytest.skip("NumPy's kernels")
+    monkeypatch.setenv("NNX_NUMBA", "0")
     monkeypatch.setattr(numpy_backend, "BLOCK", 1000)
     monkeypatch.setitem(globals(), "X", LARGE)
     repeated(step, {"w": np.zeros(6, np.float32)})
