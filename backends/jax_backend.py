@@ -94,6 +94,7 @@ class JaxBackend(Backend):
     def in_pieces(self, function, arrays, length):
         # As a loop, which takes no longer to compile however many pieces there are.
         count = len(arrays[0])
+        # Rather a shorter length than pieces of two lengths, each of which is compiled.
         even = max((n for n in range(1, length + 1) if count % n == 0), default=1)
         length = even if 2 * even > length else length
         pieces, lax = count // length, self.jax.lax
@@ -208,10 +209,10 @@ class JaxBackend(Backend):
                 row = row_of(rows, i)
                 return run_one(row, self.batch(row, data), carry_and_totals)
 
+            if len(next(iter(rows.values()))) == 1:  # an epoch of one step
+                return run(0, (carry, totals))
             # Start and stop are arguments of the compiled program: any number of steps runs in
             # one dispatch without compiling again.
-            if len(next(iter(rows.values()))) == 1:
-                return run(0, (carry, totals))
             if many > 1:
                 return jax.lax.fori_loop(start // many, -(-stop // many), run_many, (carry, totals))
             return jax.lax.fori_loop(start, stop, run, (carry, totals))

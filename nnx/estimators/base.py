@@ -195,29 +195,28 @@ class Perceptron(BaseEstimator):
     def _prepared(self, dtype: str, goes_on: bool) -> Sequential:
         """Return the model to train, with the present weights; if it goes on, with the present optimizer."""
         settings = [dtype, *(getattr(self, name) for name in OF_MODEL)]
-        old, is_new = self._model, False
+        old = self._model
         if old is None or not goes_on or settings != self._settings:
             self._model = self._make_model(dtype)
             self._settings = settings
             if old is not None and tree.paths(old.params) == tree.paths(self._model.params):
                 self._take_over(old, with_optimizer=goes_on)
-            else:
-                is_new = True
+        else:
+            old.params = perceptron.with_dense(old.params, self.coefs_, self.intercepts_)
         model = self._model
         if model.engine.communicator is not None:
             raise ValueError(
                 f"{type(self).__name__} trains on one process: run it without {LAUNCH}, or train a nnx.Sequential"
             )
-        if not is_new:
-            model.params = perceptron.with_dense(model.params, self.coefs_, self.intercepts_)
         return model
 
     def _take_over(self, old, with_optimizer: bool):
-        """Let the new model go on from another of the same layers."""
+        """Let the new model go on from another of the same layers, but for the kernels and biases."""
         with old.backend.scope(old.dtype):
             trees = [old.params, old.state, *(old.carry["slots"] if with_optimizer else [])]
             params, state, *slots = (tree.map(old.backend.to_numpy, values) for values in trees)
-        self._model.params, self._model.state = params, state
+        self._model.params = perceptron.with_dense(params, self.coefs_, self.intercepts_)
+        self._model.state = state
         if with_optimizer:
             self._model.optimizer, self._model.step = old.optimizer, old.step
             self._model.set_slots(slots)

@@ -216,7 +216,11 @@ class MLPClassifier(ClassifierMixin, Perceptron):
     def _indicators(self, y):
         """Return what `_as_targets` does, of labels that were checked before: in a tenth of the time."""
         found = y[:, None] == self.classes_
-        return found[:, 1:] if len(self.classes_) == 2 else found & (len(self.classes_) > 2)
+        if len(self.classes_) > 2:
+            return found
+        return (
+            found[:, 1:] if len(self.classes_) == 2 else np.zeros_like(found)
+        )  # the second, if there is one
 
     def _as_targets(self, y):
         return self._label_binarizer.transform(y).astype(bool)
