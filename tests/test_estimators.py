@@ -195,6 +195,22 @@ def test_partial_fit_goes_on_after_a_change_of_settings_and_after_pickling():
     assert_same(theirs, ours, x, 1e-6)
 
 
+@pytest.mark.parametrize("alphas", [(0.1, 0.1), (0.1, 10.0)], ids=["the same model", "a new model"])
+@pytest.mark.parametrize("how", ["partial_fit", "warm_start"])
+def test_training_goes_on_from_weights_that_were_changed(how, alphas):
+    x, y = PROBLEMS["three outputs"]()
+    theirs, ours = both("three outputs", warm_start=how == "warm_start")
+    for alpha in alphas:
+        for estimator in (theirs, ours):
+            estimator.set_params(alpha=alpha)
+            (estimator.partial_fit if how == "partial_fit" else estimator.fit)(x, y)
+            for weight in (*estimator.coefs_, *estimator.intercepts_):
+                weight *= 0.5
+    for estimator in (theirs, ours):
+        (estimator.partial_fit if how == "partial_fit" else estimator.fit)(x, y)
+    assert_same(theirs, ours, x, 1e-6)
+
+
 @pytest.mark.parametrize("setting", ["default", "adaptive", "lbfgs"])
 def test_warm_start(setting):
     x, y = PROBLEMS["three classes"]()
