@@ -18,6 +18,8 @@ from .remembered import remember
 
 # Elements a block: a few arrays of this many float32 stay in a core's L2 cache.
 BLOCK = 32_768
+# Beside one number these take up to five times as long as beside an array that is full of it.
+SLOW_BESIDE_A_NUMBER = (np.maximum, np.minimum)
 # Plans remembered: a kernel made anew at each call must not fill the memory.
 MOST_PLANS = 256
 
@@ -25,7 +27,8 @@ MOST_PLANS = 256
 class Plan:
     """A program with a place for every value: an argument, a buffer, or a part of the result.
 
-    `into` numbers, for each result, the argument whose memory it takes (None: a new array).
+    `into` numbers, for each result, the argument whose memory it takes (None: a new array). Buffers
+    in `filled` are full of one number from the start.
     """
 
     def __init__(self, program: Program, dtypes, is_cut, into):
@@ -34,6 +37,7 @@ class Plan:
         self.loops: dict[bool, Callable | None] = {}
         self.calls: list[tuple] = []  # (function, places of the arguments, place of the result)
         self.buffers: list[Any] = []  # the dtype of each
+        self.filled: dict[int, float] = {}
         self._dtypes = dtypes
         self._place: dict[int, tuple] = {}
         last_use = {
@@ -50,8 +54,8 @@ class Plan:
                 free += released
             place = self._result_place(op, i, last_use) or ("buffer", self._buffer(op.dtype, free))
             self._place[op.result] = place
-            arguments = tuple(self._place.get(int(v), ("given", int(v))) if isinstance(v, Value) else ("number", v)
-                              for v in op.arguments)  # fmt: skip
+            arguments = tuple(self._place.get(int(v), ("given", int(v))) if isinstance(v, Value)
+                              else self._place_of_number(v, op) for v in op.arguments)  # fmt: skip
             self.calls.append((op.function, arguments, place))
             if op.function is where_into:
                 free += released
@@ -89,6 +93,13 @@ class Plan:
                 return None
         return ("result", number)
 
+    def _place_of_number(self, number, op):
+        if op.function not in SLOW_BESIDE_A_NUMBER or op.dtype.kind != "f":
+            return ("number", number)
+        k = self._buffer(op.dtype, [])
+        self.filled[k] = number
+        return ("buffer", k)
+
     def _buffer(self, dtype, free) -> int:
         for k in free:
             if self.buffers[k] == dtype:
@@ -105,6 +116,8 @@ class Plan:
                 op, [values[int(v)] if isinstance(v, Value) else v for v in op.arguments]
             )
         buffers = [np.empty((step, *results[0].shape[1:]), dtype) for dtype in self.buffers]
+        for k, number in self.filled.items():
+            buffers[k].fill(number)
         self._blocks(values, results, buffers, length, step)
 
     def _write_blocks(self, is_cut) -> Callable:

@@ -63,6 +63,8 @@ class NumpyWriter(Writer):
             lines.append(f"{given[op.result]} = {self._operation(op.function, texts, op.dtype)}")
         text = {("given", i): name for i, name in given.items()}
         text |= {("buffer", k): f"b{unique}_{k}" for k in range(len(plan.buffers))}
+        shape = self.values[call.writes[0] if result is None else result].shape
+        text |= {("buffer", k): self._full(shape, n, plan.buffers[k]) for k, n in plan.filled.items()}
         text |= {("result", k): given.get(i, f"v{result}") for k, i in enumerate(plan.into)}
         exists = {given[i] for i in plan.into if i is not None}
         for function, arguments, place in plan.calls:
@@ -84,10 +86,14 @@ class NumpyWriter(Writer):
         """Return a number beside an array as an array itself, which NumPy is faster to take."""
         if not isinstance(like, np.dtype) or like.kind not in ("f" if isinstance(number, float) else "fiu"):
             return self._value(number)
-        key = (number, str(number), like)
+        return self._full((), number, like)
+
+    def _full(self, shape, number, dtype) -> str:
+        """Return the name of an array that is full of a number."""
+        key = (shape, number, str(number), dtype)
         if key not in self.names:
             self.names[key] = f"n_{len(self.names)}"
-            self.space[self.names[key]] = np.asarray(number, like)
+            self.space[self.names[key]] = np.full(shape, number, dtype)
         return self.names[key]
 
     def _operation(self, function, texts: list[str], dtype) -> str:
