@@ -6,12 +6,27 @@ model instead of once for each parameter.
 
 import functools
 import math
+from typing import Any
 
 from nnx import tree
 from nnx.backend import Backend
 
 
-class Packed(dict):
+class Fixed(dict):
+    """A tree whose leaves stay the same arrays: what a compiled step asks of them is found once."""
+
+    @functools.cached_property
+    def arrays(self) -> list:
+        """The leaves."""
+        return tree.leaves(dict(self))
+
+    @functools.cached_property
+    def kinds(self) -> tuple:
+        """See the function of this name."""
+        return kinds(dict(self))
+
+
+class Packed(Fixed):
     """A tree whose leaves are views of `buffer`, one after another in sorted order."""
 
     def __init__(self, nested, buffer):
@@ -23,11 +38,19 @@ class Packed(dict):
         """The buffer and the leaves."""
         return [self.buffer, *tree.leaves(dict(self))]
 
-    @functools.cached_property
-    def kinds(self) -> tuple:
-        """Names, shapes and dtype of the leaves, which never change."""
-        paths = tree.paths(dict(self))
-        return self.buffer.dtype, tuple((path, tree.at(self, path).shape) for path in paths)
+
+def kinds(value) -> Any:
+    """Return what a compiled step depends on: names, shapes, dtypes and layouts of all arrays of a tree."""
+    if isinstance(value, Fixed):
+        return value.kinds
+    if isinstance(value, dict):
+        return tuple([(name, kinds(value[name])) for name in sorted(value)])
+    if isinstance(value, list):
+        is_column = bool(value) and isinstance(value[0], (int, float))
+        return type(value[0]) if is_column else tuple([kinds(item) for item in value])
+    if isinstance(value, tuple):
+        return tuple([kinds(item) for item in value])
+    return value.shape, value.dtype, value.flags.c_contiguous
 
 
 def view_as(like, buffer) -> Packed:
@@ -42,6 +65,9 @@ def view_as(like, buffer) -> Packed:
 
 class FlatBackend(Backend):
     """Packs trees into flat buffers and updates them in one pass."""
+
+    def fixed(self, values):
+        return Fixed(values)
 
     def pack(self, values):
         leaves = [self.xp.reshape(leaf, (-1,)) for leaf in tree.leaves(values)]

@@ -16,7 +16,7 @@ from typing import Any
 
 from nnx import log, tree
 
-from .flat import Packed
+from .flat import Fixed, Packed, kinds
 from .remembered import remember
 from .tracing import Trace
 
@@ -45,7 +45,7 @@ class Replay:
         self.zeros: dict[Any, Any] = {}  # what totals start from
 
     def __call__(self, carry, totals, rows, data, start, stop):
-        key = _kinds([carry, data, rows])
+        key = kinds([carry, data, rows])
         while start < stop:
             known = self.programs.get(key)
             if totals is None:
@@ -97,10 +97,10 @@ class Program:
     def __init__(self, trace, carry, rows, data, carry_out):
         if _structure(carry) != _structure(carry_out):
             raise ValueError("a step that changes the structure of its carry")
-        self.names = sorted(rows)
+        self.names, self.first_total = sorted(rows), len(flatten(carry[0]))
         first_row = len(flatten(carry))
         # Whether the carry is the same arrays after a step: all that changes in it changes in place.
-        self.stays = [leaf.index for leaf in flatten(carry_out[0])] == [*range(len(flatten(carry[0])))]
+        self.stays = [leaf.index for leaf in flatten(carry_out[0])] == [*range(self.first_total)]
         first_datum = first_row + len(rows)
         self.loop = trace.backend.writer(
             trace,
@@ -112,12 +112,11 @@ class Program:
 
     def run(self, carry, totals, rows, data, start, stop):
         """Run steps start, ..., stop - 1."""
-        leaves = flatten(carry)
-        inputs = [*leaves, *flatten(totals), *flatten(data)]
-        outputs = iter(self.loop(inputs, [rows[name] for name in self.names], start, stop))
+        inputs = flatten([carry, totals, data])
+        outputs = self.loop(inputs, [rows[name] for name in self.names], start, stop)
         if self.stays:
-            return carry, _restore(totals, itertools.islice(outputs, len(leaves), None))
-        return _restore([carry, totals], outputs)
+            return carry, _restore(totals, iter(outputs[self.first_total :]))
+        return _restore([carry, totals], iter(outputs))
 
 
 # Trees, here with lists, and with the buffer of what is packed as one more leaf.
@@ -125,11 +124,22 @@ class Program:
 
 def flatten(value) -> list:
     """Return the leaves of a tree of dicts and lists."""
-    if isinstance(value, Packed):
-        return value.arrays
-    if isinstance(value, dict):
-        return [leaf for name in sorted(value) for leaf in flatten(value[name])]
-    return [leaf for item in value for leaf in flatten(item)] if isinstance(value, (list, tuple)) else [value]
+    found: list = []
+    _collect(value, found)
+    return found
+
+
+def _collect(value, found: list) -> None:
+    if isinstance(value, Fixed):
+        found += value.arrays
+    elif isinstance(value, dict):
+        for name in sorted(value):
+            _collect(value[name], found)
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            _collect(item, found)
+    else:
+        found.append(value)
 
 
 def buffers(value) -> list:
@@ -168,17 +178,3 @@ def _structure(value):
     if isinstance(value, dict):
         return type(value), [(name, _structure(value[name])) for name in sorted(value)]
     return [_structure(item) for item in value] if isinstance(value, list) else None
-
-
-def _kinds(value) -> Any:
-    """Return what a program depends on: names, shapes, dtypes and layouts."""
-    if isinstance(value, Packed):
-        return value.kinds
-    if isinstance(value, dict):
-        return tuple([(name, _kinds(value[name])) for name in sorted(value)])
-    if isinstance(value, list):
-        is_column = bool(value) and isinstance(value[0], (int, float))
-        return type(value[0]) if is_column else tuple([_kinds(item) for item in value])
-    if isinstance(value, tuple):
-        return tuple([_kinds(item) for item in value])
-    return value.shape, value.dtype, value.flags.c_contiguous

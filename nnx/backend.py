@@ -252,6 +252,10 @@ class Backend:
         """
         return {name: v.tolist() if v.ndim == 1 else self.asarray(v) for name, v in rows.items()}
 
+    def fixed(self, values: dict) -> dict:
+        """Return a dict, which will not change any more, so that it costs less to give to each run of steps."""
+        return values
+
     seconds_a_run: float = 0.1
     """How long a run of steps lasts, about: after each, bars move and Ctrl-C is heard."""
 

@@ -286,7 +286,7 @@ def checked_order(order, samples: int) -> np.ndarray:
     found = np.asarray(order)
     if found.ndim != 1 or found.size == 0 or found.dtype.kind not in "iu":
         got = "None" if order is None else f"an array of {found.dtype}, shape {found.shape}"
-    elif found.min() < 0 or found.max() >= samples:
+    elif found.astype(np.int64, copy=False).view(np.uint64).max() >= samples:  # those below 0 are the largest
         got = f"numbers from {found.min()} to {found.max()}"
     else:
         return found

@@ -65,7 +65,7 @@ class Engine:
 
     def place(self, samples: Samples) -> dict:
         """Return the samples on the device."""
-        return tree.map(self.backend.asarray, samples.arrays())
+        return self.backend.fixed(tree.map(self.backend.asarray, samples.arrays()))
 
     def place_if_it_fits(self, samples: Samples) -> dict | None:
         """Return the samples on the device, or None: then they are to be streamed, batch by batch."""
@@ -122,11 +122,11 @@ class Engine:
 
     def named(self, read: dict, samples: int) -> dict[str, float]:
         """Return loss and metrics from the totals of so many samples, on the host."""
-        read = tree.map(lambda a: np.asarray(a, dtype=np.float64), read)
         logs = {name: float(read["loss"][name]) / samples for name in ("loss", *self.model.loss.parts)}
         for metric, _ in self.model.metrics_used:
             try:
-                logs[metric.name] = metric.result(read[metric.name])
+                totals = tree.map(lambda a: np.asarray(a, dtype=np.float64), read[metric.name])
+                logs[metric.name] = metric.result(totals)
             except Exception as error:
                 raised_by(error, "metric", metric)
                 raise

@@ -126,6 +126,20 @@ def test_hash_and_dropout():
     )
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64", "int64"])
+def test_maxima_beside_a_number(dtype):
+    def between(xp, x):
+        return xp.maximum(-1, xp.minimum(x, 2)) + xp.maximum(x, 0)
+
+    x = np.arange(-40_000, 40_003).astype(dtype)
+    if dtype != "int64":
+        x /= 10_000
+        x[::7], x[1::7], x[2::7] = np.nan, np.inf, -np.inf
+    (found,) = planned(between, x, into=(None,))
+    assert found.dtype == dtype
+    np.testing.assert_array_equal(found, between(np, x))
+
+
 def test_erf():
     x = np.linspace(-7, 7, 50_000)
     np.testing.assert_array_equal(planned(kernels.erf, x, into=(None,))[0], kernels.erf(np, x))
