@@ -7,7 +7,6 @@ is not run again for arrays of these shapes. The results are the same bits. A st
 one time to the next, or looks at a value, runs as it stands.
 """
 
-import itertools
 import operator
 import os
 from collections.abc import Callable
