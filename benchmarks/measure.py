@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from statistics import median, quantiles
 
-LEAST_ROUNDS, MOST_ROUNDS = 5, 30
+LEAST_ROUNDS, MOST_ROUNDS = 9, 30
 SHORT = 0.05
 """Seconds. What is shorter runs once untimed before it is timed, after another's turn."""
 

@@ -106,16 +106,22 @@ def _calls(model, call, batch, steps, *arrays):
     return run
 
 
-def train(network: Network, backend, batch: int, steps: int, dtype="float32"):
-    """Run whole training steps with Adam the way `fit` does, gathering each batch from the data."""
+def train(network: Network, backend, batch: int, steps: int, dtype="float32", *, gathers=False):
+    """Run whole training steps with Adam on one batch; or, as `fit`, on one that is gathered in each step."""
     model = network.model(backend, dtype)
-    samples = max(2048, batch)
+    samples = max(2048, batch) if gathers else batch
     data = model.check_batch((*network.data(samples, dtype), None))
     engine, totals = model.engine, None
-    order = np.random.default_rng(2).permuted(np.tile(np.arange(samples), (steps, 1)), axis=1)[:, :batch]
+    if not gathers:
+        # So small that the batch is not learnt by heart: gradients that vanish would leave Adam with
+        # denormal numbers, which processors are slow with.
+        model.optimizer.learning_rate = 1e-8
+    numbers = engine.numbers(0, steps)
+    if gathers:
+        order = np.tile(np.arange(samples), (steps, 1))
+        numbers["index"] = np.random.default_rng(2).permuted(order, axis=1)[:, :batch]
     with backend.scope(dtype):
-        placed = engine.place(data)
-        rows = backend.stage({"index": order, **engine.numbers(0, steps)})
+        placed, rows = engine.place(data), backend.stage(numbers)
 
     def run():
         nonlocal totals

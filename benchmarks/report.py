@@ -88,6 +88,7 @@ def step_tables(run: dict) -> str:
     infos, parts = of_kind(run, "step"), []
     for network, what, dtype in unique((i["network"], i["what"], i["dtype"]) for i in infos):
         chosen = [i for i in infos if (i["network"], i["what"], i["dtype"]) == (network, what, dtype)]
+        chosen.sort(key=lambda i: i["batch"])
         rows = [
             [
                 str(info["batch"]),
@@ -99,10 +100,14 @@ def step_tables(run: dict) -> str:
                 spread(info["floor_ratio"], "{:.2f}".format),
                 duration(info["compile_seconds"]) if info["compile_seconds"] > 0.05 else "none",
             ]
-            for info in sorted(chosen, key=lambda i: i["batch"])
+            for info in chosen
         ]
         header = ["batch", "backend", "time", "samples/s", "GFLOP/s", "floor GFLOP/s", "time over floor",
                   "compilation"]  # fmt: skip
+        if what == "train step":
+            header.append("over floor, gathering its batch")
+            for row, info in zip(rows, chosen, strict=True):
+                row.append(spread(info["gathering_ratio"], "{:.2f}".format))
         parts.append(f"### {what.capitalize()}, {network}, {dtype}\n\n{table(header, rows)}")
     return "\n\n".join(parts)
 
@@ -233,8 +238,9 @@ only, and see below before believing a few percent.
 
 - The **floor** is the matrix products of a step and nothing else, through the backend's own matmul (with `out=` on
   NumPy and CuPy; under JAX compiled, with results kept). It is measured in turns with the step. A ratio of 1.10
-  means that all the rest (activations, loss, optimizer, gathering the batch, Python) takes 10% of the products'
-  time. GFLOP/s count the products alone.
+  means that all the rest (activations, loss, optimizer, Python) takes 10% of the products' time. A train step is
+  given its batch; the last column is of one that gathers its batch from the data first, as each step of `fit` does.
+  GFLOP/s count the products alone.
 - Small batches are bound by memory and by calls, not by arithmetic: at batch 1 Adam moves more bytes than the
   products do, so ratios there are large for everybody.
 - Times are medians, with lower and upper quartile in brackets. A ratio is taken within each round and then its

@@ -77,7 +77,7 @@ def test_train_step_of_peers(benchmark, batch, backends):
             name: run for name, run in others.items() if ("JAX" in name) is on_xla and name not in times
         }
         runs = {
-            f"nnx, {backend.name}": networks.train(network, backend, batch, steps),
+            f"nnx, {backend.name}": networks.train(network, backend, batch, steps, gathers=True),
             **rivals,
             floor: networks.floor(network, backend, batch, steps, looped=True),
         }

@@ -22,6 +22,8 @@ def test_steps(benchmark, what, network, batch, backend, dtype):
         "step": PASSES[what](network, backend, batch, steps, dtype),
         "floor": networks.floor(network, backend, batch, steps, dtype, backward=backward, looped=looped),
     }
+    if looped:
+        functions["gathering"] = networks.train(network, backend, batch, steps, dtype, gathers=True)
     measured = interleave(functions, budget=0.8, benchmark=benchmark)
     flops = network.flops(batch, backward)
     step, floor = measured.time("step", steps), measured.time("floor", steps)
@@ -41,3 +43,5 @@ def test_steps(benchmark, what, network, batch, backend, dtype):
         "floor_ratio": measured.ratio("step", "floor"),
         "compile_seconds": measured.first["step"],
     }
+    if "gathering" in functions:
+        benchmark.extra_info["gathering_ratio"] = measured.ratio("gathering", "floor")
