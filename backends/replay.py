@@ -7,6 +7,7 @@ is not run again for arrays of these shapes. The results are the same bits. A st
 one time to the next, or looks at a value, runs as it stands.
 """
 
+import itertools
 import operator
 import os
 from collections.abc import Callable
@@ -56,7 +57,7 @@ class Replay:
                 zeros = tree.map(lambda total: self.backend.zero(total.shape, total.dtype), totals)
                 remember(self.zeros, key, zeros, MOST_PROGRAMS)
             elif isinstance(known, Program):
-                return known.run(carry, totals, rows, data, start, stop)
+                return known.loop(carry, totals, rows, data, start, stop)
             else:
                 carry, totals = self._trace_one(key, known, carry, totals, rows, data, start)
             start += 1
@@ -91,31 +92,59 @@ class Replay:
 
 
 class Program:
-    """A compiled step: `loop(inputs, rows, start, stop) -> carry and totals`, on flat lists."""
+    """A compiled step: `loop(carry, totals, rows, data, start, stop) -> (carry, totals)`."""
 
     def __init__(self, trace, carry, rows, data, carry_out):
         if _structure(carry) != _structure(carry_out):
             raise ValueError("a step that changes the structure of its carry")
-        self.names, self.first_total = sorted(rows), len(flatten(carry[0]))
+        number = itertools.count()
+        unpacked = [
+            line for part in zip(carry, ("carry", "totals"), strict=True) for line in _lines(*part, number)
+        ]
         first_row = len(flatten(carry))
-        # Whether the carry is the same arrays after a step: all that changes in it changes in place.
-        self.stays = [leaf.index for leaf in flatten(carry_out[0])] == [*range(self.first_total)]
+        unpacked += [f"r{next(number)} = rows[{name!r}]" for name in sorted(rows)]
         first_datum = first_row + len(rows)
+        unpacked += _lines(data, "data", number)
+        # Where all that changes in the carry changes in place, it is the same after a step.
+        kept = [leaf.index for leaf in flatten(carry_out[0])] == [*range(len(flatten(carry[0])))]
+        number = itertools.count()
+        packed = [_expression(*part, number) for part in zip(carry, ("carry", "totals"), strict=True)]
         self.loop = trace.backend.writer(
             trace,
             carry=range(first_row),
             rows=range(first_row, first_datum),
             data=range(first_datum, first_datum + len(flatten(data))),
             carry_out=[leaf.index for leaf in flatten(carry_out)],
+            unpacked=unpacked,
+            packed=f"{'carry' if kept else packed[0]}, {packed[1]}",
         ).loop()
 
-    def run(self, carry, totals, rows, data, start, stop):
-        """Run steps start, ..., stop - 1."""
-        inputs = flatten([carry, totals, data])
-        outputs = self.loop(inputs, [rows[name] for name in self.names], start, stop)
-        if self.stays:
-            return carry, _restore(totals, iter(outputs[self.first_total :]))
-        return _restore([carry, totals], iter(outputs))
+
+def _lines(value, text: str, number) -> list[str]:
+    """Return lines that name the leaves of a tree, which `text` stands for, v and their number."""
+    if isinstance(value, Fixed):
+        return [f"[{', '.join(f'v{next(number)}' for _ in value.arrays)}] = {text}.arrays"]
+    if isinstance(value, dict):
+        return [line for name in sorted(value) for line in _lines(value[name], f"{text}[{name!r}]", number)]
+    if isinstance(value, (list, tuple)):
+        return [line for i, item in enumerate(value) for line in _lines(item, f"{text}[{i}]", number)]
+    return [f"v{next(number)} = {text}"]
+
+
+def _expression(value, text: str, number) -> str:
+    """Return an expression for a tree whose leaves are named so; what is packed stays what it is."""
+    if isinstance(value, Packed):
+        for _ in value.arrays:
+            next(number)
+        return text
+    if isinstance(value, dict):
+        items = [
+            f"{name!r}: {_expression(value[name], f'{text}[{name!r}]', number)}" for name in sorted(value)
+        ]
+        return "{" + ", ".join(items) + "}"
+    if isinstance(value, list):
+        return "[" + ", ".join(_expression(v, f"{text}[{i}]", number) for i, v in enumerate(value)) + "]"
+    return f"v{next(number)}"
 
 
 # Trees, here with lists, and with the buffer of what is packed as one more leaf.

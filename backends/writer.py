@@ -2,9 +2,11 @@
 
 For a layer with relu and plain gradient descent it is, in short,
 
-    def loop(inputs, rows, start, stop):
-        [v0, v1, v2, v5, v6] = inputs           # flat parameters, bias and kernel in it, data
-        [r3, r4] = rows
+    def loop(carry, totals, rows, data, start, stop):
+        [v0, v1, v2] = carry['params'].arrays   # the flat buffer, bias and kernel in it
+        r3 = rows['index']
+        r4 = rows['rate_learning_rate']
+        [v5, v6] = data['samples'].arrays
         v14 = empty(15)                         # the flat gradient
         o13 = v14[3:15].reshape((4, 3))         # where the kernel's lies in it
         for i in range(start, stop):
@@ -16,7 +18,7 @@ For a layer with relu and plain gradient descent it is, in short,
             ...
             v13 = matmul(v12, v11, out=o13)
             ...
-        return [v0, v1, v2, v3]
+        return carry, {}
 """
 
 import itertools
@@ -35,9 +37,13 @@ SMALL = 1 << 16
 class Writer:
     """Writes the loop over steps. Value number 7 of the trace is called v7."""
 
-    def __init__(self, trace: Trace, carry, rows, data, carry_out):
+    def __init__(self, trace: Trace, carry, rows, data, carry_out, unpacked: list[str], packed: str):
         self.library, self.values, self.calls = trace.backend, trace.values, trace.calls
-        self.carry, self.rows, self.data, self.carry_out = carry, rows, data, carry_out
+        self.carry, self.rows, self.carry_out = carry, rows, carry_out
+        self.unpacked, self.packed = (
+            unpacked,
+            packed,
+        )  # lines that name the inputs; the expression of the results
         self.space: dict[str, object] = {}  # what the function's text refers to
         self.names: dict[object, str] = {}  # the name of each thing in it
         self.unique = itertools.count()
@@ -57,7 +63,7 @@ class Writer:
         self.body: list[str] = []
 
     def loop(self) -> Callable:
-        """Return `loop(inputs, rows, start, stop) -> carry`."""
+        """Return `loop(carry, totals, rows, data, start, stop) -> (carry, totals)`."""
         self._drop_repetitions()
         for call in self.calls:
             if call.function is self.library.concatenate:
@@ -91,14 +97,15 @@ class Writer:
                 f"{listed('v', [v for v, _ in changed])} = {listed('v', [out for _, out in changed])}"
             )
         lines = [
-            f"{listed('v', [*self.carry, *self.data])} = inputs",
-            f"{listed('r', self.rows)} = rows",
+            *self.unpacked,
             *self.before,
             "for i in range(start, stop):",
             *(f"    {line}" for line in body),
-            f"return {listed('v', self.carry)}",
+            f"return {self.packed}",
         ]
-        return "\n".join(["def loop(inputs, rows, start, stop):", *(f"    {line}" for line in lines)])
+        return "\n".join(
+            ["def loop(carry, totals, rows, data, start, stop):", *(f"    {line}" for line in lines)]
+        )
 
     def _ordered(self, calls: list[Call], needed: set[int]) -> list[Call]:
         """Return the calls as they are to be written."""

@@ -257,6 +257,9 @@ def train(model, samples, stream, validation, callbacks: CallbackList, *, epochs
     log.info(
         "training on %s in %s: epochs %d to %d", engine.backend.name, model.dtype, initial_epoch + 1, epochs
     )
+    in_one_batch = samples is not None and not callable(shuffle) and batch_size >= len(samples)
+    shuffle = False if in_one_batch else shuffle  # there they have no order
+    takes_all = in_one_batch and engine.communicator is None
     model.stop_training = False
     interrupt = Interrupt.current()
     interrupt.check()
@@ -264,7 +267,9 @@ def train(model, samples, stream, validation, callbacks: CallbackList, *, epochs
         callbacks.on_train_begin()
         watch = Watch(engine, callbacks)
         if placed is not None and not callable(shuffle) and not callbacks.each_batch:
-            watch.rows_again = functools.partial(_rows_again, engine, samples, placed, batch_size, shuffle)
+            watch.rows_again = functools.partial(
+                _rows_again, engine, samples, placed, batch_size, shuffle, takes_all
+            )
         if run is not None:
             resume.continue_callbacks(model, callbacks, run)
             if source is not None:  # the batches of the epochs that are done
@@ -278,7 +283,7 @@ def train(model, samples, stream, validation, callbacks: CallbackList, *, epochs
                 order = _ordered(model, samples, shuffle, model.step)
                 if placed is not None:
                     totals, seen = _train_on_placed(
-                        engine, placed, order, batch_size, callbacks, interrupt, watch
+                        engine, placed, order, batch_size, callbacks, interrupt, watch, takes_all
                     )
                 else:
                     batches, steps = samples.batches(order, batch_size), -(-len(samples) // batch_size)
@@ -321,20 +326,26 @@ def _ordered(model, samples, shuffle, step: int) -> Any:
     return samples.order(shuffle, functools.partial(generator, model.seed, SHUFFLE, step))
 
 
-def _rows(engine, block, part, step: int) -> dict:
-    """Return what the step functions read of each step from `step` on, on batches numbered by `block`."""
+def _rows(engine, block, part, step: int, takes_all: bool) -> dict:
+    """Return what the step functions read of each step from `step` on, on batches numbered by `block`.
+
+    Where a step takes all samples as they lie, nothing is gathered.
+    """
     numbers = engine.numbers(step, step + len(block), part)
-    return engine.backend.stage({"index": block[:, part.start : part.stop], **numbers})
+    if not takes_all:
+        numbers["index"] = block[:, part.start : part.stop]
+    return engine.backend.stage(numbers)
 
 
-def _rows_again(engine, samples, placed, batch_size, shuffle, step: int) -> Iterator[tuple]:
+def _rows_again(engine, samples, placed, batch_size, shuffle, takes_all: bool, step: int) -> Iterator[tuple]:
     """Yield (rows, samples, number of steps, first step) of each run of an epoch that began at a step."""
     for block in batch_indices(_ordered(engine.model, samples, shuffle, step), batch_size):
-        yield _rows(engine, block, engine.part(block.shape[1]), step), placed, len(block), step
+        rows = _rows(engine, block, engine.part(block.shape[1]), step, takes_all)
+        yield rows, placed, len(block), step
         step += len(block)
 
 
-def _train_on_placed(engine, placed, order, batch_size, callbacks, interrupt, watch) -> tuple:
+def _train_on_placed(engine, placed, order, batch_size, callbacks, interrupt, watch, takes_all) -> tuple:
     """Train on all batches; return the totals and the number of samples seen."""
     model, totals, done, seen = engine.model, None, 0, 0
     parts = batch_indices(order, batch_size)
@@ -347,7 +358,7 @@ def _train_on_placed(engine, placed, order, batch_size, callbacks, interrupt, wa
         for block in blocks:
             if each:
                 callbacks.on_train_batch_begin(done)
-            rows = _rows(engine, block, part, model.step)
+            rows = _rows(engine, block, part, model.step, takes_all)
             watch.note(rows, placed, len(block))
             for start, stop in engine.runs(rows, len(block), each):
                 totals = engine.train_rows(rows, placed, start, stop, part, totals, watch)

@@ -70,7 +70,7 @@ def _is_large(model, carry) -> bool:
 
 
 class Run(NamedTuple):
-    """Steps to be taken: rows start, ..., stop - 1 of `rows`, which number those of `samples` in each batch.
+    """Steps to be taken: rows start, ..., stop - 1 of `rows`, which number those of `samples` in a batch, if not all.
 
     Of a stream it is one step, and `samples` its batch: then `rows` are on the host.
     """
@@ -84,20 +84,17 @@ class Run(NamedTuple):
     epoch: int
     first_step: int
     """That of the epoch's first step."""
-
-    @property
-    def is_one(self) -> bool:
-        return "index" not in self.rows
+    of_stream: bool = False
 
     def again(self, steps, carry, start, stop) -> tuple:
         """Take some of the steps from a carry of one's own; return the new one and the sums."""
-        if self.is_one:
+        if self.of_stream:
             return steps.train_one(carry, None, self.rows, {"samples": self.samples})
         return steps.train(carry, None, self.rows, {"samples": self.samples}, start, stop)
 
     def batch(self, steps, i) -> tuple[dict, dict]:
         """Return the batch of row `i`, and what the host computed for it."""
-        rows = steps.backend.stage(self.rows) if self.is_one else self.rows
+        rows = steps.backend.stage(self.rows) if self.of_stream else self.rows
         numbers = {name: v[i] if isinstance(v, list) else v[i, ...] for name, v in rows.items()}
         return steps.backend.batch(numbers, {"samples": self.samples})["samples"], numbers
 
@@ -152,12 +149,13 @@ class Watch:
         elif self._has_other_settings():
             self._note_settings()
 
-    def note(self, rows: dict, samples: dict, steps: int = 1) -> None:
+    def note(self, rows: dict, samples: dict, steps: int = 1, of_stream: bool = False) -> None:
         """Note steps that are about to be taken; see `Run`."""
         if self.rows_again is None:
             if self.snapshot is None or self._is_other():
                 self._begin()
-            self.journal.append(Run(rows, samples, 0, steps, self.model.step, self.epoch, self.first_step))
+            step = self.model.step
+            self.journal.append(Run(rows, samples, 0, steps, step, self.epoch, self.first_step, of_stream))
 
     def _is_other(self) -> bool:
         """Whether the weights are not those that the last step left: a callback has set them."""
@@ -190,7 +188,7 @@ class Watch:
 
     def note_batch(self, numbers: dict, batch: dict) -> None:
         """Note a step on a batch of a stream."""
-        self.note(numbers, batch)
+        self.note(numbers, batch, of_stream=True)
         if self.numbers_a_sample == 0:
             self.numbers_a_sample = sum(math.prod(leaf.shape[1:]) for leaf in tree.leaves(batch))
         self.numbers += self.numbers_a_sample * batch["weight"].shape[0]

@@ -4,6 +4,7 @@ import pickle
 import re
 import subprocess
 import sys
+import warnings
 
 import numpy as np
 import pytest
@@ -234,9 +235,11 @@ def test_a_warm_start_without_improvement_keeps_the_best_weights():
         np.testing.assert_array_equal(kept, before)
 
 
-def test_a_random_state_is_drawn_from_in_the_same_way():
+@pytest.mark.parametrize("settings", [{}, {"batch_size": 10_000}], ids=str)
+@pytest.mark.filterwarnings("ignore:Got `batch_size`")
+def test_a_random_state_is_drawn_from_in_the_same_way(settings):
     x, y = PROBLEMS["three classes"]()
-    theirs, ours = both("three classes", early_stopping=True)
+    theirs, ours = both("three classes", early_stopping=True, **settings)
     states = [np.random.RandomState(7), np.random.RandomState(7)]
     for estimator, state in zip((theirs, ours), states, strict=True):
         estimator.set_params(random_state=state).fit(x, y)
@@ -324,6 +327,26 @@ def test_errors_of_calls_are_scikit_learns():
     lbfgs = both("three classes", solver="lbfgs")
     for estimator in lbfgs:
         assert not hasattr(estimator, "partial_fit")
+
+
+def test_one_batch_without_weight_is_an_error_as_in_scikit_learn():
+    """The only sample that has a weight is held out for validation, or those held out have none."""
+    x, y = (part[:20] for part in PROBLEMS["three classes"]())
+
+    def outcome(estimator, weight):
+        with warnings.catch_warnings(action="ignore"):
+            try:
+                estimator.fit(x, y, sample_weight=weight)
+            except (ValueError, ZeroDivisionError) as error:
+                return str(error)
+        return "fitted"
+
+    outcomes = set()
+    for weight in np.eye(20):
+        theirs, ours = both("three classes", early_stopping=True, max_iter=1, random_state=3)
+        outcomes.add(outcome(ours, weight))
+        assert outcome(theirs, weight) == outcome(ours, weight)
+    assert "Weights sum to zero, can't be normalized" in outcomes
 
 
 @pytest.mark.filterwarnings("default")

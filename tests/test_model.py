@@ -7,6 +7,7 @@ import pytest
 
 import nnx
 from nnx import layers
+from nnx.training import Engine
 
 RNG = np.random.default_rng(0)
 X = RNG.standard_normal((120, 5)).astype(np.float32)
@@ -331,11 +332,33 @@ def test_float64_is_kept_from_data_to_prediction(any_backend):
     assert all(w.dtype == np.float64 for w in model.get_weights())
 
 
-def test_data_and_labels_are_never_written_into():
+@pytest.mark.parametrize("batch_size", [32, 120])
+def test_data_and_labels_are_never_written_into(batch_size):
     x, y, w = X.copy(), Y.copy(), np.ones(120)
     for array in (x, y, w):
         array.flags.writeable = False
-    regressor().fit(x, y, sample_weight=w, epochs=2, verbose=0)
+    regressor().fit(x, y, batch_size, sample_weight=w, epochs=5, verbose=0)
+
+
+@pytest.mark.parametrize("batch_size", [120, 200])
+def test_one_batch_of_all_samples_is_neither_shuffled_nor_gathered(any_backend, monkeypatch, batch_size):
+    given, train_rows = [], Engine.train_rows
+
+    def spy(engine, rows, *arguments):
+        given.append(set(rows))
+        return train_rows(engine, rows, *arguments)
+
+    monkeypatch.setattr(Engine, "train_rows", spy)
+    model, by_hand = regressor(any_backend), regressor(any_backend)
+    curve = model.fit(X, Y, batch_size, epochs=6, verbose=0).history["loss"]
+    assert len(given) == 6
+    assert not any("index" in names for names in given)
+    assert curve == pytest.approx([by_hand.train_on_batch(X, Y)[0] for _ in range(6)], rel=1e-6)
+    for mine, theirs in zip(model.get_weights(), by_hand.get_weights(), strict=True):
+        np.testing.assert_allclose(mine, theirs, rtol=1e-5, atol=1e-6)
+    for settings in ({"batch_size": 119}, {"batch_size": 120, "shuffle": lambda numbers: numbers[::-1]}):
+        model.fit(X, Y, epochs=1, verbose=0, **settings)
+        assert "index" in given[-1]
 
 
 def test_the_functional_core_trains_on_each_backend(any_backend):

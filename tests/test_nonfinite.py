@@ -331,7 +331,7 @@ def test_the_batches_of_a_stream_that_are_kept_are_bounded(any_backend, monkeypa
     held = []
     note = watch.Watch.note
     monkeypatch.setattr(
-        watch.Watch, "note", lambda self, *a: (note(self, *a), held.append(len(self.journal)))[0]
+        watch.Watch, "note", lambda self, *a, **k: (note(self, *a, **k), held.append(len(self.journal)))[0]
     )
     monkeypatch.setattr(watch, "NUMBERS_KEPT", 10 * 20 * 8)  # ten batches of 20 samples of 8 numbers
     model, reference = (build(Countdown(at)) for at in (57, 99))
@@ -339,6 +339,16 @@ def test_the_batches_of_a_stream_that_are_kept_are_bounded(any_backend, monkeypa
     told(lambda: fit(model, batches, None, epochs=1), r"^in epoch 1, step 58 ")
     assert max(held) == 10
     assert_as_if_stopped(model, reference, 57, batches, None)
+
+
+def test_in_one_batch_of_all_samples(any_backend):
+    model, reference = (build(Countdown(at)) for at in (5, 99))
+    text = told(
+        lambda: fit(model, epochs=20, batch_size=110),
+        r"^in epoch 6, step 1 \(step 6 since compile\), the output",
+    )
+    assert "countdown" in text
+    assert_as_if_stopped(model, reference, 5, batch_size=110)
 
 
 def test_a_batch_whose_memory_is_used_again(any_backend):

@@ -5,6 +5,7 @@ them. The model beside them holds what else goes on: the optimizer's slots, and 
 """
 
 import copy
+import numbers
 import warnings
 from typing import TYPE_CHECKING, Any
 
@@ -251,6 +252,10 @@ class Perceptron(BaseEstimator):
         changes_rate = self.solver == "sgd" or self.optimizer is not None
         record = Epochs(self, samples, score, changes_rate, incremental)
         order = Order(self._random_state if self.shuffle else None, weight, batch_size)
+        shuffle: Any = order
+        if batch_size == samples and (not self.shuffle or isinstance(self.random_state, numbers.Integral)):
+            order.check(np.arange(samples))  # there is no order in one batch, and nobody else draws after it
+            shuffle = False
         settings = {
             "epochs": 1 if incremental else self.max_iter,
             "verbose": 0,
@@ -262,7 +267,7 @@ class Perceptron(BaseEstimator):
                 model.fit(sparse.SparseBatches(X, y, weight, batch_size, order), **settings)
             else:
                 dense = X.toarray() if sparse.is_sparse(X) else X
-                model.fit(dense, y, batch_size, shuffle=order, sample_weight=weight, **settings)
+                model.fit(dense, y, batch_size, shuffle=shuffle, sample_weight=weight, **settings)
         except KeyboardInterrupt:
             warnings.warn("Training interrupted by user.", stacklevel=4)
         except NonFiniteError as error:

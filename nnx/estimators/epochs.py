@@ -121,8 +121,12 @@ class Order:
             self.rng.shuffle(drawn)
             present = present[drawn]
         self.present = present
+        self.check(present)
+        return present
+
+    def check(self, present) -> None:
+        """Raise an error if a batch has no weight."""
         if self.weight is not None:
             starts = np.arange(0, len(present), self.batch_size)
             if (np.add.reduceat(np.abs(self.weight[present]), starts) == 0).any():
                 raise ZeroDivisionError("Weights sum to zero, can't be normalized")
-        return present
