@@ -22,8 +22,8 @@ class Fixed(dict):
 
     @functools.cached_property
     def kinds(self) -> tuple:
-        """See the function of this name."""
-        return kinds(dict(self))
+        """See the function of this name. A compiled step reads this otherwise than a dict."""
+        return type(self), kinds(dict(self))
 
 
 class Packed(Fixed):

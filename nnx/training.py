@@ -65,7 +65,7 @@ class Engine:
 
     def place(self, samples: Samples) -> dict:
         """Return the samples on the device."""
-        return self.backend.fixed(tree.map(self.backend.asarray, samples.arrays()))
+        return tree.map(self.backend.asarray, samples.arrays())
 
     def place_if_it_fits(self, samples: Samples) -> dict | None:
         """Return the samples on the device, or None: then they are to be streamed, batch by batch."""
@@ -80,7 +80,7 @@ class Engine:
             )
             return None
         try:
-            placed = self.place(samples)
+            placed = self.backend.fixed(self.place(samples))
             log.info("%s, placed on %s", size, self.backend.name)
             return placed
         except Exception as error:  # what is free may be in pieces, or another program's by now

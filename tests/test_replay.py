@@ -557,3 +557,23 @@ def test_numpy_it_can_be_turned_off(monkeypatch):
     assert not type(nnx.get_backend())().replays
     monkeypatch.delenv("NNX_REPLAY")
     assert type(nnx.get_backend())().replays
+
+
+def test_data_that_is_fixed_and_data_that_is_not_are_read_each_in_its_way():
+    backend = fresh(True)
+    with nnx.use_backend(backend):
+        model = nnx.Sequential([layers.Dense(8, "relu"), layers.Dense(3, "softmax")], seed=0)
+        model.compile("adam", "sparse_categorical_crossentropy")
+        data = model.check_batch((X, CLASSES, None))
+    engine, losses = model.engine, []
+    with backend.scope("float32"):
+        placed = engine.place(data)
+        for samples in [backend.fixed(placed), placed] * 4:
+            rows = backend.stage(
+                {"index": np.arange(70).reshape(7, 10), **engine.numbers(model.step, model.step + 7)}
+            )
+            carry, totals = engine.steps.train(model.carry, None, rows, {"samples": samples}, 0, 7)
+            model.set_carry(carry, steps=7)
+            losses.append(float(totals["loss"]["loss"]))
+    assert losses == sorted(losses, reverse=True)
+    assert [type(found) for found in programs(engine.steps.train)] == [Program, Program]
