@@ -5,7 +5,6 @@ them. The model beside them holds what else goes on: the optimizer's slots, and 
 """
 
 import copy
-import numbers
 import warnings
 from typing import TYPE_CHECKING, Any
 
@@ -253,8 +252,8 @@ class Perceptron(BaseEstimator):
         record = Epochs(self, samples, score, changes_rate, incremental)
         order = Order(self._random_state if self.shuffle else None, weight, batch_size)
         shuffle: Any = order
-        if batch_size == samples and (not self.shuffle or isinstance(self.random_state, numbers.Integral)):
-            order.check(np.arange(samples))  # there is no order in one batch, and nobody else draws after it
+        if batch_size == samples and not isinstance(self.random_state, np.random.RandomState):
+            order.check(np.arange(samples))  # there is no order in one batch, and nobody draws after it
             shuffle = False
         settings = {
             "epochs": 1 if incremental else self.max_iter,
