@@ -34,7 +34,7 @@ lint: .venv/dev.stamp  ## check format, style and types
 api: .venv/dev.stamp  ## write the list of all public names, docs/api.txt
 	$(BIN)/python tests/public_api.py
 
-bench: .venv/bench.stamp  ## measure speed, about six minutes; NNX_BACKEND=cupy picks one backend
+bench: .venv/bench.stamp  ## measure speed, about seven minutes; NNX_BACKEND=cupy picks one backend
 	$(BIN)/python -m pytest benchmarks --benchmark-autosave --benchmark-columns=median,iqr,rounds \
 	  --benchmark-sort=name $(ARGS)
 

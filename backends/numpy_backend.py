@@ -6,6 +6,7 @@ import sys
 
 import numpy as np
 
+from nnx import tree
 from nnx.backend import BackendInfo, host_memory
 
 from . import numpy_namespace, replay
@@ -13,6 +14,12 @@ from .eager import EagerBackend
 from .numpy_fusion import BLOCK, Fusion, largest
 from .numpy_writer import NumpyWriter, is_reduction
 from .tracing import untraced
+
+
+def _read_only(array):
+    view = array.view()
+    view.flags.writeable = False
+    return view
 
 
 def keep_memory() -> bool:
@@ -57,6 +64,10 @@ class NumpyBackend(EagerBackend):
 
     def to_numpy(self, array):
         return np.array(array)
+
+    def fixed(self, values):
+        """Return read-only arrays: they may be the user's own, and a layer of one's own may write in place."""
+        return super().fixed(tree.map(_read_only, values))
 
     def copy(self, array):
         return np.array(array)

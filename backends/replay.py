@@ -97,18 +97,19 @@ class Program:
     def __init__(self, trace, carry, rows, data, carry_out):
         if _structure(carry) != _structure(carry_out):
             raise ValueError("a step that changes the structure of its carry")
-        number = itertools.count()
-        unpacked = [
-            line for part in zip(carry, ("carry", "totals"), strict=True) for line in _lines(*part, number)
-        ]
+        numbers, space = itertools.count(), {}
+        unpacked = _lines(carry[0], "carry", numbers, space) + _lines(carry[1], "totals", numbers, space)
         first_row = len(flatten(carry))
-        unpacked += [f"r{next(number)} = rows[{name!r}]" for name in sorted(rows)]
+        unpacked += [f"r{next(numbers)} = rows[{_key(name, space)}]" for name in sorted(rows)]
         first_datum = first_row + len(rows)
-        unpacked += _lines(data, "data", number)
+        unpacked += _lines(data, "data", numbers, space)
         # Where all that changes in the carry changes in place, it is the same after a step.
-        kept = [leaf.index for leaf in flatten(carry_out[0])] == [*range(len(flatten(carry[0])))]
-        number = itertools.count()
-        packed = [_expression(*part, number) for part in zip(carry, ("carry", "totals"), strict=True)]
+        stays = [leaf.index for leaf in flatten(carry_out[0])] == [*range(len(flatten(carry[0])))]
+        numbers = itertools.count()
+        packed = [
+            _expression(carry[0], "carry", numbers, space),
+            _expression(carry[1], "totals", numbers, space),
+        ]
         self.loop = trace.backend.writer(
             trace,
             carry=range(first_row),
@@ -116,35 +117,51 @@ class Program:
             data=range(first_datum, first_datum + len(flatten(data))),
             carry_out=[leaf.index for leaf in flatten(carry_out)],
             unpacked=unpacked,
-            packed=f"{'carry' if kept else packed[0]}, {packed[1]}",
+            packed=f"{'carry' if stays else packed[0]}, {packed[1]}",
+            space=space,
         ).loop()
 
 
-def _lines(value, text: str, number) -> list[str]:
+def _lines(value, text: str, numbers, space: dict) -> list[str]:
     """Return lines that name the leaves of a tree, which `text` stands for, v and their number."""
     if isinstance(value, Fixed):
-        return [f"[{', '.join(f'v{next(number)}' for _ in value.arrays)}] = {text}.arrays"]
-    if isinstance(value, dict):
-        return [line for name in sorted(value) for line in _lines(value[name], f"{text}[{name!r}]", number)]
-    if isinstance(value, (list, tuple)):
-        return [line for i, item in enumerate(value) for line in _lines(item, f"{text}[{i}]", number)]
-    return [f"v{next(number)} = {text}"]
+        return [f"[{', '.join(f'v{next(numbers)}' for _ in value.arrays)}] = {text}.arrays"]
+    if not isinstance(value, (dict, list, tuple)):
+        return [f"v{next(numbers)} = {text}"]
+    return [
+        line
+        for key, item in _items(value)
+        for line in _lines(item, f"{text}[{_key(key, space)}]", numbers, space)
+    ]
 
 
-def _expression(value, text: str, number) -> str:
+def _expression(value, text: str, numbers, space: dict) -> str:
     """Return an expression for a tree whose leaves are named so; what is packed stays what it is."""
     if isinstance(value, Packed):
         for _ in value.arrays:
-            next(number)
+            next(numbers)
         return text
+    if not isinstance(value, (dict, list, tuple)):
+        return f"v{next(numbers)}"
+    keys = [(_key(key, space), item) for key, item in _items(value)]
+    parts = [(key, _expression(item, f"{text}[{key}]", numbers, space)) for key, item in keys]
     if isinstance(value, dict):
-        items = [
-            f"{name!r}: {_expression(value[name], f'{text}[{name!r}]', number)}" for name in sorted(value)
-        ]
-        return "{" + ", ".join(items) + "}"
-    if isinstance(value, list):
-        return "[" + ", ".join(_expression(v, f"{text}[{i}]", number) for i, v in enumerate(value)) + "]"
-    return f"v{next(number)}"
+        return "{" + ", ".join(f"{key}: {part}" for key, part in parts) + "}"
+    items = "".join(f"{part}, " for _, part in parts)
+    return f"[{items}]" if isinstance(value, list) else f"({items})"
+
+
+def _items(value) -> list[tuple]:
+    return [(name, value[name]) for name in sorted(value)] if isinstance(value, dict) else [*enumerate(value)]
+
+
+def _key(name, space: dict) -> str:
+    """Return the text of a key: of one that is not simply text or a number, a name for it."""
+    if type(name) in (str, int):
+        return repr(name)
+    text = f"key_{len(space)}"
+    space[text] = name
+    return text
 
 
 # Trees, here with lists, and with the buffer of what is packed as one more leaf.
@@ -199,10 +216,12 @@ def _restore(like, values):
         return like
     if isinstance(like, dict):
         return {name: _restore(like[name], values) for name in sorted(like)}
-    return [_restore(item, values) for item in like] if isinstance(like, list) else next(values)
+    if isinstance(like, (list, tuple)):
+        return type(like)([_restore(item, values) for item in like])
+    return next(values)
 
 
 def _structure(value):
     if isinstance(value, dict):
         return type(value), [(name, _structure(value[name])) for name in sorted(value)]
-    return [_structure(item) for item in value] if isinstance(value, list) else None
+    return [_structure(item) for item in value] if isinstance(value, (list, tuple)) else None

@@ -37,14 +37,14 @@ SMALL = 1 << 16
 class Writer:
     """Writes the loop over steps. Value number 7 of the trace is called v7."""
 
-    def __init__(self, trace: Trace, carry, rows, data, carry_out, unpacked: list[str], packed: str):
+    def __init__(
+        self, trace: Trace, carry, rows, data, carry_out, unpacked: list[str], packed: str, space: dict
+    ):
         self.library, self.values, self.calls = trace.backend, trace.values, trace.calls
         self.carry, self.rows, self.carry_out = carry, rows, carry_out
-        self.unpacked, self.packed = (
-            unpacked,
-            packed,
-        )  # lines that name the inputs; the expression of the results
-        self.space: dict[str, object] = {}  # what the function's text refers to
+        self.unpacked = unpacked  # lines that name the inputs
+        self.packed = packed  # an expression of the results
+        self.space = space  # what the function's text refers to
         self.names: dict[object, str] = {}  # the name of each thing in it
         self.unique = itertools.count()
         self.escaping = {*carry_out}

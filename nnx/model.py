@@ -407,9 +407,8 @@ class Model:
             This last share of the samples is kept out of training, to validate on.
         validation_data : (x, y), (x, y, sample_weight) or iterable of batches
         shuffle : bool or function
-            Whether the samples are visited in a new order each epoch, if they are more than one batch. A
-            function is given the numbers of the samples at each epoch, and returns them in the order to visit
-            them in.
+            Whether the samples are visited in a new order each epoch. A function is given the numbers of
+            the samples at each epoch, and returns them in the order to visit them in.
         class_weight : dict of class number to weight
         sample_weight : array, (samples,)
         steps_per_epoch : int

@@ -257,9 +257,9 @@ def train(model, samples, stream, validation, callbacks: CallbackList, *, epochs
     log.info(
         "training on %s in %s: epochs %d to %d", engine.backend.name, model.dtype, initial_epoch + 1, epochs
     )
-    in_one_batch = samples is not None and not callable(shuffle) and batch_size >= len(samples)
-    shuffle = False if in_one_batch else shuffle  # there they have no order
-    takes_all = in_one_batch and engine.communicator is None
+    takes_all = (
+        samples is not None and not shuffle and batch_size >= len(samples) and engine.communicator is None
+    )
     model.stop_training = False
     interrupt = Interrupt.current()
     interrupt.check()

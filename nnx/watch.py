@@ -70,8 +70,9 @@ def _is_large(model, carry) -> bool:
 
 
 class Run(NamedTuple):
-    """Steps to be taken: rows start, ..., stop - 1 of `rows`, which number those of `samples` in a batch, if not all.
+    """Steps to be taken: rows start, ..., stop - 1 of `rows`, which number those of `samples` in each batch.
 
+    Without numbers ("index") a step takes all samples as they lie.
     Of a stream it is one step, and `samples` its batch: then `rows` are on the host.
     """
 

@@ -3,6 +3,7 @@
 On NumPy, and on CuPy with `pytest --cupy`.
 """
 
+import enum
 import functools
 import itertools
 import re
@@ -577,3 +578,30 @@ def test_data_that_is_fixed_and_data_that_is_not_are_read_each_in_its_way():
             losses.append(float(totals["loss"]["loss"]))
     assert losses == sorted(losses, reverse=True)
     assert [type(found) for found in programs(engine.steps.train)] == [Program, Program]
+
+
+class Side(enum.StrEnum):
+    LEFT = "l"
+    RIGHT = "r"
+
+
+@pytest.mark.parametrize(
+    "names", [np.array(["left", "right"]), list(Side), ["it's", 'a\n"{}']], ids=["NumPy", "enum", "odd"]
+)
+def test_names_of_inputs_that_are_not_plain_text(names):
+    backend = fresh(True)
+    with nnx.use_backend(backend):
+        model = nnx.Sequential(
+            [layers.Inputs({name: layers.Dense(4) for name in names}), layers.Dense(3)], seed=0
+        )
+        model.compile("sgd", nnx.losses.SparseCategoricalCrossentropy(from_logits=True))
+        data = model.check_batch((dict.fromkeys(names, X), CLASSES, None))
+    engine, losses = model.engine, []
+    with backend.scope("float32"):
+        for _ in range(5):
+            rows = backend.stage(engine.numbers(model.step, model.step + 1))
+            carry, totals = engine.steps.train(model.carry, None, rows, {"samples": engine.place(data)}, 0, 1)
+            model.set_carry(carry, steps=1)
+            losses.append(float(totals["loss"]["loss"]))
+    assert losses == sorted(losses, reverse=True)
+    assert [type(found) for found in programs(engine.steps.train)] == [Program]

@@ -79,12 +79,6 @@ class Callback:
 
 
 BATCH_HOOKS = ("on_train_batch_begin", "on_train_batch_end")
-HOOKS = ("on_epoch_begin", "on_epoch_end", "on_progress", *BATCH_HOOKS)
-
-
-def _has(callback: Callback, hook: str) -> bool:
-    """Whether a callback does something at a hook."""
-    return getattr(type(callback), hook) is not getattr(Callback, hook) or hook in vars(callback)
 
 
 class CallbackList(Callback):
@@ -104,14 +98,16 @@ class CallbackList(Callback):
                     f"{type(callback).__name__}.{min(idle)} is never called. Hooks that are: {known}",
                     stacklevel=6,
                 )
-        self.each_batch = any(_has(c, hook) for c in self.callbacks for hook in BATCH_HOOKS)
+        self.each_batch = any(
+            getattr(type(c), hook, None) is not getattr(Callback, hook) or hook in vars(c)
+            for c in self.callbacks
+            for hook in BATCH_HOOKS
+        )
         if rank > 0:  # after `each_batch`, so that all ranks read the loss equally often
             self.callbacks = [c for c in self.callbacks if not c.first_rank_only]
-        # Those that do something at a hook: most epochs of small data take less time than calling all.
-        self.called = {hook: [c for c in self.callbacks if _has(c, hook)] for hook in HOOKS}
 
     def _call(self, hook: str, *arguments) -> None:
-        for callback in self.called[hook]:
+        for callback in self.callbacks:
             self._call_one(callback, hook, *arguments)
 
     def _call_one(self, callback, hook: str, *arguments) -> None:
@@ -123,12 +119,10 @@ class CallbackList(Callback):
             raise
 
     def set_model(self, model):
-        for callback in self.callbacks:
-            self._call_one(callback, "set_model", model)
+        self._call("set_model", model)
 
     def set_params(self, params):
-        for callback in self.callbacks:
-            self._call_one(callback, "set_params", params)
+        self._call("set_params", params)
 
     def on_train_begin(self, logs=None):
         for callback in self.callbacks:

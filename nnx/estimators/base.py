@@ -251,10 +251,6 @@ class Perceptron(BaseEstimator):
         changes_rate = self.solver == "sgd" or self.optimizer is not None
         record = Epochs(self, samples, score, changes_rate, incremental)
         order = Order(self._random_state if self.shuffle else None, weight, batch_size)
-        shuffle: Any = order
-        if batch_size == samples and not isinstance(self.random_state, np.random.RandomState):
-            order.check(np.arange(samples))  # there is no order in one batch, and nobody draws after it
-            shuffle = False
         settings = {
             "epochs": 1 if incremental else self.max_iter,
             "verbose": 0,
@@ -265,7 +261,11 @@ class Perceptron(BaseEstimator):
             if sparse.is_sparse(X) and not sparse.is_small(X):
                 model.fit(sparse.SparseBatches(X, y, weight, batch_size, order), **settings)
             else:
-                dense = X.toarray() if sparse.is_sparse(X) else X
+                dense, shuffle = X.toarray() if sparse.is_sparse(X) else X, order
+                if batch_size == samples and not isinstance(self.random_state, np.random.RandomState):
+                    # There is no order in one batch, and what it would be drawn from is not seen again.
+                    order.check(np.arange(samples))
+                    shuffle = False
                 model.fit(dense, y, batch_size, shuffle=shuffle, sample_weight=weight, **settings)
         except KeyboardInterrupt:
             warnings.warn("Training interrupted by user.", stacklevel=4)
