@@ -94,6 +94,7 @@ class Plan:
         return ("result", number)
 
     def _place_of_number(self, number, op):
+        """Return the place of a number that an operation is given: a full buffer, where that is faster."""
         if op.function not in SLOW_BESIDE_A_NUMBER or op.dtype.kind != "f":
             return ("number", number)
         k = self._buffer(op.dtype, [])

@@ -19,6 +19,7 @@ from nnx import log, tree
 from .flat import Fixed, Packed, kinds
 from .remembered import remember
 from .tracing import Trace
+from .trees import key_text, packing, unpacking
 
 # Programs remembered for one step function, one for each set of shapes.
 MOST_PROGRAMS = 32
@@ -98,17 +99,19 @@ class Program:
         if _structure(carry) != _structure(carry_out):
             raise ValueError("a step that changes the structure of its carry")
         numbers, space = itertools.count(), {}
-        unpacked = _lines(carry[0], "carry", numbers, space) + _lines(carry[1], "totals", numbers, space)
+        unpacked = unpacking(carry[0], "carry", numbers, space) + unpacking(
+            carry[1], "totals", numbers, space
+        )
         first_row = len(flatten(carry))
-        unpacked += [f"r{next(numbers)} = rows[{_key(name, space)}]" for name in sorted(rows)]
+        unpacked += [f"r{next(numbers)} = rows[{key_text(name, space)}]" for name in sorted(rows)]
         first_datum = first_row + len(rows)
-        unpacked += _lines(data, "data", numbers, space)
+        unpacked += unpacking(data, "data", numbers, space)
         # Where all that changes in the carry changes in place, it is the same after a step.
         stays = [leaf.index for leaf in flatten(carry_out[0])] == [*range(len(flatten(carry[0])))]
         numbers = itertools.count()
         packed = [
-            _expression(carry[0], "carry", numbers, space),
-            _expression(carry[1], "totals", numbers, space),
+            packing(carry[0], "carry", numbers, space),
+            packing(carry[1], "totals", numbers, space),
         ]
         self.loop = trace.backend.writer(
             trace,
@@ -122,69 +125,16 @@ class Program:
         ).loop()
 
 
-def _lines(value, text: str, numbers, space: dict) -> list[str]:
-    """Return lines that name the leaves of a tree, which `text` stands for, v and their number."""
-    if isinstance(value, Fixed):
-        return [f"[{', '.join(f'v{next(numbers)}' for _ in value.arrays)}] = {text}.arrays"]
-    if not isinstance(value, (dict, list, tuple)):
-        return [f"v{next(numbers)} = {text}"]
-    return [
-        line
-        for key, item in _items(value)
-        for line in _lines(item, f"{text}[{_key(key, space)}]", numbers, space)
-    ]
-
-
-def _expression(value, text: str, numbers, space: dict) -> str:
-    """Return an expression for a tree whose leaves are named so; what is packed stays what it is."""
-    if isinstance(value, Packed):
-        for _ in value.arrays:
-            next(numbers)
-        return text
-    if not isinstance(value, (dict, list, tuple)):
-        return f"v{next(numbers)}"
-    keys = [(_key(key, space), item) for key, item in _items(value)]
-    parts = [(key, _expression(item, f"{text}[{key}]", numbers, space)) for key, item in keys]
-    if isinstance(value, dict):
-        return "{" + ", ".join(f"{key}: {part}" for key, part in parts) + "}"
-    items = "".join(f"{part}, " for _, part in parts)
-    return f"[{items}]" if isinstance(value, list) else f"({items})"
-
-
-def _items(value) -> list[tuple]:
-    return [(name, value[name]) for name in sorted(value)] if isinstance(value, dict) else [*enumerate(value)]
-
-
-def _key(name, space: dict) -> str:
-    """Return the text of a key: of one that is not simply text or a number, a name for it."""
-    if type(name) in (str, int):
-        return repr(name)
-    text = f"key_{len(space)}"
-    space[text] = name
-    return text
-
-
 # Trees, here with lists, and with the buffer of what is packed as one more leaf.
 
 
 def flatten(value) -> list:
     """Return the leaves of a tree of dicts and lists."""
-    found: list = []
-    _collect(value, found)
-    return found
-
-
-def _collect(value, found: list) -> None:
     if isinstance(value, Fixed):
-        found += value.arrays
-    elif isinstance(value, dict):
-        for name in sorted(value):
-            _collect(value[name], found)
-    elif isinstance(value, (list, tuple)):
-        for item in value:
-            _collect(item, found)
-    else:
-        found.append(value)
+        return value.arrays
+    if isinstance(value, dict):
+        return [leaf for name in sorted(value) for leaf in flatten(value[name])]
+    return [leaf for item in value for leaf in flatten(item)] if isinstance(value, (list, tuple)) else [value]
 
 
 def buffers(value) -> list:

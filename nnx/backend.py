@@ -253,7 +253,7 @@ class Backend:
         return {name: v.tolist() if v.ndim == 1 else self.asarray(v) for name, v in rows.items()}
 
     def fixed(self, values: dict) -> dict:
-        """Return a dict, which will not change any more, so that it costs less to give to each run of steps."""
+        """Return data that many runs of steps are given, arranged so that each run costs less. It must not change."""
         return values
 
     seconds_a_run: float = 0.1

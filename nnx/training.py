@@ -257,6 +257,7 @@ def train(model, samples, stream, validation, callbacks: CallbackList, *, epochs
     log.info(
         "training on %s in %s: epochs %d to %d", engine.backend.name, model.dtype, initial_epoch + 1, epochs
     )
+    # Whether each step takes all samples as they lie.
     takes_all = (
         samples is not None and not shuffle and batch_size >= len(samples) and engine.communicator is None
     )
@@ -329,7 +330,7 @@ def _ordered(model, samples, shuffle, step: int) -> Any:
 def _rows(engine, block, part, step: int, takes_all: bool) -> dict:
     """Return what the step functions read of each step from `step` on, on batches numbered by `block`.
 
-    Where a step takes all samples as they lie, nothing is gathered.
+    A step that takes all samples is given no numbers, and gathers nothing.
     """
     numbers = engine.numbers(step, step + len(block), part)
     if not takes_all:

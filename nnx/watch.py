@@ -86,6 +86,7 @@ class Run(NamedTuple):
     first_step: int
     """That of the epoch's first step."""
     of_stream: bool = False
+    """Whether `samples` are one batch of a stream."""
 
     def again(self, steps, carry, start, stop) -> tuple:
         """Take some of the steps from a carry of one's own; return the new one and the sums."""

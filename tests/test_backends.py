@@ -179,7 +179,7 @@ def test_numpy_kernel_in_blocks_equals_the_plain_kernel():
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-@pytest.mark.parametrize("shape", [(9,), (6, 4), (300, 1), (300, 5), (300, 40), (7, 5, 3)], ids=str)
+@pytest.mark.parametrize("shape", [(9,), (6, 4), (60, 3), (300, 1), (300, 5), (300, 40), (7, 5, 3)], ids=str)
 @pytest.mark.parametrize("special", [None, np.nan, np.inf])
 def test_numpy_without_wrappers_reduces_as_numpy_does(dtype, shape, special):
     xp, x = nnx.as_backend("numpy").xp, np.random.default_rng(0).standard_normal(shape).astype(dtype)
@@ -202,6 +202,9 @@ def test_numpy_without_wrappers_gives_the_same_bits(dtype):
     indices = np.array([3, 0, 3])
     np.testing.assert_array_equal(xp.take(x, indices, axis=0), np.take(x, indices, axis=0))
     np.testing.assert_array_equal(xp.argmax(x, axis=-1), np.argmax(x, axis=-1))
+    for other in (x[0, 0], x[0].T, x[1].T[None]):
+        for one in (x[0, 1], x[2], x):
+            np.testing.assert_array_equal(xp.matmul(one, other), np.matmul(one, other))
     assert xp.reshape(x, (-1, 3)).shape == (35, 3)
     assert xp.astype(x > 0, xp.float32).dtype == np.float32
     assert xp.random is np.random

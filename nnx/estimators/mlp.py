@@ -218,9 +218,8 @@ class MLPClassifier(ClassifierMixin, Perceptron):
         found = y[:, None] == self.classes_
         if len(self.classes_) > 2:
             return found
-        return (
-            found[:, 1:] if len(self.classes_) == 2 else np.zeros_like(found)
-        )  # the second, if there is one
+        # One column: whether it is the second class, if there is one.
+        return found[:, 1:] if len(self.classes_) == 2 else np.zeros_like(found)
 
     def _as_targets(self, y):
         return self._label_binarizer.transform(y).astype(bool)
