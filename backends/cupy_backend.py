@@ -4,11 +4,13 @@ import functools
 import importlib
 import math
 import operator
+from typing import Any
 
 import numpy as np
 
 from nnx import distributed, tree
 from nnx.backend import BackendError, BackendInfo
+from nnx.fingerprint import kernel_key
 
 from . import replay
 from .cuda_kernels import TEMPLATES, CudaKernel
@@ -17,8 +19,11 @@ from .cupy_writer import CupyWriter
 from .eager import EagerBackend
 from .prefetch import prefetch
 from .recording import NotRecordableError, record
+from .remembered import remember
 from .tracing import TracingNamespace, untraced
 
+# Kernels remembered: one that is made anew at each call must not fill the memory.
+MOST_KERNELS = 1024
 REMEDY = "pip install 'nnx-engine[cuda12]' (or cuda13, to match the driver that nvidia-smi shows)"
 
 
@@ -75,7 +80,8 @@ class CupyBackend(EagerBackend):
         self.cupy, self.xp = cupy, TracingNamespace(xp)
         self.window_kernels = WindowKernels(cupy)
         self.replays = replay.is_on()
-        self.empty, self.concatenate = cupy.empty, cupy.concatenate
+        self._kernels: dict[tuple, CudaKernel | None] = {}
+        self.concatenate = cupy.concatenate
         self.reshapes = ("reshape", xp.reshape)
         self.made_from_shape = (xp.ones_like, xp.zeros_like, xp.full_like)
         ufuncs = {f: getattr(cupy, f.__name__, None) for f in TEMPLATES if isinstance(f, np.ufunc)}
@@ -98,6 +104,9 @@ class CupyBackend(EagerBackend):
 
     def copy(self, array):
         return array.copy()
+
+    def empty(self, shape, dtype):
+        return self.cupy.empty(shape, dtype)
 
     def zeros(self, shape, dtype):
         return self.cupy.zeros(shape, dtype)
@@ -176,12 +185,15 @@ class CupyBackend(EagerBackend):
     # Kernels
 
     def plan(self, function, arguments, into):
-        kinds = [a.dtype if hasattr(a, "dtype") else type(a) for a in untraced(arguments)]
-        return self._remembered(function, tuple(kinds), into)
-
-    @functools.lru_cache(maxsize=1024)  # noqa: B019 - one backend a process
-    def _remembered(self, function, kinds, into) -> CudaKernel | None:
-        return self.cuda_kernel(function, kinds, into)
+        known = kernel_key(function)
+        if known is None:
+            return None
+        key = known, tuple(a.dtype if hasattr(a, "dtype") else type(a) for a in untraced(arguments)), into
+        kernel: Any = self._kernels.get(key, "unknown")  # another thread may forget it at any time
+        if kernel == "unknown":
+            kernel = self.cuda_kernel(function, key[1], into)
+            remember(self._kernels, key, kernel, MOST_KERNELS)
+        return kernel
 
     def cuda_kernel(self, function, kinds, into) -> CudaKernel | None:
         """Return a pure function of arrays as one launch, or None if it cannot be one."""

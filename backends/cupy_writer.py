@@ -61,7 +61,10 @@ class CupyWriter(Writer):
             feeding = [group for group in waiting if group.results & read]
             shape = self._elementwise_shape(call)
             if shape is None:
-                write([g for g in waiting if g.results & read or g.read & {*call.writes}])
+                # Whoever writes into a buffer writes into all views of it.
+                written = {self.values[value].memory for value in call.writes}
+                reads = (g for g in waiting if any(self.values[v].memory in written for v in g.read))
+                write([g for g in waiting if g.results & read] + [*reads])
                 done.append(call)
                 continue
             joined = Group(shape, [call])

@@ -58,6 +58,10 @@ class EagerBackend(FlatBackend):
         """Return this library's own function in place of NumPy's ufunc of the same name."""
         return function
 
+    def run_without_writing(self, function, given, named) -> Any:
+        """Return `function(*given, **named)`; raise an error if it writes into an array, where that can be told."""
+        return function(*given, **named)
+
     def can_write(self, function) -> bool:
         """Whether a function takes the array to write its result into as `out`."""
         raise NotImplementedError
@@ -205,7 +209,6 @@ class EagerBackend(FlatBackend):
         raise NotImplementedError
 
 
-@functools.lru_cache(maxsize=64)
 def positional(kernel, names):
     """Return `kernel` with its scalars as positional arguments."""
 

@@ -1,6 +1,7 @@
 """NumPy on the CPU: needs nothing else, and is the reference for all others."""
 
 import ctypes
+import functools
 import os
 import sys
 
@@ -13,7 +14,7 @@ from . import numpy_namespace, replay
 from .eager import EagerBackend
 from .numpy_fusion import BLOCK, Fusion, largest
 from .numpy_writer import NumpyWriter, is_reduction
-from .tracing import untraced
+from .tracing import leaves, untraced
 
 
 def _read_only(array):
@@ -56,7 +57,7 @@ class NumpyBackend(EagerBackend):
 
     def __init__(self):
         keep_memory()
-        self.fusion = Fusion()
+        self.fusion = Fusion(empty=self.empty)
         self.replays = replay.is_on()
 
     def asarray(self, value, dtype=None):
@@ -77,6 +78,19 @@ class NumpyBackend(EagerBackend):
 
     def share_memory(self, a, b):
         return np.may_share_memory(a, b)
+
+    def run_without_writing(self, function, given, named):
+        arrays = [a for a in leaves([given, named]) if isinstance(a, np.ndarray) and a.flags.writeable]
+        for array in arrays:
+            array.flags.writeable = False
+        try:
+            value = function(*given, **named)
+        finally:
+            for array in sorted(arrays, key=lambda a: not a.flags.owndata):  # a view after what it is a view of
+                array.flags.writeable = True
+        # A view that was made of a read-only array stays read-only, but others may write into it.
+        is_view = any(isinstance(a, np.ndarray) and not a.flags.writeable for a in leaves(value))
+        return function(*given, **named) if is_view else value
 
     def can_write(self, function):
         return function is np.dot or isinstance(function, np.ufunc) or is_reduction(function)
@@ -104,7 +118,7 @@ class NumpyBackend(EagerBackend):
         main = largest(arguments)
         length = len(main)
         step = max(1, min(length, BLOCK * length // max(main.size, 1)))
-        return main.shape, plan.result_dtypes, lambda given, results: plan.run(given, results, length, step)
+        return main.shape, plan.result_dtypes, functools.partial(plan.run, length=length, step=step, empty=self.empty)
 
     def run_scatter_add(self, indices, values, length):
         # Element by element: 0.17 ms for 3200 rows of 32, where whole rows take 0.75 and sorting 0.52.

@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from nnx.fingerprint import kernel_key
+
 from . import numba_kernels
 from .recording import NotRecordableError, Operation, Program, Value, cast, record, where_into
 from .remembered import remember
@@ -109,14 +111,14 @@ class Plan:
         self.buffers.append(dtype)
         return len(self.buffers) - 1
 
-    def run(self, arguments, results, length: int, step: int) -> None:
-        """Run all blocks, `step` rows each, of `length` rows."""
+    def run(self, arguments, results, length: int, step: int, empty: Callable = np.empty) -> None:
+        """Run all blocks, `step` rows each, of `length` rows; `empty` makes the buffers."""
         values = dict(enumerate(arguments))
         for op in self.before:
             values[op.result] = _once(
                 op, [values[int(v)] if isinstance(v, Value) else v for v in op.arguments]
             )
-        buffers = [np.empty((step, *results[0].shape[1:]), dtype) for dtype in self.buffers]
+        buffers = [empty((step, *results[0].shape[1:]), dtype) for dtype in self.buffers]
         for k, number in self.filled.items():
             buffers[k].fill(number)
         self._blocks(values, results, buffers, length, step)
@@ -178,14 +180,18 @@ def _once(op: Operation, given):
 class Fusion:
     """Runs kernels, and remembers the plan of each."""
 
-    def __init__(self, use_numba: bool | None = None):
+    def __init__(self, use_numba: bool | None = None, empty: Callable = np.empty):
         self.use_numba = numba_kernels.is_on() if use_numba is None else use_numba
+        self.empty = empty
         self._plans: dict[tuple, Plan | None] = {}
 
     def plan(self, function, arguments, is_cut, into) -> Plan | None:
         """Return how to run `function`, or None if it cannot be recorded."""
+        known = kernel_key(function)
+        if known is None:
+            return None
         kinds = tuple(a.dtype if isinstance(a, np.ndarray) else type(a) for a in arguments)
-        key = (function, kinds, is_cut, into)
+        key = (known, kinds, is_cut, into)
         plan: Any = self._plans.get(key, "unknown")  # another thread may forget it at any time
         if plan == "unknown":
             try:
@@ -225,7 +231,7 @@ class Fusion:
             return None
         main, is_cut = largest(arguments), plan.is_cut
         results = tuple(
-            np.empty(main.shape, dtype) if target is None else arguments[target]
+            self.empty(main.shape, dtype) if target is None else arguments[target]
             for target, dtype in zip(into, plan.result_dtypes, strict=True)
         )
         flat = all(cut or np.ndim(a) == 0 for a, cut in zip(arguments, is_cut, strict=True))
@@ -242,7 +248,7 @@ class Fusion:
             return results
         length = len(targets[0])
         step = min(length, max(1, BLOCK * length // max(main.size, 1)))
-        plan.run(given, targets, length, step)
+        plan.run(given, targets, length, step, self.empty)
         return results
 
 

@@ -30,10 +30,12 @@ class Traced(NDArrayOperatorsMixin):
     def __array_ufunc__(self, ufunc, method, *inputs, **settings):
         if method not in ("__call__", "reduce"):
             raise NotTraceableError(f"{ufunc.__name__}.{method}")
+        if "out" in settings and not any(map(self.trace.backend.is_array, untraced(settings["out"]))):
+            del settings["out"]  # `a += b` of numbers, which are not written into
         return self.trace.call(getattr(ufunc, method) if method == "reduce" else ufunc, inputs, settings)
 
     def __array_function__(self, function, types, inputs, settings):
-        return self.trace.call(function, inputs, settings)
+        return self.trace.call(function, inputs, settings, may_write=True)
 
     def __getitem__(self, key):
         return self.trace.call("__getitem__", (self, key))
@@ -95,6 +97,8 @@ class Kind:
     is_view: bool
     is_contiguous: bool
     nbytes: int
+    memory: int
+    """The number of the first value that lies in the same memory; its own, if there is none."""
 
 
 class Ref(int):
@@ -126,50 +130,94 @@ class Trace:
         self.backend = backend
         self.values: list[Kind] = []
         self.calls: list[Call] = []
+        self._inputs: list[Traced] = []
+        self._constants: list[tuple] = []  # arrays that are no values of the trace, each with a copy
 
-    def input(self, value: Any, is_view: bool = False) -> Traced:
-        """Give a value its number."""
-        if self.backend.is_array(value):
-            kind = Kind(value.shape, value.dtype, True, is_view, value.flags.c_contiguous, value.nbytes)
+    def input(self, value: Any) -> Traced:
+        """Give a value that comes into the step its number."""
+        traced = self._value(value, self._inputs)
+        self._inputs.append(traced)
+        return traced
+
+    def _value(self, value: Any, others, makes_view: bool = False) -> Traced:
+        """Give a value its number. `others` are the earlier ones whose memory it may lie in."""
+        number, is_array = len(self.values), self.backend.is_array
+        if is_array(value):
+            share = self.backend.share_memory
+            shared = next((o for o in others if is_array(o.value) and share(o.value, value)), None)
+            memory = number if shared is None else self.values[shared.index].memory
+            is_view = makes_view and shared is not None
+            kind = Kind(
+                value.shape, value.dtype, True, is_view, value.flags.c_contiguous, value.nbytes, memory
+            )
         elif isinstance(value, (np.generic, int, float)):
-            kind = Kind((), getattr(value, "dtype", type(value)), False, False, False, 0)
+            kind = Kind((), getattr(value, "dtype", type(value)), False, False, False, 0, number)
         else:
             raise NotTraceableError(type(value))
         self.values.append(kind)
-        return Traced(self, len(self.values) - 1, value)
+        return Traced(self, number, value)
 
-    def call(self, function, arguments, settings=None, writes=(), plan=None, run=None) -> Any:
-        """Do a call, or `run` in its place, and note it. It returns an array, a tuple of new arrays, or None."""
-        given, named = untraced(arguments), untraced(settings or {})
+    def call(
+        self, function, arguments, settings=None, writes=(), plan=None, run=None, may_write=False
+    ) -> Any:
+        """Do a call, or `run` in its place, and note it. It returns an array, a tuple of new arrays, or None.
+
+        `writes` are the arguments that it overwrites. A call that writes into any other array, as `a += b`
+        does, ends the trace: the order of such calls and others is not kept. `may_write` says that the
+        function is not known to leave its arguments alone.
+        """
+        settings = settings or {}
+        given, named = untraced(arguments), untraced(settings)
         numbers_only = all(isinstance(a, (int, float)) for a in given)
         if not numbers_only:
             function = self.backend.native(function)
+        if writes_in_place(function, named):
+            raise NotTraceableError(f"{_name_of(function)} writes into an array")
         if run is not None:
             value = run(*given)
         elif isinstance(function, str):
             value = getattr(given[0], function)
             value = value if function == "T" else value(*given[1:], **named)
+        elif may_write:
+            value = self.backend.run_without_writing(function, given, named)
         else:
             value = function(*given, **named)
             value = value.item() if numbers_only else value  # numbers alone stay numbers
-        writes = tuple(Ref(array.index) for array in writes)
-        noted = Call(function, _numbered(arguments), _numbered(settings or {}), writes, plan)
+        noted = Call(
+            function,
+            self._numbered(arguments),
+            self._numbered(settings),
+            tuple(Ref(array.index) for array in writes),
+            plan,
+        )
         self.calls.append(noted)
         if value is None:
             return None
+        others = [leaf for leaf in leaves([arguments, settings]) if type(leaf) is Traced]
         if type(value) is tuple:
-            results = tuple(map(self.input, value))
+            results = tuple(self._value(item, others, makes_view=not writes) for item in value)
             noted.results, noted.unpacks = tuple(Ref(result.index) for result in results), True
             return results
-        is_array = self.backend.is_array
-        is_view = (
-            is_array(value)
-            and not writes
-            and any(is_array(a) and self.backend.share_memory(a, value) for a in given)
-        )
-        result = self.input(value, is_view)
+        result = self._value(value, others, makes_view=not writes)
         noted.results = (Ref(result.index),)
         return result
+
+    def _numbered(self, value):
+        """Return an argument with the number of each value in its place; note the constants in it."""
+
+        def number(leaf):
+            if type(leaf) is Traced:
+                return Ref(leaf.index)
+            if self.backend.is_array(leaf):
+                self._constants.append((leaf, leaf.copy()))
+            return leaf
+
+        return _each(value, number)
+
+    def end(self) -> bool:
+        """Return whether the arrays that the calls refer to beside the values still hold what they held."""
+        self._inputs.clear()  # a trace is kept longer than the arrays of its step
+        return all(self._same(array, copy) for array, copy in self._constants)
 
     def same_as(self, other: "Trace") -> bool:
         """Whether both make the same calls on the same values."""
@@ -177,7 +225,12 @@ class Trace:
         def parts(trace):
             return [[c.function, c.arguments, c.settings, c.writes, c.results] for c in trace.calls]
 
-        return self.values == other.values and self._same(parts(self), parts(other))
+        copies = [[copy for _, copy in trace._constants] for trace in (self, other)]
+        return (
+            self.values == other.values
+            and self._same(*copies)
+            and self._same(parts(self), parts(other))
+        )
 
     def _same(self, a, b) -> bool:
         if type(a) is not type(b):
@@ -218,8 +271,25 @@ def untraced(value):
     return _each(value, lambda leaf: leaf.value if type(leaf) is Traced else leaf)
 
 
-def _numbered(value):
-    return _each(value, lambda leaf: Ref(leaf.index) if type(leaf) is Traced else leaf)
+# Functions that write into their first argument; of others, those that are given `out` do.
+_WRITERS = frozenset({"copyto", "fill_diagonal", "place", "put", "put_along_axis", "putmask"})
+
+
+def writes_in_place(function, settings: dict) -> bool:
+    """Whether a call writes into an array that it is given, as far as its name and settings tell."""
+    copies = settings.get("copy", True) is not False or _name_of(function) != "nan_to_num"
+    return settings.get("out") is not None or _name_of(function) in _WRITERS or not copies
+
+
+def _name_of(function) -> str:
+    return function if isinstance(function, str) else getattr(function, "__name__", "")
+
+
+def leaves(value) -> list:
+    """Return what is in tuples, lists and dicts, one after another."""
+    if type(value) is dict:
+        value = list(value.values())
+    return [leaf for item in value for leaf in leaves(item)] if type(value) in (tuple, list) else [value]
 
 
 def _each(value, function):

@@ -47,12 +47,10 @@ class Writer:
         self.space = space  # what the function's text refers to
         self.names: dict[object, str] = {}  # the name of each thing in it
         self.unique = itertools.count()
-        self.escaping = {*carry_out}
-        for call in reversed(self.calls):  # with what they are views of
-            if self.escaping & {*call.results} and self.values[call.results[0]].is_view:
-                self.escaping |= refs([call.arguments, call.settings])
-        self.overwritten = {value for call in self.calls for value in call.writes}
-        self.maker = {result: call for call in self.calls for result in call.results}
+        self.first_made = len(carry) + len(rows) + len(data)
+        self.escaping = self._with_aliases(carry_out)
+        self.overwritten = self._with_aliases(value for call in self.calls for value in call.writes)
+        self.maker: dict[int, Call] = {}  # the call that makes a value, of those that are written
         # What is the same array in every step.
         self.fixed = {*data, *(v for v, out in zip(carry, carry_out, strict=True) if v == out)}
         self.constant: set[int] = set()  # what holds the same numbers in every step
@@ -65,6 +63,7 @@ class Writer:
     def loop(self) -> Callable:
         """Return `loop(carry, totals, rows, data, start, stop) -> (carry, totals)`."""
         self._drop_repetitions()
+        self.maker = {result: call for call in self.calls for result in call.results}
         for call in self.calls:
             if call.function is self.library.concatenate:
                 self._make_flat(call)
@@ -85,6 +84,13 @@ class Writer:
         loop: Any = self.space["loop"]
         loop.__doc__ = text
         return loop
+
+    def _with_aliases(self, values) -> set[int]:
+        """Return values, and with those made in the step all that may lie in the same memory."""
+        values = {*map(int, values)}
+        memory = {self.values[value].memory for value in values}
+        made = enumerate(self.values[self.first_made :], self.first_made)
+        return values | {value for value, kind in made if kind.memory in memory}
 
     def _text(self) -> str:
         def listed(letter, numbers):

@@ -1,0 +1,316 @@
+"""What an object refers to, as a value that can be compared: has anything changed since?
+
+A compiled step holds the numbers and functions that layers, losses and optimizers referred to when it
+was traced. Their fingerprint tells whether they still refer to the same:
+
+    fingerprint(Dropout(0.2)) == fingerprint(Dropout(0.2)) != fingerprint(Dropout(0.3))
+
+For an object of nnx the arguments of its `__init__` count. For one of the user's own all attributes count,
+the code of its class, and what that code refers to: closures, defaults, and the globals that it names.
+Arrays and containers count by their content, everything else by identity.
+"""
+
+import array
+import collections
+import functools
+import marshal
+import operator
+import random
+import sys
+import types
+from collections.abc import Hashable, Iterator
+from typing import Any
+
+import numpy as np
+
+from nnx.registry import Configurable, init_arguments, is_own
+
+LARGE = 1 << 24
+"""Arrays of more bytes count by identity: a compiled step reads them where they are."""
+MOST_OBJECTS = 20_000
+"""What refers to more objects is not followed to its end; see `Fingerprint.is_partial`."""
+
+_PLAIN = (bool, int, complex, str, bytes, type(None))
+_NUMBERS_AND_TEXT = {*_PLAIN, float}
+_CONTAINERS = (dict, list, tuple, set, frozenset, collections.deque)
+_WITH_ATTRIBUTES = {"argparse", "collections", "configparser", "types"}
+"""Modules of the standard library whose objects count by their attributes."""
+_NOT_IN_A_STEP = {"__init__", "__repr__", "init", "init_state", "out_shape", "get_config", "flops"}
+"""Methods that no step calls."""
+
+
+class Identity:
+    """An object that is compared by identity. It is kept alive, so that its address is not used again."""
+
+    __slots__ = ("value",)
+
+    def __init__(self, value):
+        self.value = value
+
+    def __eq__(self, other):
+        return isinstance(other, Identity) and self.value is other.value
+
+    def __hash__(self):
+        return id(self.value)
+
+
+class HoldsArrayError(Exception):
+    """Raised where no array is expected; see `Fingerprint`."""
+
+
+def kernel_key(function) -> Hashable | None:
+    """Return a key of all that decides what a kernel does beside its arguments, or None if arrays do."""
+    if isinstance(function, types.FunctionType) and function.__closure__ is None and _is_nnx(function):
+        return function
+    owner = getattr(function, "__self__", None)
+    if isinstance(owner, Configurable) and is_own(owner):  # such as an activation: the usual case, and quick
+        settings = [getattr(owner, name) for name in settings_of(type(owner))]
+        if {*map(type, settings)} <= _NUMBERS_AND_TEXT:
+            return function.__func__, type(owner), repr(settings)
+    try:
+        return Fingerprint(refuse_arrays=True).of(function)
+    except HoldsArrayError:
+        return None
+
+
+class Fingerprint:
+    """One fingerprint being taken: `of(value)` returns it.
+
+    Parameters
+    ----------
+    draws : bool
+        Whether the states of generators of random numbers count.
+    refuse_arrays : bool
+        Whether `HoldsArrayError` is raised at the first array, which takes time to go through.
+    """
+
+    def __init__(self, draws: bool = False, refuse_arrays: bool = False):
+        self.draws, self.refuse_arrays = draws, refuse_arrays
+        self.has_user_code = False
+        """Whether a function or class was met that is neither nnx's nor a library's."""
+        self.is_partial = False
+        """Whether something was met that cannot be compared."""
+        self._packages: set[str] = set()  # whose code is the user's though it is installed as a library
+        self._numbers: dict[int, int] = {}  # of the objects met, by their address
+        self._alive: list = []  # these objects
+
+    def of(self, value) -> Hashable:
+        """Return what `value` refers to."""
+        kind = type(value)
+        if kind in _PLAIN:
+            return kind, value
+        if kind is float:
+            return kind, value.hex()  # tells 0.0 from -0.0, and nan equals nan
+        if isinstance(value, np.generic):
+            return kind, value.tobytes()
+        if id(value) in self._numbers:
+            return "met before", self._numbers[id(value)]
+        if len(self._numbers) > MOST_OBJECTS:
+            self.is_partial = True
+            return Identity(value)
+        self._numbers[id(value)] = len(self._numbers)
+        self._alive.append(value)
+        return self._of_object(value)
+
+    def _of_object(self, value) -> Hashable:
+        if isinstance(value, np.ndarray):
+            return self._array(value)
+        if isinstance(value, (bytearray, memoryview, array.array)):
+            return type(value), bytes(value)
+        if isinstance(value, _CONTAINERS):
+            return self._container(value)
+        if isinstance(value, (types.ModuleType, np.ufunc, np.dtype)):
+            return Identity(value)
+        if isinstance(value, type):
+            return self._class(value)
+        if isinstance(value, types.FunctionType):
+            return self._function(value)
+        if isinstance(value, types.MethodType):
+            return "method", self.of(value.__func__), self.of(value.__self__)
+        if isinstance(value, (types.BuiltinMethodType, types.MethodWrapperType)):
+            return self._builtin(value)
+        if isinstance(value, functools.partial):
+            return "partial", self.of(value.func), self.of(value.args), self.of(value.keywords)
+        if isinstance(value, Configurable) and is_own(value):
+            return self._settings(value)
+        if isinstance(value, (random.Random, np.random.Generator, np.random.RandomState)):
+            return Identity(value), generator_state(value) if self.draws else None
+        if isinstance(value, Iterator):
+            return self._iterator(value)
+        return self._attributes(value)
+
+    def _array(self, value):
+        if self.refuse_arrays:
+            raise HoldsArrayError
+        if value.nbytes > LARGE or value.dtype.hasobject:
+            return Identity(value)
+        return value.shape, value.dtype.str, hash(value.tobytes())
+
+    def _container(self, value) -> Hashable:
+        items = [*value, *value.values()] if isinstance(value, dict) else value
+        if type(value) in _CONTAINERS[:-1] and {*map(type, items)} <= _NUMBERS_AND_TEXT:
+            return marshal.dumps(value, 2)  # tells 1, 1.0 and True apart
+        if isinstance(value, dict):
+            items = tuple((self.of(key), self._named(key, item)) for key, item in value.items())
+        else:
+            items = tuple(self.of(item) for item in value)
+        return type(value).__name__, items
+
+    def _named(self, name, value):
+        return (name, self.of(value)) if isinstance(name, str) else self.of(value)
+
+    def _settings(self, value):
+        return type(value), tuple(
+            self._named(name, getattr(value, name)) for name in settings_of(type(value))
+        )
+
+    def _iterator(self, value):
+        if isinstance(value, types.GeneratorType):
+            frame = value.gi_frame
+            return Identity(value), frame and (frame.f_lasti, self.of(dict(frame.f_locals)))
+        # Of most iterators one of the two changes with each element.
+        return Identity(value), repr(value), operator.length_hint(value, -1)
+
+    def _attributes(self, value):
+        cls, module = type(value), type(value).__module__ or ""
+        if _is_nnx(cls) and hasattr(value, "_params"):
+            # A model: its weights count by identity, as arrays that its own training changes.
+            return Identity(value), tuple(map(Identity, _leaves(value._params))), self.of(value.network)
+        if module.startswith("nnx.backends") or (hasattr(cls, "dtype") and hasattr(cls, "shape")):
+            return Identity(value)  # a backend, or an array of another library
+        is_standard = module.partition(".")[0] in sys.stdlib_module_names and module != "__main__"
+        if is_standard and module not in _WITH_ATTRIBUTES:
+            return Identity(value)
+        if isinstance(value, Configurable):
+            self._packages.add(module.partition(".")[0])
+        held = {**getattr(value, "__dict__", {}), **_slots(value)}
+        if not held and cls.__hash__ is object.__hash__:
+            return Identity(value)
+        parts = tuple(self._named(name, item) for name, item in held.items())
+        return cls.__name__, self.of(cls), parts, self.of(getattr(value, "__wrapped__", None))
+
+    def _builtin(self, value):
+        owner = value.__self__
+        if owner is None or isinstance(owner, types.ModuleType):
+            return Identity(value)
+        return "method", value.__name__, self.of(owner)
+
+    def _class(self, value):
+        if self._is_library(value):
+            return Identity(value)
+        self.has_user_code = True
+        owners = [owner for owner in value.__mro__ if not self._is_library(owner)]
+        items = [item for owner in owners for item in vars(owner).items() if _counts(item[0])]
+        return Identity(value), tuple(self._named(name, _function_of(item)) for name, item in items)
+
+    def _function(self, value):
+        refers = {"closure": tuple(map(_content, value.__closure__ or ()))}
+        refers["defaults"] = (value.__defaults__, value.__kwdefaults__)
+        if not self._is_library(value):
+            self.has_user_code = True
+            refers |= self._globals(value)
+        return Identity(value.__code__), tuple(self._named(*item) for item in refers.items())
+
+    def _globals(self, function) -> dict[str, Any]:
+        """Return the globals that a function's code names; of the user's modules what it names of them."""
+        found, space = {}, function.__globals__
+        names, attributes = _names(function.__code__)
+        for name in names:
+            value = space.get(name)
+            if not isinstance(value, types.ModuleType):
+                found |= {name: value} if name in space else {}
+            elif not self._is_library_module(value.__name__):
+                found |= {f"{name}.{part}": vars(value)[part] for part in attributes if part in vars(value)}
+        return found
+
+    def _is_library(self, value) -> bool:
+        return self._is_library_module(getattr(value, "__module__", None) or "builtins")
+
+    def _is_library_module(self, module: str) -> bool:
+        package = module.partition(".")[0]
+        return package not in self._packages and _is_installed(package)
+
+
+@functools.lru_cache(maxsize=512)
+def settings_of(cls) -> tuple[str, ...]:
+    """Return the arguments of a class of nnx that decide about a step: the learning rate is given to each."""
+    return tuple(name for name in init_arguments(cls) if name != "learning_rate")
+
+
+def generator_state(generator) -> Hashable:
+    """Return the state of a generator of random numbers of Python or NumPy."""
+    if isinstance(generator, random.Random):
+        return generator.getstate()
+    if isinstance(generator, np.random.RandomState):
+        return repr(generator.get_state())
+    return repr(generator.bit_generator.state)
+
+
+def difference(before, after) -> str:
+    """Return the names that lead to the first place where two fingerprints differ: `Noise.scale`."""
+    if type(before) is not tuple or type(after) is not tuple or len(before) != len(after):
+        return ""
+    named = before[0] if before and isinstance(before[0], str) and before[0] == after[0] else ""
+    for a, b in zip(before, after, strict=True):
+        if a != b:
+            rest = difference(a, b)
+            return f"{named}.{rest}" if named and rest else named or rest
+    return ""
+
+
+def _is_nnx(value) -> bool:
+    return (value.__module__ or "").startswith("nnx.")
+
+
+@functools.cache
+def _is_installed(package: str) -> bool:
+    """Whether a package is nnx, of the standard library, or installed beside it."""
+    if package == "__main__":
+        return False
+    file = getattr(sys.modules.get(package), "__file__", None) or ""
+    return package in sys.stdlib_module_names or package == "nnx" or "-packages" in file
+
+
+def _counts(name: str) -> bool:
+    is_method = name in ("__call__", "__getattr__", "__getitem__", "__len__", "__iter__")
+    return name not in _NOT_IN_A_STEP and (is_method or not name.startswith("__"))
+
+
+def _function_of(value):
+    """Return the function inside a property, a static or a class method."""
+    if isinstance(value, (staticmethod, classmethod)):
+        return value.__func__
+    if isinstance(value, property):
+        return value.fget
+    return value.func if isinstance(value, functools.cached_property) else value
+
+
+def _slots(value) -> dict[str, Any]:
+    names = [name for owner in type(value).__mro__ for name in getattr(owner, "__slots__", ())]
+    return {name: getattr(value, name) for name in names if hasattr(value, name)}
+
+
+def _content(cell):
+    try:
+        return cell.cell_contents
+    except ValueError:  # not assigned yet
+        return None
+
+
+@functools.lru_cache(maxsize=1024)
+def _names(code: types.CodeType) -> tuple[list[str], list[str]]:
+    """Return the globals and the attributes that code names, those of functions inside it included."""
+    import dis  # seldom needed
+
+    names = [step.argval for step in dis.get_instructions(code) if step.opname in ("LOAD_GLOBAL", "LOAD_NAME")]
+    attributes = [*code.co_names]
+    for part in code.co_consts:
+        if isinstance(part, types.CodeType):
+            names, attributes = (a + b for a, b in zip((names, attributes), _names(part), strict=True))
+    return [*dict.fromkeys(names)], [*dict.fromkeys(attributes)]
+
+
+def _leaves(tree) -> list:
+    if isinstance(tree, dict):
+        return [leaf for part in tree.values() for leaf in _leaves(part)]
+    return [] if tree is None else [tree]
