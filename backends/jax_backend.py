@@ -34,6 +34,7 @@ class JaxBackend(Backend):
             self.device = jax.devices()[0]
         except RuntimeError as error:
             raise BackendError(f"JAX is installed, but finds no device to run on: {error}") from None
+        _register(jax)
         self.jax = jax
         self.process = os.getpid()
         self.xp = jax.numpy
@@ -181,13 +182,13 @@ class JaxBackend(Backend):
             key = tuple((leaf.shape[1:], leaf.dtype) for leaf in tree.leaves(data))
             if key not in zeros:
                 _, sums = jax.eval_shape(first_step, carry, rows, data)
-                zeros[key] = tree.map(lambda s: np.zeros(s.shape, s.dtype), sums)
+                zeros[key] = tree.map(_zero, sums)
             return zeros[key]
 
         def run_one(row, data, carry_and_totals):
             carry, totals = carry_and_totals
             carry, sums = step(carry, row, data)
-            return carry, tree.map(operator.add, totals, sums)
+            return carry, self.add(totals, sums)
 
         @functools.partial(jax.jit, donate_argnums=(0, 1))
         def loop(carry, totals, rows, data, start, stop):
@@ -232,14 +233,30 @@ class JaxBackend(Backend):
         return min(steps, max(1, GATHERED // nbytes))
 
     def one_step(self, step):
-        compiled = self.jax.jit(step, donate_argnums=0)
+        def first(carry, row, batch):
+            carry, sums = step(carry, row, batch)
+            return carry, self.add(None, sums)
+
+        def next_(carry, totals, row, batch):
+            carry, sums = step(carry, row, batch)
+            return carry, self.add(totals, sums)
+
+        compiled_first = self.jax.jit(first, donate_argnums=0)
+        compiled_next = self.jax.jit(next_, donate_argnums=(0, 1))
 
         def run(carry, totals, numbers, batch):
             row = {name: v[0] for name, v in self.stage(numbers).items()}
-            carry, sums = compiled(carry, row, batch)
-            return carry, sums if totals is None else tree.map(operator.add, totals, sums)
+            if totals is None:
+                return compiled_first(carry, row, batch)
+            return compiled_next(carry, totals, row, batch)
 
         return run
+
+    def add(self, totals, sums):
+        """Return totals plus sums: in float32, as a pair of numbers each; see `Total`."""
+        if totals is None:
+            return tree.map(lambda x: Total(x, self.xp.zeros_like(x)) if _is_real(x) else x, sums)
+        return tree.map(operator.add, totals, sums)
 
     def vjp(self, function, *arguments):
         return self.jax.vjp(function, *arguments)
@@ -264,7 +281,7 @@ class JaxBackend(Backend):
 
     def read(self, values):
         if self.is_accelerated:
-            return self.jax.device_get(values)
+            values = self.jax.device_get(values)
         return [tree.map(np.asarray, value) for value in values]
 
     def full_like(self, array, value):
@@ -301,6 +318,42 @@ class JaxBackend(Backend):
         return BackendInfo(
             "jax", True, version, f"{self.device.platform} ({self.device.device_kind})", memory
         )
+
+
+class Total:
+    """A sum in twice the precision of what is added up: `high`, and `low`, which rounding took from it.
+
+    Source: Knuth, "The Art of Computer Programming", volume 2, section 4.2.2, theorem B.
+    """
+
+    def __init__(self, high, low):
+        self.high, self.low = high, low
+
+    def __add__(self, other):
+        if isinstance(other, Total):
+            return self + other.high + other.low
+        total = self.high + other
+        of_other = total - self.high
+        lost = (self.high - (total - of_other)) + (other - of_other)
+        return Total(total, self.low + lost)
+
+    def __array__(self, dtype=None, copy=None):
+        return np.asarray(np.asarray(self.high, np.float64) + np.asarray(self.low, np.float64), dtype)
+
+
+@functools.cache
+def _register(jax) -> None:
+    """Tell JAX what a `Total` is made of."""
+    jax.tree_util.register_pytree_node(Total, lambda t: ((t.high, t.low), None), lambda _, parts: Total(*parts))
+
+
+def _zero(like):
+    zero = np.zeros(like.shape, like.dtype)
+    return Total(zero, zero) if _is_real(like) else zero
+
+
+def _is_real(array) -> bool:
+    return array.dtype not in ("bool", "int32", "int64", "uint32")
 
 
 def _places(key, shape) -> list[range]:

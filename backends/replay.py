@@ -8,7 +8,6 @@ one time to the next, or looks at a value, runs as it stands.
 """
 
 import itertools
-import operator
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -72,7 +71,7 @@ class Replay:
             row = {name: rows[name][i] for name in sorted(rows)}
             inputs = [_map(trace.input, part) for part in ([carry, totals], row, data)]
             carry_out, sums = self.step(inputs[0][0], inputs[1], self.backend.batch(*inputs[1:]))
-            outputs = [carry_out, tree.map(operator.add, inputs[0][1], sums)]
+            outputs = [carry_out, self.backend.add(inputs[0][1], sums)]
             found: Program | Trace | Plain = trace
             if not trace.end():
                 found = Plain("it writes into an array that it refers to")

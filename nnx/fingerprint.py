@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 
+from nnx import registry
 from nnx.registry import Configurable, init_arguments, is_own
 
 LARGE = 1 << 24
@@ -37,6 +38,27 @@ _WITH_ATTRIBUTES = {"argparse", "collections", "configparser", "types"}
 """Modules of the standard library whose objects count by their attributes."""
 _NOT_IN_A_STEP = {"__init__", "__repr__", "init", "init_state", "out_shape", "get_config", "flops"}
 """Methods that no step calls."""
+
+
+class Settings:
+    """Tells whether what some objects refer to has changed."""
+
+    def __init__(self):
+        self.key: Hashable = None
+        """The fingerprint of the objects when they were last looked at."""
+        self.is_users = False
+        """Whether code of the user's is among them."""
+        self._changes = -1
+
+    def have_changed(self, parts) -> bool:
+        """Return whether `parts` refer to something else than at the last call; the first time they do."""
+        # What is nnx's own changes only where an attribute is set.
+        if self.key is not None and not self.is_users and self._changes == registry.changes():
+            return False
+        before, self._changes, taken = self.key, registry.changes(), Fingerprint()
+        self.key = taken.of(parts)
+        self.is_users = taken.has_user_code
+        return self.key != before
 
 
 class Identity:
@@ -88,11 +110,14 @@ class Fingerprint:
         self.draws, self.refuse_arrays = draws, refuse_arrays
         self.has_user_code = False
         """Whether a function or class was met that is neither nnx's nor a library's."""
+        self.may_change = False
+        """Whether the user's code sets attributes or globals, or refers to generators or iterators."""
         self.is_partial = False
         """Whether something was met that cannot be compared."""
         self._packages: set[str] = set()  # whose code is the user's though it is installed as a library
         self._numbers: dict[int, int] = {}  # of the objects met, by their address
         self._alive: list = []  # these objects
+        self._count = 0  # how many of them are not nnx's
 
     def of(self, value) -> Hashable:
         """Return what `value` refers to."""
@@ -105,11 +130,14 @@ class Fingerprint:
             return kind, value.tobytes()
         if id(value) in self._numbers:
             return "met before", self._numbers[id(value)]
-        if len(self._numbers) > MOST_OBJECTS:
-            self.is_partial = True
-            return Identity(value)
         self._numbers[id(value)] = len(self._numbers)
         self._alive.append(value)
+        if isinstance(value, Configurable) and is_own(value):
+            return self._settings(value)
+        self._count += 1
+        if self._count > MOST_OBJECTS:
+            self.is_partial = True
+            return Identity(value)
         return self._of_object(value)
 
     def _of_object(self, value) -> Hashable:
@@ -131,9 +159,8 @@ class Fingerprint:
             return self._builtin(value)
         if isinstance(value, functools.partial):
             return "partial", self.of(value.func), self.of(value.args), self.of(value.keywords)
-        if isinstance(value, Configurable) and is_own(value):
-            return self._settings(value)
         if isinstance(value, (random.Random, np.random.Generator, np.random.RandomState)):
+            self.may_change = True
             return Identity(value), generator_state(value) if self.draws else None
         if isinstance(value, Iterator):
             return self._iterator(value)
@@ -154,7 +181,7 @@ class Fingerprint:
             items = tuple((self.of(key), self._named(key, item)) for key, item in value.items())
         else:
             items = tuple(self.of(item) for item in value)
-        return type(value).__name__, items
+        return type(value), items
 
     def _named(self, name, value):
         return (name, self.of(value)) if isinstance(name, str) else self.of(value)
@@ -165,6 +192,7 @@ class Fingerprint:
         )
 
     def _iterator(self, value):
+        self.may_change = True
         if isinstance(value, types.GeneratorType):
             frame = value.gi_frame
             return Identity(value), frame and (frame.f_lasti, self.of(dict(frame.f_locals)))
@@ -214,7 +242,8 @@ class Fingerprint:
     def _globals(self, function) -> dict[str, Any]:
         """Return the globals that a function's code names; of the user's modules what it names of them."""
         found, space = {}, function.__globals__
-        names, attributes = _names(function.__code__)
+        names, attributes, sets = _names(function.__code__)
+        self.may_change |= bool(sets)
         for name in names:
             value = space.get(name)
             if not isinstance(value, types.ModuleType):
@@ -298,16 +327,19 @@ def _content(cell):
 
 
 @functools.lru_cache(maxsize=1024)
-def _names(code: types.CodeType) -> tuple[list[str], list[str]]:
-    """Return the globals and the attributes that code names, those of functions inside it included."""
+def _names(code: types.CodeType) -> tuple[list[str], list[str], list[str]]:
+    """Return the globals that code reads, the attributes that it names, and the names of both that it sets."""
     import dis  # seldom needed
 
-    names = [step.argval for step in dis.get_instructions(code) if step.opname in ("LOAD_GLOBAL", "LOAD_NAME")]
-    attributes = [*code.co_names]
+    steps = [(step.opname.partition("_"), step.argval) for step in dis.get_instructions(code)]
+    names = [name for (kind, _, what), name in steps if kind == "LOAD" and what in ("GLOBAL", "NAME")]
+    sets = [name for (kind, _, what), name in steps if kind == "STORE" and what in ("ATTR", "GLOBAL")]
+    found = names, [*code.co_names], sets
     for part in code.co_consts:
-        if isinstance(part, types.CodeType):
-            names, attributes = (a + b for a, b in zip((names, attributes), _names(part), strict=True))
-    return [*dict.fromkeys(names)], [*dict.fromkeys(attributes)]
+        if isinstance(part, types.CodeType):  # of a function inside
+            found = tuple(a + b for a, b in zip(found, _names(part), strict=True))
+    names, attributes, sets = ([*dict.fromkeys(each)] for each in found)
+    return names, attributes, sets
 
 
 def _leaves(tree) -> list:

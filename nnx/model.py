@@ -29,6 +29,7 @@ from nnx.data import (
     with_class_weights,
 )
 from nnx.failures import explained
+from nnx.fingerprint import Settings
 from nnx.history import History
 from nnx.interrupt import interruptible, undivided
 from nnx.layers.base import Layer, run
@@ -36,6 +37,7 @@ from nnx.layers.combine import Chain, as_layer
 from nnx.metrics import Metric
 from nnx.outofcore import as_out_of_core
 from nnx.outputs import as_loss, as_metrics, expect_outputs
+from nnx.purity import Guard
 from nnx.random import WEIGHTS, generator, next_seed, step_keys
 from nnx.registry import suggest
 from nnx.shapes import Shape, as_shapes, is_single, map_shapes
@@ -100,10 +102,11 @@ class Model:
         """In float16, by what the loss is multiplied, and the good steps since that changed."""
         self._engine: training.Engine | None = None
         self._forward: Callable | None = None
+        self._settings = Settings()
 
     def __getstate__(self):
         """Return what `pickle` and `copy.deepcopy` keep: arrays on the host, nothing compiled."""
-        kept = {**vars(self), "_engine": None, "_forward": None, "trained_in": None}
+        kept = {**vars(self), "_engine": None, "_forward": None, "_settings": Settings(), "trained_in": None}
         kept["loss_scale"] = self._to_host(self.loss_scale or {})
         if self.built:
             kept["_params"], kept["_state"] = self._to_host(self._params), self._to_host(self._state)
@@ -170,6 +173,18 @@ class Model:
         arrays = self._to_device(params), self._to_device(state, packed=False)
         self._paths, self.input_shape, (self._params, self._state) = paths, shape, arrays
         self._slots, self.loss_scale, self.step = None, None, 0
+
+    def expect_same_weights(self) -> None:
+        """Raise a ValueError if the settings of the layers have changed so that the weights do not fit them."""
+        fresh, _ = self.network.init(generator(self.seed, WEIGHTS), self._built_shape())
+        shapes = [{path: tree.at(t, path).shape for path in tree.paths(t)} for t in (fresh, self._params)]
+        for path in shapes[0].keys() | shapes[1].keys():
+            asked, present = (each.get(path) for each in shapes)
+            if asked != present:
+                raise ValueError(
+                    f"a layer's settings have changed since the model was built: weight {'/'.join(path)} would have "
+                    f"shape {asked} and has {present}. Build the model anew: model.build({self.input_shape})"
+                )
 
     def _built_shape(self) -> Shape:
         """Return the shape of one sample, after making the weights if there are none yet."""
@@ -542,16 +557,22 @@ class Model:
         x = self.as_input(x, shape)
         weights = {"params": self.params, "state": self.state}
         with self.backend.scope(self.dtype):
-            if self._forward is None:
-                self._forward = self.backend.compile(self._predict_batch)
+            forward = self._compiled_forward()
             starts, results = range(0, rows_of(x), size), []
             for part in training.parts_that_fit(self, starts, size):
                 batches = (tree.map(operator.itemgetter(slice(i, i + size)), x) for i in part)
                 with contextlib.closing(ahead(batches) if rows.in_any(x) else batches) as found:
                     results += self.backend.read(
-                        [self._forward(weights, tree.map(self.backend.asarray, batch)) for batch in found]
+                        [forward(weights, tree.map(self.backend.asarray, batch)) for batch in found]
                     )
             return tree.map(lambda *parts: np.concatenate(parts), *results)
+
+    def _compiled_forward(self) -> Callable:
+        """Return `_predict_batch`, compiled for the settings that the layers have now."""
+        if self._settings.have_changed(self.network) or self._forward is None:
+            run = Guard(self.backend, (self.network,)) if self._settings.is_users else self.backend
+            self._forward = run.compile(self._predict_batch)
+        return self._forward
 
     def _predict_batch(self, weights, x):
         return self._run(Context(self.backend, state=weights["state"]), weights["params"], x)[0]

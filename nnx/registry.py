@@ -101,6 +101,14 @@ REGISTRIES: dict[str, Registry] = {
 }
 
 
+_changes = 0
+
+
+def changes() -> int:
+    """Return how many attributes of layers, losses, optimizers, ... have been set so far in this process."""
+    return _changes
+
+
 class Configurable:
     """An object that remembers its `__init__` arguments as attributes of the same names.
 
@@ -116,6 +124,8 @@ class Configurable:
         if hasattr(value, "item") and getattr(value, "shape", None) == ():
             value = value.item()
         super().__setattr__(name, value)
+        global _changes
+        _changes += 1
 
     def get_config(self) -> dict:
         """Return the `__init__` arguments as plain data: numbers, strings, lists and dicts."""

@@ -16,6 +16,7 @@ from nnx.context import Context
 from nnx.layers.base import Layer, run
 from nnx.losses import Loss
 from nnx.outputs import OutputLosses
+from nnx.purity import Guard
 from nnx.registry import is_own
 
 
@@ -23,7 +24,7 @@ class Steps:
     """The step functions of a network with loss, metrics and optimizer, made for a backend.
 
     They hold no arrays, so models of equal settings share them, and what was compiled for one is
-    there for the next.
+    there for the next. Those that run code of the user's are watched by a `guard`.
     """
 
     def __init__(
@@ -35,17 +36,20 @@ class Steps:
         optimizer,
         dtype="float32",
         communicator=None,
+        guard: Guard | None = None,
     ):
         self.backend, self.metrics, self.optimizer, self.dtype = backend, metrics, optimizer, dtype
         self.communicator = communicator
         self.network, self.loss, self.head = fuse(network, loss)
         self.penalties = list(weight_penalties(network))
-        self.train = backend.repeat(self._train_row)
-        self.train_one = backend.one_step(self._train_row)
-        self.evaluate = backend.repeat(self._evaluate_row)
-        self.evaluate_one = backend.one_step(self._evaluate_row)
-        self.output = backend.compile(self._output)
-        self.loss_and_gradients = backend.compile(self._loss_and_gradients)
+        self.guard = guard
+        run = backend if guard is None else guard
+        self.train = run.repeat(self._train_row)
+        self.train_one = run.one_step(self._train_row)
+        self.evaluate = run.repeat(self._evaluate_row)
+        self.evaluate_one = run.one_step(self._evaluate_row)
+        self.output = run.compile(self._output)
+        self.loss_and_gradients = run.compile(self._loss_and_gradients)
 
     def _train_row(self, carry, row, data):
         return self._train_step(carry, data["samples"], row)

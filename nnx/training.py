@@ -7,7 +7,6 @@ import collections
 import contextlib
 import functools
 import itertools
-import operator
 import time
 import warnings
 from collections.abc import Iterator
@@ -20,10 +19,12 @@ from nnx.blame import raised_by
 from nnx.callbacks import CallbackList
 from nnx.data import Samples, as_part_of_stream, batch_indices
 from nnx.failures import own_exceptions
+from nnx.fingerprint import Settings
 from nnx.interrupt import Interrupt, undivided
 from nnx.random import SHUFFLE, generator, step_keys
 from nnx.shapes import elements
-from nnx.sharing import shared_steps
+from nnx.sharing import parts_of, shared_steps
+from nnx.step import Steps
 from nnx.watch import Watch
 
 # Samples stay on the device if they take at most this share of the memory that is free there: the
@@ -38,9 +39,26 @@ class Engine:
         self.model = model
         self.backend = model.backend
         self.communicator = distributed.communicator(model.backend)
-        self.steps = shared_steps(model, self.communicator)
         self.steps_a_run = 1
         self.has_begun = False
+        self._steps: Steps | None = None
+        self._settings = Settings()
+
+    @property
+    def steps(self) -> Steps:
+        """The step functions for the settings that layers, loss, metrics and optimizer have now."""
+        if self._settings.have_changed(parts_of(self.model)):
+            guard = None
+            if self._steps is not None:
+                guard = self._steps.guard
+                if guard is None:
+                    self.model.expect_same_weights()
+                if guard is None or guard.reason is None:
+                    log.info("settings have changed since the last step: steps are compiled anew")
+            reason = None if guard is None else guard.reason
+            self._steps = shared_steps(self.model, self._settings, self.communicator, reason)
+        assert self._steps is not None
+        return self._steps
 
     def begin(self, facts: dict) -> None:
         """Where several processes train together: start from the seed and weights of rank 0."""
@@ -171,7 +189,7 @@ class Engine:
             for batch, part, count in placed:
                 data = {"weights": self._weights(), "samples": batch}
                 _, sums = self.steps.evaluate_one({}, totals if part.share else None, {}, data)
-                totals = sums if part.share else added(totals, counted(sums, part))
+                totals = sums if part.share else self.backend.add(totals, counted(sums, part))
                 seen += count
                 check()
         if totals is None:
@@ -190,7 +208,7 @@ class Engine:
         carry, sums = self.steps.train(self.model.carry, before, rows, {"samples": placed}, start, stop)
         self.model.set_carry(carry, steps=stop - start)
         watch.left = carry
-        return sums if part.share else added(totals, counted(sums, part))
+        return sums if part.share else self.backend.add(totals, counted(sums, part))
 
     @undivided
     def train_on(
@@ -207,7 +225,7 @@ class Engine:
         self.model.set_carry(carry, steps=1)
         if watch is not None:
             watch.left = carry
-        return sums if part.share else added(totals, counted(sums, part))
+        return sums if part.share else self.backend.add(totals, counted(sums, part))
 
     def train_on_samples(self, samples: Samples) -> dict:
         """Take one step on samples of the host and return its sums."""
@@ -229,11 +247,6 @@ NO_BATCH = (
     "the iterable of batches gave no batch: a generator is used up after one pass, so give a list or an object "
     "with __iter__, or for training one without end and steps_per_epoch="
 )
-
-
-def added(totals, sums):
-    """Return totals plus sums; the first totals are None."""
-    return sums if totals is None else tree.map(operator.add, totals, sums)
 
 
 def counted(sums, part: distributed.Part) -> dict:
