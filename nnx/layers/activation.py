@@ -30,6 +30,19 @@ class Activation(Layer):
         return y, pullback
 
 
+class OfActivation:
+    """A setting of a layer that is its activation's: `negative_slope = OfActivation()`."""
+
+    def __set_name__(self, owner, name):
+        self.name = name
+
+    def __get__(self, layer, owner=None):
+        return self if layer is None else getattr(layer.activation, self.name)
+
+    def __set__(self, layer, value):
+        setattr(layer.activation, self.name, value)
+
+
 class _Named(Activation):
     """An activation layer whose function is fixed by its class."""
 
@@ -69,18 +82,20 @@ class ReLU(_Named):
 class LeakyReLU(Activation):
     """y = x where x > 0, else negative_slope * x."""
 
+    negative_slope = OfActivation()
+
     def __init__(self, negative_slope: float = 0.3, name: str | None = None, input_shape=None):
         super().__init__(activations.LeakyReLU(negative_slope), name=name, input_shape=input_shape)
-        self.negative_slope = negative_slope
 
 
 @register("elu")
 class ELU(Activation):
     """y = x where x > 0, else alpha * (exp(x) - 1)."""
 
+    alpha = OfActivation()
+
     def __init__(self, alpha: float = 1.0, name: str | None = None, input_shape=None):
         super().__init__(activations.ELU(alpha), name=name, input_shape=input_shape)
-        self.alpha = alpha
 
 
 @register("selu")
@@ -94,9 +109,10 @@ class SELU(_Named):
 class GELU(Activation):
     """y = x * Phi(x), exactly or by the tanh approximation."""
 
+    approximate = OfActivation()
+
     def __init__(self, approximate: bool = False, name: str | None = None, input_shape=None):
         super().__init__(activations.GELU(approximate), name=name, input_shape=input_shape)
-        self.approximate = approximate
 
 
 @register("silu", "swish")

@@ -69,6 +69,8 @@ class MultiHeadAttention(Layer):
 
     supports_masking = True
 
+    fixed = ("output_shape",)
+
     def __init__(
         self,
         num_heads: int,

@@ -14,7 +14,7 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
-from nnx import activations, regularizers, tree
+from nnx import activations, initializers, regularizers, tree
 from nnx.blame import raised_by
 from nnx.context import Context
 from nnx.random import generator
@@ -51,6 +51,19 @@ class Layer(Configurable):
 
     rearranges = False
     """Whether its output is made of values of its input, whatever they mean."""
+
+    fixed: tuple[str, ...] = ()
+    """Settings that `__init__` makes other layers from: they cannot be changed afterwards."""
+
+    def __setattr__(self, name, value):
+        if name in self.fixed and name in vars(self):
+            raise AttributeError(
+                f"{type(self).__name__}.{name} cannot be changed after the layer was made: make a new "
+                f"{type(self).__name__}({name}={value!r})"
+            )
+        if isinstance(value, str) and (get := _GET.get(name.rpartition("_")[2])) is not None:
+            value = get(value)
+        super().__setattr__(name, value)
 
     @property
     def categories(self) -> Any:
@@ -121,6 +134,10 @@ class Layer(Configurable):
     def flops(self, in_shape: Shape) -> int:
         """Return the floating-point operations of one sample's forward pass."""
         return 0
+
+
+_GET = {"activation": activations.get, "initializer": initializers.get, "regularizer": regularizers.get}
+"""What finds the object of a name, by how the names of such settings end."""
 
 
 def run(layer: Layer, ctx: Context, params: Tree, x) -> tuple[Any, Pullback]:

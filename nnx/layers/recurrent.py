@@ -82,7 +82,7 @@ class Recurrent(Layer):
         self.return_sequences, self.return_state = return_sequences, return_state
         self.go_backwards, self.stateful, self.unroll = go_backwards, stateful, unroll
         self.zero_output_for_mask = zero_output_for_mask
-        self.cell = self.make_cell()
+        self._cell: Cell | None = None
 
     def _elementwise(self, argument, activation):
         found = activations.get(activation)
@@ -93,8 +93,16 @@ class Recurrent(Layer):
             )
         return found
 
+    @property
+    def cell(self) -> Cell:
+        """The formulas of a time step: the same object as long as the settings are the same."""
+        made = self.make_cell()
+        if self._cell is None or type(made) is not type(self._cell) or vars(made) != vars(self._cell):
+            self._cell = made
+        return self._cell
+
     def make_cell(self) -> Cell:
-        """Return the formulas of a time step."""
+        """Return the formulas of a time step for the settings of now."""
         raise NotImplementedError
 
     # Shapes and weights

@@ -46,6 +46,8 @@ class Bidirectional(Container):
     (1, 3, 8)
     """
 
+    fixed = ("layer", "backward_layer", "weights")
+
     def __init__(
         self, layer, merge_mode: str | None = "concat", weights=None, backward_layer=None, **settings
     ):
@@ -202,6 +204,8 @@ class TimeDistributed(Container):
     array([[[1., 2.],
             [3., 4.]]], dtype=float32)
     """
+
+    fixed = ("layer",)
 
     def __init__(self, layer, **settings):
         super().__init__(**settings)

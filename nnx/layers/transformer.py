@@ -54,6 +54,9 @@ class TransformerBlock(Container):
     ((5, 8), 600)
     """
 
+    fixed = ("num_heads", "ff_dim", "key_dim", "dropout", "activation", "norm_first", "use_causal_mask",
+             "rotary", "max_wavelength", "block_size", "epsilon")  # fmt: skip
+
     def __init__(
         self,
         num_heads: int,
