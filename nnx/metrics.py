@@ -564,8 +564,8 @@ class AUC(Metric):
         output = np.asarray(y_pred, dtype=np.float64)
         if output.size and not (output.min() >= 0 and output.max() <= 1):
             raise ValueError(
-                f"AUC expects probabilities, got outputs from {output.min():.4g} to {output.max():.4g}: apply a sigmoid "
-                f"or softmax first"
+                f"AUC expects probabilities, got outputs from {output.min():.4g} to {output.max():.4g}: apply a "
+                f"sigmoid or softmax first"
             )
         return super().__call__(y_true, y_pred, sample_weight)
 

@@ -1,5 +1,7 @@
 """Metrics: what each says of itself, and numbers where they are hard to get right."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -47,7 +49,7 @@ def test_a_metric_of_ones_own_may_say_so_and_one_of_several_outputs_says_what_it
 RNG = np.random.default_rng(0)
 
 
-def evaluated(metric, target, output, loss="mse", **settings):
+def evaluated(metric, target, output, loss: Any = "mse", **settings):
     """Return a metric of a model whose output is its input."""
     model = nnx.Sequential([Activation("linear", input_shape=output.shape[1:])])
     model.compile("sgd", loss, metrics=[metric])
