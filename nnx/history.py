@@ -30,5 +30,9 @@ class History(Callback):
             self.history.setdefault(name, []).append(value)
 
     def __repr__(self):
-        last = ", ".join(f"{name}={values[-1]:.4g}" for name, values in self.history.items())
+        last = ", ".join(f"{name}={_short(values[-1])}" for name, values in self.history.items())
         return f"<History of {len(self.epoch)} epochs: {last}>"
+
+
+def _short(value) -> str:
+    return f"[{' '.join(map(_short, value))}]" if isinstance(value, list) else f"{value:.4g}"

@@ -58,6 +58,7 @@ _registry = REGISTRIES["loss"]
 
 # Probabilities are kept this far from 0 and 1 before their logarithm is taken, as in Keras.
 EPSILON = 1e-7
+LEAST = 1e-30  # whose inverse is finite in float32
 
 
 class Loss(Configurable):
@@ -75,6 +76,8 @@ class Loss(Configurable):
     fused_activation: str | None = None
     """The activation that `with_logits` takes into the loss."""
     from_logits = False
+    clips = True
+    """Whether probabilities that are clipped before their logarithm is taken get no gradient, as in Keras."""
 
     @property
     def parts(self) -> tuple[str, ...]:
@@ -95,6 +98,15 @@ class Loss(Configurable):
         share = _shares(ctx.xp, weight, mask, values)
         return ctx.xp.sum(values * share), lambda: pullback(share), {}
 
+    def steps_counted(self, xp, output, mask, value) -> dict:
+        """Return, by part of the loss, the factor of its value, the value, and the time steps a mask counts.
+
+        Empty where each sample counts alike.
+        """
+        if mask is None or output.ndim < 3 or tuple(output.shape[:2]) != tuple(mask.shape):
+            return {}
+        return {"loss": (1.0, value, xp.sum(xp.astype(mask, value.dtype)))}
+
     def divisor(self, xp, weight) -> Any:
         """Return what penalties that are shared by the samples of a batch are divided by: their number."""
         return weight.shape[0]
@@ -110,6 +122,18 @@ class Loss(Configurable):
         fused = copy.copy(self)
         fused.from_logits = True
         return fused
+
+    def unclipped(self) -> "Loss":
+        """Return the same loss, whose gradient does not stop where a probability is clipped."""
+        changed = copy.copy(self)
+        changed.clips = False
+        return changed
+
+    def _slope_of_log(self, xp, p, highest: float = 1 - EPSILON):
+        """Return the slope of log(p) at probabilities, 0 where they are outside of what the loss tells apart."""
+        lowest, highest = (EPSILON, highest) if self.clips else (0.0, math.inf)
+        inside = xp.astype(p > lowest, p.dtype) * xp.astype(p < highest, p.dtype)
+        return inside / xp.maximum(p, LEAST)
 
     def check_target(self, y, out_shape) -> Any:
         """Return `y`, a host array, in the form that `forward` takes, or raise a ValueError."""
@@ -141,6 +165,9 @@ def evaluate(loss: Loss, y_true, y_pred):
     """Return the value of `loss` for each sample, of arrays or nested lists."""
     backend = get_backend()
     output = backend.asarray(y_pred)
+    if str(output.dtype) not in ("float32", "float64"):  # whole numbers, or too few bits for sums
+        wider = "float32" if "float" in str(output.dtype) else "float64"
+        output = backend.asarray(backend.to_numpy(output).astype(wider))
     target = loss.check_target(y_true, output.shape[1:])
     if target.dtype.kind == "f":
         target = target.astype(backend.to_numpy(output).dtype)
@@ -194,8 +221,10 @@ class LogCosh(_Pointwise):
     """mean log(cosh(output - target)): squared near zero, absolute far from it."""
 
     def value(self, xp, target, output):
+        # log(cosh(x)) = log1p(sinh(x)**2) / 2, exact near 0; beyond 20 it rises as x does.
         size = xp.abs(output - target)
-        return size + xp.log1p(xp.exp(-2.0 * size)) - 0.6931471805599453
+        inner = xp.minimum(size, 20.0)
+        return 0.5 * xp.log1p(xp.sinh(inner) ** 2) + (size - inner)
 
     def slope(self, xp, target, output):
         return xp.tanh(output - target)
@@ -296,7 +325,7 @@ class KLDivergence(Loss):
         kept = _clip(xp, output, EPSILON, 1.0)
 
         def pullback(dvalues):
-            return -target / kept * _inside(xp, output, EPSILON, 1.0) * dvalues[..., None]
+            return -target * self._slope_of_log(xp, output, 1.0) * dvalues[..., None]
 
         return xp.sum(target * xp.log(target / kept), axis=-1), pullback
 
@@ -335,8 +364,13 @@ class BinaryCrossentropy(_CrossEntropy):
             values = xp.maximum(output, 0.0) - output * target + xp.log1p(xp.exp(-xp.abs(output)))
             return values, lambda: activations.sigmoid.forward(xp, output) - target
         p = _clip(xp, output, EPSILON, 1 - EPSILON)
-        values = -target * xp.log(p) - (1.0 - target) * xp.log(1.0 - p)
-        return values, lambda: (p - target) / (p * (1.0 - p)) * _inside(xp, output, EPSILON, 1 - EPSILON)
+        values = -target * xp.log(p) - (1.0 - target) * xp.log1p(-p)
+
+        def slope():
+            right, wrong = self._slope_of_log(xp, output), self._slope_of_log(xp, 1.0 - output)
+            return (1.0 - target) * wrong - target * right
+
+        return values, slope
 
     def check_target(self, y, out_shape):
         return check_probabilities(y, out_shape)
@@ -404,7 +438,7 @@ class CategoricalCrossentropy(_CrossEntropy):
         kept = _clip(xp, share, EPSILON, 1 - EPSILON)
 
         def pullback(dlogs):
-            dshare = dlogs / kept * _inside(xp, share, EPSILON, 1 - EPSILON)
+            dshare = dlogs * self._slope_of_log(xp, share)
             return (dshare - xp.sum(dshare * share, axis=-1, keepdims=True)) / total
 
         return xp.log(kept), pullback
@@ -466,11 +500,6 @@ class SparseCategoricalCrossentropy(CategoricalCrossentropy):
 
 def _clip(xp, values, lowest, highest):
     return xp.minimum(xp.maximum(values, lowest), highest)
-
-
-def _inside(xp, values, lowest, highest):
-    """Return 1 where values lie between the bounds, else 0: the slope of `_clip`."""
-    return xp.astype(values > lowest, values.dtype) * xp.astype(values < highest, values.dtype)
 
 
 def _power_slope(xp, values, power):

@@ -70,6 +70,14 @@ class OutputLosses(losses.Loss):
 
         return total, gradient, {f"{output_name(key)}_loss": value for key, (value, _, _) in found.items()}
 
+    def steps_counted(self, xp, output, mask, value) -> dict:
+        found = {}
+        for key, loss in self.each.items():
+            name, part = f"{output_name(key)}_loss", None if mask is None else mask[key]
+            for _, own, count in loss.steps_counted(xp, output[key], part, value[name]).values():
+                found[name] = self.factors[key], own, count
+        return found
+
     def check_target(self, y, out_shape) -> Any:
         """Return the targets of those outputs that have a loss, each as its loss takes it."""
         outputs = _keys(out_shape)
@@ -106,6 +114,10 @@ class OutputMetric(metrics.Metric):
     def __init__(self, output, metric, name: str | None = None):
         self.output, self.metric = output, metrics.get(metric)
         super().__init__(name or f"{output_name(output)}_{self.metric.name}")
+        self.higher_is_better = self.metric.higher_is_better
+
+    def takes_probabilities(self, output):
+        return self.metric.takes_probabilities(output[self.output])
 
     def update_masked(self, ctx, target, output, weight, mask):
         mask = None if mask is None else mask[self.output]

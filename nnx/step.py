@@ -7,7 +7,7 @@ loss and the metrics: batches add to them on the device, and the host reads them
 `numbers` are computed on the host for each step: the optimizer's scalars and the random key.
 """
 
-from typing import Any
+from typing import Any, TypeGuard
 
 from nnx import activations, layers, precision, tree
 from nnx.backend import Backend
@@ -41,6 +41,7 @@ class Steps:
         self.backend, self.metrics, self.optimizer, self.dtype = backend, metrics, optimizer, dtype
         self.communicator = communicator
         self.network, self.loss, self.head = fuse(network, loss)
+        self.links = _links(loss)
         self.penalties = list(weight_penalties(network))
         self.guard = guard
         run = backend if guard is None else guard
@@ -131,14 +132,35 @@ class Steps:
         return self._sums(ctx, weights["params"], batch, output, loss, parts)
 
     def _sums(self, ctx, params, batch, output, loss, parts) -> dict:
-        """Return the sums of loss and metrics of a batch. The loss counts by samples."""
+        """Return the sums of loss and metrics of a batch.
+
+        The loss counts by samples, and under a mask by the time steps that it counts.
+        """
         count = batch["weight"].shape[0]
+        values = parts if isinstance(self.loss, OutputLosses) else loss
+        masked = self.loss.steps_counted(ctx.xp, output, ctx.mask, values)
         loss = loss + self._penalties(ctx.xp, params, batch["weight"])
         for term in ctx.penalties:
             loss = loss + term
         sums = {"loss": {name: part * count for name, part in {**parts, "loss": loss}.items()}}
-        predicted = _apply_head(ctx.xp, self.head, output)
+        if masked:  # of these the mean over an epoch is that over its time steps
+            sums["masked"] = {
+                name: {
+                    "total": value * steps,
+                    "steps": steps,
+                    "off": factor * value * count,
+                    "weighted": factor * value * steps,
+                }
+                for name, (factor, value, steps) in masked.items()
+            }
+        model_output = _apply_head(ctx.xp, self.head, output)
+        probabilities = None
         for metric, weighted in self.metrics:
+            predicted = model_output
+            if self.links is not None and metric.takes_probabilities(model_output):
+                if probabilities is None:
+                    probabilities = _apply_links(ctx.xp, self.links, model_output)
+                predicted = probabilities
             weight = batch["weight"] if weighted else ctx.xp.ones_like(batch["weight"])
             try:
                 sums[metric.name] = metric.update_masked(ctx, batch["y"], predicted, weight, ctx.mask)
@@ -182,31 +204,88 @@ def weight_penalties(layer: Layer, path=()):
         yield from weight_penalties(inner, (*path, key))
 
 
-# Layers whose last operation is their activation, and nothing else looks at it.
-_ENDS_IN_ACTIVATION = (layers.Dense, layers.Activation, layers.Softmax, layers.Sigmoid)
+# Layers whose last operation is their activation.
+_ENDS_IN_ACTIVATION = (
+    layers.Dense,
+    layers.Conv1D,
+    layers.Conv2D,
+    layers.Conv2DTranspose,
+    layers.DepthwiseConv2D,
+    layers.SeparableConv2D,
+    layers.Activation,
+    layers.Softmax,
+    layers.Sigmoid,
+)
 
 
 def fuse(network: Layer, loss: Loss) -> tuple[Layer, Loss, Any]:
     """Take a final softmax or sigmoid out of the network and into a cross-entropy that follows it.
 
+    A probability that is rounded to 0 or 1 has no gradient; the logit before it has one. The activation
+    may be inside chains and TimeDistributed, and before layers that only rearrange values. Where a loss
+    meets probabilities all the same, its gradient does not stop where they are clipped.
+
     Returns the network, the loss, and the head: the activation that turns the network's output into
     the model's, or None if nothing was taken out; of several outputs, a dict or a tuple of heads.
     Only what nnx itself defines is taken apart: a class of one's own may mean something else.
     """
-    last = network.layers[-1] if isinstance(network, layers.Chain) and network.layers else network
-    if isinstance(loss, OutputLosses) and type(last) is layers.Outputs:
-        last, loss, head = _fuse_each(last, loss)
-        return _with_last(network, last), loss, head
-    nothing = network, loss, None
+    if isinstance(loss, OutputLosses):
+        if type(network) is layers.Outputs:
+            return _fuse_each(network, loss)
+        if _is_chain(network) and network.layers:
+            last, loss, head = fuse(network.layers[-1], loss)
+            return network.with_layer(-1, last), loss, head
     if loss.from_logits or not is_own(loss):
-        return nothing
-    if type(last) not in _ENDS_IN_ACTIVATION or getattr(last, "activity_regularizer", None) is not None:
-        return nothing
-    activation = vars(last)["activation"]
-    fused = loss.fused_activation
-    if fused is None or type(activation) is not type(activations.get(fused)):
-        return nothing
-    return _with_last(network, last.without_activation()), loss.with_logits(), activation
+        return network, loss, None
+    activation = None if loss.fused_activation is None else activations.get(loss.fused_activation)
+    changed = None if activation is None else _without_last(network, activation)
+    return (network, loss.unclipped(), None) if changed is None else (changed, loss.with_logits(), activation)
+
+
+def _without_last(layer: Layer, activation) -> Layer | None:
+    """Return a layer without the activation that ends it, or None if it ends in another way."""
+    if type(layer) in _ENDS_IN_ACTIVATION:
+        ends_so = type(vars(layer)["activation"]) is type(activation)
+        penalised = getattr(layer, "activity_regularizer", None) is not None
+        return layer.without_activation() if ends_so and not penalised else None
+    if type(layer) is layers.TimeDistributed:
+        inner = _without_last(layer.layer, activation)
+        return None if inner is None else layer.with_layer(inner)
+    if type(layer) is layers.Parallel and layer.merge == "concat" and activation.elementwise:
+        branches = [_without_last(branch, activation) for branch in layer.layers]
+        return None if None in branches else layer.with_layers(branches)
+    if _is_chain(layer):
+        for index in reversed(range(len(layer.layers))):
+            changed = _without_last(layer.layers[index], activation)
+            if changed is not None:
+                return layer.with_layer(index, changed)
+            if not _lets_through(layer.layers[index], activation):
+                return None
+    return None
+
+
+def _lets_through(layer: Layer, activation) -> bool:
+    """Whether an activation before a layer gives what it gives behind the layer."""
+    if type(layer) is layers.TimeDistributed:
+        return _lets_through(layer.layer, activation)
+    if _is_chain(layer):
+        return all(_lets_through(inner, activation) for inner in layer.layers)
+    if not is_own(layer):
+        return False
+    if isinstance(layer, layers.Dropout):
+        return layer.rate == 0
+    if isinstance(layer, (layers.Activation, layers.Linear)):
+        return isinstance(layer.activation, activations.Linear)
+    if isinstance(layer, layers.Permute) and not activation.elementwise:
+        return layer.dims[-1] == len(layer.dims)
+    # Behind Reshape or Flatten a softmax may go over other values.
+    keeps_rows = isinstance(layer, (layers.Input, layers.Permute, layers.RepeatVector))
+    return layer.rearranges and (activation.elementwise or keeps_rows)
+
+
+def _is_chain(layer: Layer) -> TypeGuard[layers.Chain]:
+    """Whether a layer runs others one after another and does nothing else."""
+    return isinstance(layer, layers.Chain) and type(layer).forward is layers.Chain.forward
 
 
 def _fuse_each(outputs: layers.Outputs, loss: OutputLosses) -> tuple:
@@ -221,8 +300,25 @@ def _fuse_each(outputs: layers.Outputs, loss: OutputLosses) -> tuple:
     return outputs.with_layers(branches), loss.with_each(each), outputs.together(heads)
 
 
-def _with_last(network, last) -> Layer:
-    return network.with_last(last) if isinstance(network, layers.Chain) else last
+def _links(loss: Loss) -> Any:
+    """Return the activation that turns outputs into probabilities if a loss takes them as logits, else None.
+
+    Of several outputs, a dict of those that there are.
+    """
+    if isinstance(loss, OutputLosses):
+        found = {key: _links(each) for key, each in loss.each.items()}
+        return {key: link for key, link in found.items() if link is not None} or None
+    takes_logits = loss.from_logits and loss.fused_activation is not None
+    return activations.get(loss.fused_activation) if takes_logits else None
+
+
+def _apply_links(xp, links, output):
+    """Return the probabilities of the model's outputs; see `_links`."""
+    if not isinstance(links, dict):
+        return links.forward(xp, output)
+    keys = output if isinstance(output, dict) else range(len(output))
+    found = {key: links[key].forward(xp, output[key]) if key in links else output[key] for key in keys}
+    return found if isinstance(output, dict) else tuple(found.values())
 
 
 def _apply_head(xp, head, output):

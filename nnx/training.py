@@ -141,10 +141,16 @@ class Engine:
     def named(self, read: dict, samples: int) -> dict[str, float]:
         """Return loss and metrics from the totals of so many samples, on the host."""
         logs = {name: float(read["loss"][name]) / samples for name in ("loss", *self.model.loss.parts)}
+        for name, part in read.get("masked", {}).items():
+            steps = max(float(part["steps"]), 1.0)
+            logs["loss"] += float(part["weighted"]) / steps - float(part["off"]) / samples
+            if name != "loss":
+                logs[name] = float(part["total"]) / steps
         for metric, _ in self.model.metrics_used:
             try:
                 totals = tree.map(lambda a: np.asarray(a, dtype=np.float64), read[metric.name])
-                logs[metric.name] = metric.result(totals)
+                value = metric.result(totals)
+                logs[metric.name] = value.tolist() if isinstance(value, np.ndarray) else value
             except Exception as error:
                 raised_by(error, "metric", metric)
                 raise

@@ -24,8 +24,6 @@ MODULES = {
 # (class, argument): why nnx's default is not Keras's.
 OTHER_DEFAULTS = {
     ("MultiHeadAttention", "key_dim"): "None, features / num_heads, where Keras has none",
-    ("F1Score", "average"): "a metric is one number: Keras's None gives one for each class",
-    ("F1Score", "threshold"): "as for precision and recall; Keras's None takes the largest output",
     ("fit", "batch_size"): "32 is what Keras's None stands for",
     ("evaluate", "batch_size"): "changes the speed alone; Keras's None stands for 32",
     ("predict", "batch_size"): "changes the speed alone; Keras's None stands for 32",

@@ -68,12 +68,14 @@ class ProgressBar(Callback):
             self._bar = None
 
 
-def format_number(value: float) -> str:
+def format_number(value: float | list[float]) -> str:
     """Return a number in a width that keeps columns straight.
 
     >>> format_number(0.12345), format_number(1234.5), format_number(1e-6)
     ('0.1235', '1234.5000', '1.000e-06')
     """
+    if isinstance(value, list):  # of a metric that has several
+        return f"[{' '.join(map(format_number, value))}]"
     return f"{value:.3e}" if value != 0 and abs(value) < 1e-3 else f"{value:.4f}"
 
 

@@ -53,7 +53,10 @@ class TensorBoard(Callback):
         logs = {"learning_rate": rate, **(logs or {})}
         for name, value in logs.items():
             folder = "validation" if name.startswith("val_") else "train"
-            self._in(folder).add_scalar(f"epoch_{name.removeprefix('val_')}", value, epoch)
+            tag = f"epoch_{name.removeprefix('val_')}"
+            several = {f"{tag}_{i}": each for i, each in enumerate(value)} if isinstance(value, list) else {tag: value}
+            for tag, each in several.items():
+                self._in(folder).add_scalar(tag, each, epoch)
         if self.histogram_freq and (epoch + 1) % self.histogram_freq == 0:
             arrays = zip(self.model.weight_paths(), self.model.get_weights(), strict=True)
             for (_, path), values in arrays:

@@ -117,6 +117,11 @@ class WeightedMean(_Mean):
         fused.loss, fused.from_logits = self.loss.with_logits(), True
         return fused
 
+    def unclipped(self):
+        changed = copy.copy(self)
+        changed.loss = self.loss.unclipped()
+        return changed
+
     def forward(self, ctx, target, output):
         return self.loss.forward(ctx, target, output)
 

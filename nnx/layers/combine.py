@@ -108,10 +108,11 @@ class Chain(Container):
 
         return x, pullback_all
 
-    def with_last(self, layer: Layer) -> "Chain":
-        """Return the same chain, weights included, with another last layer in its place."""
+    def with_layer(self, index: int, layer: Layer) -> "Chain":
+        """Return the same chain, weights included, with another layer in one place."""
         changed = copy.copy(self)
-        changed._keyed = [*self._keyed[:-1], (self._keyed[-1][0], layer)]
+        changed._keyed = list(self._keyed)
+        changed._keyed[index] = self._keyed[index][0], layer
         changed.layers = [layer for _, layer in changed._keyed]
         return changed
 

@@ -62,6 +62,8 @@ class _MaxPooling(_Pooling):
 
 
 class _AveragePooling(_Pooling):
+    full_precision = True  # sums soon leave the range of float16
+
     def forward(self, ctx, params, x):
         windows = self.windows(x.shape[1:])
         slices = windows.slices(ctx.backend, x)
@@ -117,6 +119,8 @@ class _GlobalMaxPooling(_GlobalPooling):
 
 
 class _GlobalAveragePooling(_GlobalPooling):
+    full_precision = True  # sums soon leave the range of float16
+
     def forward(self, ctx, params, x):
         if ctx.mask is not None and self.supports_masking:
             return self._masked(ctx, x)

@@ -213,6 +213,12 @@ class TimeDistributed(Container):
         self.layers = [self.layer]
         (self._key,) = self.sublayers()
 
+    def with_layer(self, layer):
+        """Return the same, weights included, with another layer in its place."""
+        changed = copy.copy(self)
+        changed.layer, changed.layers = layer, [layer]
+        return changed
+
     def _step(self, in_shape):
         if not is_single(in_shape) or len(in_shape) < 2 or in_shape[0] == 0:
             raise ValueError(

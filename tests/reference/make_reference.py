@@ -1038,7 +1038,7 @@ METRICS = [
     ("Precision", {"thresholds": 0.25}, None, ["labels"]),
     ("Recall", {}, None, ["labels", "one_label", "none_predicted"]),
     ("Recall", {"thresholds": 0.25}, None, ["labels"]),
-    ("F1Score", {}, {"threshold": 0.5, "average": "macro"}, ["labels", "one_label", "none_predicted"]),
+    ("F1Score", {"threshold": 0.5, "average": "macro"}, None, ["labels", "one_label", "none_predicted"]),
     ("F1Score", {"threshold": 0.25, "average": "micro"}, None, ["labels"]),
     ("AUC", {}, None, ["labels", "one_label"]),
     ("AUC", {"num_thresholds": 5}, None, ["labels", "one_label"]),
