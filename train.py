@@ -24,6 +24,12 @@ import numpy as np
 import nnx
 from nnx import cli, datasets, files, layers, metrics, resume
 
+RESULTS = (
+    "config.json", "history.csv", "model.nnx", resume.STATE, "metrics.json", "weights.safetensors",
+    "learning_curves.png", "confusion_matrix.png", "predicted_against_true.png",
+)  # fmt: skip
+"""What this script writes into the folder of a run."""
+
 
 def main(argv=None) -> int:
     """Run with these arguments; return the exit code."""
@@ -66,7 +72,8 @@ def main(argv=None) -> int:
     write_json(folder / "metrics.json", {"test": report, **outcome})
     draw(folder, model.history, data, report, y_test, outputs)
     print_report(report, data, len(y_test))
-    print(f"\nresults   {folder}{os.sep}: {', '.join(sorted(path.name for path in folder.iterdir()))}")
+    written = sorted(name for name in RESULTS if (folder / name).exists())
+    print(f"\nresults   {folder}{os.sep}: {', '.join(written)}")
     return 130 if outcome["interrupted"] else 0
 
 
@@ -113,15 +120,41 @@ def build_model(args, data: datasets.Dataset, backend) -> nnx.Sequential:
 def read_options(folder) -> dict:
     """Return the options of the run in a folder that is to go on; NNX_BACKEND may choose another backend."""
     path = Path(folder) / "config.json"
-    try:
-        options = json.loads(path.read_text())["options"]
-    except (OSError, ValueError, KeyError, TypeError):
-        raise ValueError(f"cannot go on: {path} does not hold the options of a run") from None
+    options = options_in(path)
+    if options is None:
+        raise ValueError(f"cannot go on: {path} does not hold the options of a run")
     own = {
         "out": str(folder),
         **({"backend": os.environ["NNX_BACKEND"]} if os.environ.get("NNX_BACKEND") else {}),
     }
     return {**options, **own, "resume": None}
+
+
+def options_in(path: Path) -> dict | None:
+    """Return the options that a run has written to its config.json, or None if it is no such file."""
+    try:
+        options = json.loads(path.read_text())["options"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return options if isinstance(options, dict) else None
+
+
+def clear(folder: Path) -> None:
+    """Remove what an earlier run has written to its folder, and nothing else.
+
+    Raises
+    ------
+    ValueError
+        If files of these names are there, but no run of this script has written them.
+    """
+    found = [name for name in RESULTS if os.path.lexists(folder / name)]
+    if found and options_in(folder / "config.json") is None:
+        raise ValueError(
+            f"{folder} has {', '.join(found)}, which no run of train.py has left there: give "
+            f"another folder as --out, or move them"
+        )
+    for name in reversed(found):  # config.json, which tells that the others are a run's, last
+        (folder / name).unlink()
 
 
 def make_folder(args, data, parts, backend) -> Path:
@@ -139,7 +172,7 @@ def make_folder(args, data, parts, backend) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=args.out is not None)
         if not args.resume:
-            (folder / resume.STATE).unlink(missing_ok=True)  # of an earlier run
+            clear(folder)
         write_json(folder / "config.json", config)
     except OSError as error:
         raise OSError(f"cannot write to {folder} ({error.strerror}): give another folder as --out") from None
@@ -256,7 +289,8 @@ def make_parser() -> cli.Parser:
         help="epochs without a lower validation loss after which training stops; the best weights are kept")
     add("--seed", metavar="N", type=cli.number(int, 0), default=0, help="of split, weights, shuffles and masks")
     add("--dtype", choices=nnx.model.DTYPES, default="float32", help="of weights and computation")
-    add("--out", metavar="DIR", help="folder for the results (default: runs/<data>-<date-time>)")
+    add("--out", metavar="DIR", help="folder for the results (default: runs/<data>-<date-time>); those of an earlier "
+        "run in it are removed")
     add("--resume", metavar="DIR",
         help="go on with the run in this folder, with its options but for those given now")
     add("--verbose", action="store_true", help="print a line an epoch also when not on a terminal")

@@ -13,6 +13,7 @@ import functools
 import os
 from collections.abc import Iterator
 from contextvars import ContextVar
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -152,6 +153,9 @@ def begin(model, communicator: Communicator, facts: dict[str, Any]) -> None:
             f"batch_size={facts['batch_size']} is smaller than the {communicator.size} processes that share each "
             f"batch: raise it, or launch fewer"
         )
+    folder = os.environ.get("NNX_ARRIVALS")
+    if folder and _chosen.get() is None:  # tells the launcher that this rank waits for the others from now on
+        Path(folder, str(communicator.rank)).touch()
     backend = model.backend
     carry = {name: model.carry[name] for name in ("params", "state", "slots")}
     facts = {**facts, "number of weights": model.count_params(), "number of steps taken": model.step}

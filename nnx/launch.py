@@ -4,16 +4,20 @@
     python -m nnx launch --processes 2 train.py      the same on CPUs, with NumPy
 
 The script stays as it is: its `fit` and `train_on_batch` find the others by themselves. What the
-first process prints is shown, and the errors of all. When one fails, or on Ctrl-C, all are ended.
+first process prints is shown, and the errors of all. All are ended when one fails, when one ends
+without training while others wait for it, on Ctrl-C, SIGTERM or SIGHUP (a terminal that is closed),
+and, on Linux, when this process is killed.
 """
 
 import contextlib
+import ctypes
 import os
 import secrets
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -22,6 +26,11 @@ from nnx.cli import number
 
 # A process that has not ended so long after SIGTERM is killed.
 GRACE_SECONDS = 5.0
+
+SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+"""They end the launcher, and with it all processes, unless they are ignored, as under nohup."""
+
+PR_SET_PDEATHSIG = 1
 
 
 def add_options(parser) -> None:
@@ -55,27 +64,35 @@ def launch(size: int, command: list[str], settings: dict[str, str]) -> int:
     settings : dict
         Environment variables for all.
     """
-    common = {
-        "OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // size)),  # unless it is set
-        **os.environ,
-        **settings,
-        "WORLD_SIZE": str(size),
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(free_port()),
-        "NNX_KEY": secrets.token_hex(32),
-    }
+    received: list[int] = []
+    handlers = {which: signal.getsignal(which) for which in SIGNALS}
+    for which, handler in handlers.items():
+        if handler is not signal.SIG_IGN:
+            signal.signal(which, lambda which, frame: received.append(which))
     processes: list[subprocess.Popen] = []
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        for rank in range(size):
-            processes.append(start(rank, command, {**common, "RANK": str(rank), "LOCAL_RANK": str(rank)}))
-        return watch(processes)
-    except KeyboardInterrupt:
-        report("interrupted: all processes are ended")
-        return 128 + signal.SIGINT
-    finally:
-        stop(processes)
-        signal.signal(signal.SIGTERM, before)
+    with tempfile.TemporaryDirectory(prefix="nnx-launch-") as arrivals:
+        common = {
+            "OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // size)),  # unless it is set
+            **os.environ,
+            **settings,
+            "WORLD_SIZE": str(size),
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(free_port()),
+            "NNX_KEY": secrets.token_hex(32),
+            "NNX_ARRIVALS": arrivals,
+        }
+        try:
+            for rank in range(size):
+                own = {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+                processes.append(start(rank, command, {**common, **own}))
+            for rank, process in enumerate(processes[1:], start=1):
+                name = f"[rank {rank}] "
+                threading.Thread(target=pass_on, args=(process.stderr, name), daemon=True).start()
+            return watch(processes, Path(arrivals), received)
+        finally:
+            stop(processes)
+            for which, handler in handlers.items():
+                signal.signal(which, handler)
 
 
 def free_port() -> int:
@@ -86,8 +103,8 @@ def free_port() -> int:
 
 
 def start(rank: int, command: list[str], environment: dict[str, str]) -> subprocess.Popen:
-    """Start one process; all but the first print errors alone, each line after their rank."""
-    process = subprocess.Popen(
+    """Start one process, which prints as it likes if it is the first, else errors alone, into a pipe."""
+    return subprocess.Popen(
         [sys.executable, *command],
         env=environment,
         stdin=subprocess.DEVNULL,
@@ -96,29 +113,59 @@ def start(rank: int, command: list[str], environment: dict[str, str]) -> subproc
         text=True,
         errors="replace",
         start_new_session=True,  # so that Ctrl-C is heard here alone
+        preexec_fn=ends_with(os.getpid()),
     )
-    if rank:
-        threading.Thread(target=pass_on, args=(process.stderr, f"[rank {rank}] "), daemon=True).start()
-    return process
+
+
+def ends_with(parent: int):
+    """Return what a new process calls so that Linux kills it when this one ends, in whatever way."""
+    if not sys.platform.startswith("linux"):
+        return None
+    prctl = ctypes.CDLL(None).prctl
+
+    def ask():
+        prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent:  # it has ended already
+            os._exit(1)
+
+    return ask
 
 
 def pass_on(lines, prefix: str) -> None:
-    """Print each line on stderr as it comes."""
+    """Print each line on stderr as it comes; read on where nobody listens, so that no rank waits for it."""
     for line in lines:
-        sys.stderr.write(prefix + line)
-        sys.stderr.flush()
+        with contextlib.suppress(OSError):
+            sys.stderr.write(prefix + line)
+            sys.stderr.flush()
 
 
-def watch(processes: list[subprocess.Popen]) -> int:
-    """Wait until all have ended or one has failed; return the exit code."""
+def watch(processes: list[subprocess.Popen], arrivals: Path, received: list[int]) -> int:
+    """Wait until all have ended, one has failed or keeps others waiting, or a signal has come.
+
+    Returns the exit code. `arrivals` is a folder with a file for each rank that has begun to meet the others.
+    """
     while True:
         codes = [process.poll() for process in processes]
+        arrived = [(arrivals / str(rank)).exists() for rank in range(len(codes))]
         for rank, code in enumerate(codes):
             if code:
                 others = ": the others are ended" if None in codes else ""
                 how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
                 report(f"rank {rank} ended with {how}{others}")
                 return code if code > 0 else 128 - code
+        for rank, code in enumerate(codes):
+            waiting = [str(r) for r, c in enumerate(codes) if c is None and arrived[r]]
+            if code == 0 and not arrived[rank] and waiting:
+                report(
+                    f"rank {rank} ended with exit code 0 before it trained, and rank {', '.join(waiting)} waited for "
+                    f"it to train together: the others are ended. All ranks must call fit"
+                )
+                return 1
+        if received:
+            name = signal.Signals(received[0]).name
+            how = "interrupted" if received[0] == signal.SIGINT else f"ended by {name}"
+            report(f"{how}: all processes are ended")
+            return 128 + received[0]
         if None not in codes:
             return 0
         time.sleep(0.05)
@@ -139,5 +186,6 @@ def stop(processes: list[subprocess.Popen]) -> None:
 
 
 def report(message: str) -> None:
-    """Print one line on stderr."""
-    print(f"python -m nnx launch: {message}", file=sys.stderr, flush=True)
+    """Print one line on stderr, if there is still a terminal."""
+    with contextlib.suppress(OSError):
+        print(f"python -m nnx launch: {message}", file=sys.stderr, flush=True)

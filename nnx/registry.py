@@ -40,16 +40,26 @@ class Registry:
     def register(self, *names: str):
         """Return a class decorator: the class becomes known under its own name and `names`.
 
-        Without names it can be read from a file, but is not among those that can be chosen.
+        Without names it can be read from a file, but is not among those that can be chosen. A class that
+        is defined again, as when the cell of a notebook is run again, replaces the older one.
+
+        Raises
+        ------
+        ValueError
+            If another class has one of the names.
         """
 
         def add(cls):
             for name in (cls.__name__, *names):
-                key = _plain(name)
-                if self._entries.get(key, cls) is not cls:
-                    raise ValueError(f"there is already a {self.kind} called {name!r}")
-                self._entries[key] = cls
-            self._names += names[:1]
+                other = self._entries.get(_plain(name))
+                if other is not None and not is_same_class(other, cls):
+                    raise ValueError(
+                        f"there is already a {self.kind} called {name!r}, {other.__module__}.{other.__qualname__}: "
+                        f"give {cls.__module__}.{cls.__qualname__} another name"
+                    )
+            self._entries = {key: old for key, old in self._entries.items() if not is_same_class(old, cls)}
+            self._entries.update({_plain(name): cls for name in (cls.__name__, *names)})
+            self._names += [name for name in names[:1] if name not in self._names]
             return cls
 
         return add
@@ -80,6 +90,11 @@ class Registry:
         if base is not None and not isinstance(what, base):
             raise TypeError(f"{self.kind} must be a name or a {base.__name__}, got {what!r}")
         return what
+
+
+def is_same_class(one: type, other: type) -> bool:
+    """Whether two classes have one place in one module: one definition that has been run twice."""
+    return (one.__module__, one.__qualname__) == (other.__module__, other.__qualname__)
 
 
 def _plain(name: str) -> str:
@@ -141,7 +156,8 @@ class Configurable:
 def register(cls):
     """Class decorator: make a layer, loss, optimizer, ... of your own known by its class name.
 
-    It can then be named in a string and read back from a saved model.
+    It can then be named in a string and read back from a saved model. A class that is defined again, as
+    in a notebook, replaces the older one; a name that another class has is a ValueError.
 
     >>> import nnx
     >>> @nnx.register
@@ -150,7 +166,12 @@ def register(cls):
     >>> nnx.registry.decode(nnx.registry.encode(Swing()))
     Swing()
     """
-    REGISTRIES[cls.kind].register(cls.__name__)(cls)
+    kind = getattr(cls, "kind", None)
+    if not isinstance(cls, type) or kind not in REGISTRIES:
+        raise TypeError(
+            f"nnx.register takes a class derived from one of nnx's, of the kinds {', '.join(REGISTRIES)}, got {cls!r}"
+        )
+    REGISTRIES[kind].register(cls.__name__)(cls)
     return cls
 
 
@@ -187,7 +208,11 @@ def encode(value) -> Any:
     """Return `value` as plain data that JSON can hold and `decode` can read."""
     if isinstance(value, Configurable):
         name, config = type(value).__name__, value.get_config()
-        if REGISTRIES[value.kind].known(name) is not type(value):
+        known = REGISTRIES[value.kind].known(name)
+        # One of a class that was defined again is made anew from the newer; not so where classes are made
+        # in a function, whose variables may differ.
+        is_local = "<locals>" in type(value).__qualname__
+        if known is not type(value) and (known is None or is_local or not is_same_class(known, type(value))):
             raise TypeError(
                 f"cannot save {value!r}: decorate class {name} with @nnx.register, under a name of its own"
             )

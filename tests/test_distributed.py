@@ -7,6 +7,7 @@ import inspect
 import json
 import multiprocessing
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -16,6 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+from nnx.backends import sockets
 from nnx.backends.sockets import SocketCommunicator
 
 import nnx
@@ -435,6 +437,10 @@ class Trouble(nnx.callbacks.Callback):
             time.sleep(60)
 
 print("hello from", rank, flush=True)
+if f"--leave={rank}" in sys.argv:
+    model.build((6,))
+    model.predict(data["x"])
+    sys.exit()
 model.fit(data["x"], data["y"], batch_size=20, epochs=3, validation_split=0.2, verbose=0, callbacks=[Trouble()])
 with open(f"{sys.argv[1]}.{rank}.json", "w") as file:
     json.dump({"history": model.history.history, "sum": float(sum(abs(w).sum() for w in model.get_weights()))}, file)
@@ -487,15 +493,48 @@ def test_one_that_fails_ends_all(command, option, message):
     assert "python -m nnx launch: rank " in done.stderr
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupt_ends_all(command, number):
+@pytest.mark.parametrize(
+    ("number", "message"),
+    [
+        (signal.SIGINT, "interrupted: all processes are ended"),
+        (signal.SIGTERM, "ended by SIGTERM: all processes are ended"),
+        (signal.SIGHUP, "ended by SIGHUP: all processes are ended"),
+        (signal.SIGKILL, None),
+    ],
+)
+def test_a_launcher_that_ends_ends_all(command, number, message):
     process = subprocess.Popen(command("--wait"), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert process.stdout.readline() == "hello from 0\n"
     assert process.stdout.readline() == "waiting\n"
     process.send_signal(number)
     _, errors = process.communicate(timeout=20)  # which ends when no process has its output any more
-    assert process.returncode == 130
-    assert errors.splitlines()[-1] == "python -m nnx launch: interrupted: all processes are ended"
+    if message:
+        assert process.returncode == 128 + number
+        assert errors.splitlines()[-1] == f"python -m nnx launch: {message}"
+
+
+def test_a_launcher_that_is_to_survive_its_terminal_does(command):
+    process = subprocess.Popen(["nohup", *command("--wait")], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    while process.stdout.readline() != b"waiting\n":
+        pass
+    process.send_signal(signal.SIGHUP)
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=20)
+    assert b"ended by SIGTERM" in errors
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_rank_that_ends_before_it_trains_ends_all(command, rank):
+    done = ended(command(f"--leave={rank}"))
+    assert done.returncode == 1
+    assert done.stderr == (
+        f"python -m nnx launch: rank {rank} ended with exit code 0 before it trained, and rank {1 - rank} waited "
+        f"for it to train together: the others are ended. All ranks must call fit\n"
+    )
+
+
+def test_ranks_need_not_train(command):
+    assert ended(command("--leave=0", "--leave=1")).returncode == 0
 
 
 def test_launch_mistakes(command, tmp_path):
@@ -509,9 +548,8 @@ def test_launch_mistakes(command, tmp_path):
     assert "one of the arguments --gpus --processes is required" in done.stderr
 
 
-def test_a_process_of_another_launch_is_turned_away(monkeypatch):
-    monkeypatch.setenv("MASTER_PORT", str(free_port()))
-    monkeypatch.setenv("NNX_KEY", "00" * 32)
+@pytest.mark.usefixtures("meeting")
+def test_a_process_of_another_launch_is_turned_away():
     first, other = SocketCommunicator(0, 2), SocketCommunicator(1, 3)
     with ThreadPoolExecutor(1) as pool:
         lost = pool.submit(other.broadcast, np.zeros(3))
@@ -519,6 +557,57 @@ def test_a_process_of_another_launch_is_turned_away(monkeypatch):
             first.broadcast(np.zeros(3))
         with pytest.raises(DistributedError, match="rank 1 lost another process"):
             lost.result(20)
+
+
+@pytest.fixture
+def meeting(monkeypatch):
+    """Return the address at which the ranks of this test meet."""
+    monkeypatch.setenv("MASTER_PORT", str(free_port()))
+    monkeypatch.setenv("NNX_KEY", "00" * 32)
+    return nnx.distributed.address()
+
+
+def test_strangers_do_not_keep_ranks_from_meeting(meeting, monkeypatch):
+    """One is silent, one leaves at once, one talks of something else and one has another key."""
+    first, second = SocketCommunicator(0, 2), SocketCommunicator(1, 2)
+    monkeypatch.setenv("NNX_KEY", "11" * 32)
+    other = SocketCommunicator(1, 2)
+    arrays = [np.ones(3), np.full(3, 2.0)]
+    with ThreadPoolExecutor(2) as pool:
+        done = pool.submit(first.all_reduce, arrays[0])
+        silent = connected(meeting)
+        connected(meeting).close()
+        with connected(meeting) as talker:
+            talker.sendall(b"GET / HTTP/1.1\r\n\r\n")
+        with pytest.raises(DistributedError, match="another program than rank 0 listens at "):
+            other.all_reduce(np.zeros(3))
+        second.all_reduce(arrays[1])
+        done.result(20)
+    silent.close()
+    assert [array.tolist() for array in arrays] == [[3.0] * 3] * 2
+
+
+def connected(address):
+    """Return a connection to what will listen at this address."""
+    while True:
+        try:
+            return socket.create_connection(address, 20)
+        except ConnectionRefusedError:
+            time.sleep(0.01)
+
+
+def test_ranks_that_do_not_come_are_named(meeting, monkeypatch):
+    monkeypatch.setattr(sockets, "SECONDS_TO_MEET", 0.2)
+    with pytest.raises(DistributedError, match="rank 1, 2 did not come to meet rank 0 within 0 s"):
+        SocketCommunicator(0, 3).broadcast(np.zeros(3))
+    with pytest.raises(DistributedError, match=r"rank 0 did not come to .* within 0 s"):
+        SocketCommunicator(1, 3).broadcast(np.zeros(3))
+    with socket.create_server(meeting):
+        with pytest.raises(DistributedError, match=r"rank 0 cannot listen at .*in use.*start again"):
+            SocketCommunicator(0, 3).broadcast(np.zeros(3))
+        monkeypatch.setattr(sockets, "SECONDS_TO_GREET", 1.0)  # it accepts and says nothing
+        with pytest.raises(DistributedError, match=r"rank 0 did not come to .* within 0 s"):
+            SocketCommunicator(1, 3).broadcast(np.zeros(3))
 
 
 # CuPy: NCCL itself needs two GPUs, see test_gpu

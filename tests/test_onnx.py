@@ -38,6 +38,37 @@ def test_the_same_numbers(name):
         expect_same(model, found, count)
 
 
+@pytest.mark.parametrize("name", exported.MODELS)
+def test_no_samples(name):
+    model = exported.build(name)
+    x = nnx.tree.map(lambda a: a[:0], exported.samples(model, 1))
+    expected, found = exported.named(model.predict(x), "output"), run(as_onnx(model), x)
+    assert {key: (y.shape, y.dtype) for key, y in found.items()} == {
+        key: (y.shape, y.dtype) for key, y in expected.items()
+    }
+
+
+@pytest.mark.parametrize("number", [-1, -9, 9, 2**31 - 1, -(2**31)])
+def test_what_is_no_category_is_an_error(number):
+    """ONNX itself takes -1 as the last category."""
+    model = exported.build("embedding")
+    x = exported.samples(model, 2)
+    x[1, 1] = number
+    with pytest.raises(Exception, match="indices element out of data bounds"):
+        run(as_onnx(model), x)
+
+
+def test_a_category_must_be_one_of_each_embedding():
+    """As in `predict`: 3 is one for the second alone."""
+    branches = [[layers.Embedding(n, 2), layers.Flatten()] for n in (3, 5)]
+    model = nnx.Sequential([layers.Parallel(*branches, input_shape=(2,))], seed=0)
+    expect_same(model, as_onnx(model), 3)
+    with pytest.raises(ValueError, match="from 0 to 2"):
+        model.predict([[0, 3]])
+    with pytest.raises(Exception, match="indices element out of data bounds"):
+        run(as_onnx(model), np.array([[0, 3]], np.int32))
+
+
 def test_every_layer_is_exported():
     used = {kind for make in exported.MODELS.values() for kind in exported.kinds(make().network)}
     assert {getattr(layers, name) for name in layers.__all__} <= used | {layers.Layer, layers.Input}

@@ -482,6 +482,129 @@ def test_histograms_of_equal_weights_and_of_none():
         plot.weight_histograms(nnx.Sequential([nnx.layers.Flatten(input_shape=(2, 2))]))
 
 
+# Many of them
+
+
+def drawn(ax):
+    """Return how many texts a picture has, and how many pixels at its longer side."""
+    ax.figure.draw_without_rendering()
+    return len(ax.findobj(matplotlib.text.Text)), max(ax.figure.canvas.get_width_height())
+
+
+@pytest.mark.parametrize("classes", [26, 229, 500])
+def test_confusion_matrix_of_many_classes_has_no_texts_in_its_cells(classes):
+    names = [f"class number {k}" for k in range(classes)]
+    ax = plot.confusion_matrix(np.eye(classes, dtype=int), class_names=names)
+    texts, pixels = drawn(ax)
+    assert cells_of(ax) == []
+    assert texts < 200
+    assert pixels < 1600
+    shown = [text.get_text() for text in ax.get_yticklabels()]
+    assert 10 <= len(shown) <= 25
+    assert shown == [names[round(place)] for place in ax.get_yticks()]
+    assert shown == [text.get_text() for text in ax.get_xticklabels()]
+
+
+def test_confusion_matrix_of_25_classes_has_all_texts():
+    ax = plot.confusion_matrix(np.eye(25))
+    assert len(cells_of(ax)) == 625
+    assert len(ax.get_yticklabels()) == 25
+
+
+def test_few_mistakes_among_many_classes_can_be_seen():
+    counts = 50 * np.eye(40, dtype=int)
+    counts[3, 30] = 1
+    (picture,) = plot.confusion_matrix(counts).images
+    paper, mistake = (picture.to_rgba(n)[:3] for n in (0, 1))
+    assert np.abs(np.subtract(paper, mistake)).max() > 0.1
+
+
+def test_a_heatmap_of_many_values():
+    a, b = (values.ravel() for values in np.meshgrid(np.arange(70), np.arange(60)))
+    results = {"param_a": a, "param_b": b, "mean_test_score": a * 1.0 + b, "std_test_score": 0.0 * a}
+    ax = plot.search_heatmap(results, "a", "b")
+    texts, pixels = drawn(ax)
+    assert cells_of(ax) == []
+    assert texts < 100
+    assert pixels < 2400
+    assert [text.get_text() for text in ax.get_xticklabels()] == [str(n) for n in range(0, 70, 5)]
+
+
+def test_a_validation_curve_of_many_names_shows_names():
+    names = [f"f{k}" for k in range(60)]
+    results = {"param_a": names, "mean_test_score": np.arange(60.0), "std_test_score": np.zeros(60)}
+    shown = [text.get_text() for text in plot.validation_curve(results, "a").get_xticklabels()]
+    assert shown == sorted(names)[::5]
+
+
+def test_curves_of_many_classes_name_the_lowest():
+    pytest.importorskip("sklearn")
+    rng = np.random.default_rng(0)
+    y, p = np.arange(200) % 40, rng.random((200, 40))
+    p[np.arange(200), y] += 0.9 * (y != 7)
+    for draw, number in ((plot.roc_curve, "AUC"), (plot.precision_recall_curve, "AP")):
+        ax = draw(y, p)
+        named = [text for text in legend_of(ax) if text != "chance"]
+        assert len(named) == 10
+        assert any(text.startswith(f"class 7: {number}") for text in named)
+        assert ax.get_legend().get_title().get_text() == "the lowest 10 of 40"
+        assert len(ax.get_lines()) >= 40
+
+
+def test_histograms_of_many_layers():
+    hidden = [nnx.layers.Dense(1) for _ in range(100)]
+    ax = plot.weight_histograms(nnx.Sequential([nnx.layers.Input((1,)), *hidden], seed=0))
+    assert drawn(ax)[1] < 3000
+    assert len(ax.patches) == 200
+    shown = [text.get_text() for text in ax.get_yticklabels()]
+    assert len(shown) <= 60
+    assert shown[0] == "dense/kernel"
+    assert ax.get_yticks()[0] == 199  # at the top
+
+
+def test_many_samples_are_drawn_in_part():
+    y = np.arange(50_000.0)
+    for draw, number in ((plot.residuals, "mean -1"), (plot.predicted_against_true, "RMSE = 1")):
+        ax = draw(y, y + 1)
+        assert len(ax.collections[0].get_offsets()) == 20_000
+        assert "20,000 of 50,000 samples" in legend_of(ax)
+        assert number in ax.get_title()
+    X = np.random.default_rng(0).normal(size=(50_000, 2))
+    ax = plot.decision_boundary(Halves(), X, (X[:, 0] > 0).astype(int))
+    assert sum(len(group.get_offsets()) for group in ax.collections[1:]) == 20_000
+
+
+def test_a_plane_of_many_classes_has_no_legend():
+    class Many:
+        def predict(self, X):
+            return np.exp(-((X[:, :1] - np.linspace(-1, 1, 30)) ** 2))
+
+    assert plot.decision_boundary(Many(), PLANE, [0, 1, 2, 3, 4, 29]).get_legend() is None
+
+
+@pytest.mark.parametrize(
+    ("draw", "message"),
+    [
+        (lambda: plot.confusion_matrix([], []), "there are no samples, and no classes"),
+        (lambda: plot.residuals([], []), "there are no samples to draw"),
+        (lambda: plot.predicted_against_true([1, np.nan], [1, 2]), "y_true has 1 values that are not finite"),
+        (lambda: plot.residuals([1, 2], [np.inf, np.nan]), "y_pred has 2 values that are not finite"),
+        (lambda: plot.decision_boundary(Halves(), np.zeros((0, 2)), []), "X is empty"),
+        (lambda: plot.decision_boundary(Halves(), [[np.nan, 1.0]], [0]), "X has the value nan"),
+        (lambda: plot.decision_boundary(Halves(), PLANE, [0]), "X has 6 samples, y has 1"),
+        (lambda: plot.activation_gallery([]), "names is empty"),
+        (
+            lambda: plot.search_heatmap({**SEARCH, "mean_test_score": [np.nan] * 6}, "rate", "rate"),
+            "no setting",
+        ),
+        (lambda: plot.validation_curve({**SEARCH, "mean_test_score": [np.nan] * 6}, "rate"), "no setting"),
+    ],
+)
+def test_what_cannot_be_drawn_is_told_in_one_line(draw, message):
+    with pytest.raises(ValueError, match=message):
+        draw()
+
+
 def test_without_matplotlib_it_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(ImportError, match=r"pip install 'nnx-engine\[plot\]'"):

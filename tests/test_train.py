@@ -114,6 +114,55 @@ def test_default_folder_is_named_by_data_and_time(train, tmp_path, monkeypatch, 
     assert folder.name.startswith("iris-20")
 
 
+def test_a_used_folder_has_the_results_of_the_last_run_alone(run):
+    folder, _ = run(*SHORT)
+    (folder / "notes.txt").write_text("mine")
+    (folder / "checkpoints").mkdir()
+    (folder / "history.csv").unlink()
+    _, output = run("--data", "diabetes", "--epochs", 1)
+    files = {path.name for path in folder.iterdir()}
+    assert {"notes.txt", "checkpoints", "predicted_against_true.png", "history.csv"} <= files
+    assert "confusion_matrix.png" not in files
+    assert (folder / "notes.txt").read_text() == "mine"
+    assert "notes.txt" not in output  # which is no result
+    assert read_json(folder / "config.json")["data"]["name"] == "diabetes"
+
+
+def test_a_run_that_ends_early_leaves_nothing_of_an_earlier_one(run, train, monkeypatch):
+    """Its metrics and weights would be taken for the new run's."""
+    folder, _ = run(*SHORT)
+
+    def fails(*_):
+        raise RuntimeError("the power fails")
+
+    monkeypatch.setattr(train, "fit", fails)
+    with pytest.raises(RuntimeError, match="the power fails"):
+        train.main([*SHORT, "--out", str(folder)])
+    assert [path.name for path in folder.iterdir()] == ["config.json"]
+
+
+def test_a_mistake_removes_nothing(run, train):
+    folder, _ = run(*SHORT)
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    with pytest.raises(SystemExit):
+        train.main(["--data", "digts", "--out", str(folder)])
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+@pytest.mark.parametrize("config", [None, "{}", '{"options": 1}', "[]", "name = 1"])
+def test_files_of_others_are_not_replaced(train, tmp_path, capsys, config):
+    (tmp_path / "model.nnx").write_text("of somebody else")
+    if config is not None:
+        (tmp_path / "config.json").write_text(config)
+    with pytest.raises(SystemExit) as caught:
+        train.main([*SHORT, "--out", str(tmp_path)])
+    assert caught.value.code == 2
+    error = capsys.readouterr().err
+    assert "model.nnx, which no run of train.py has left there" in error
+    assert error.count("\n") == 1
+    assert (tmp_path / "model.nnx").read_text() == "of somebody else"
+
+
 def test_same_seed_same_result(run):
     first, again, other = (run(*SHORT, "--dropout", 0.5, "--seed", seed, out=out)[0]
                            for seed, out in ((1, "a"), (1, "b"), (2, "c")))  # fmt: skip

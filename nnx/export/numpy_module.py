@@ -38,6 +38,25 @@ ATOM = 10
 SPELLING = {"permute_dims": "transpose", "concat": "concatenate"}
 
 HELPERS = {
+    "checked": '''
+def checked(x, name, shape, dtype, categories=None):
+    """Return x as an array (batch, *shape) of finite numbers, or of numbers of categories."""
+    x = np.asarray(x)
+    x = x.astype(np.float64) if x.dtype == object else x
+    if x.dtype.kind not in 'buif':
+        raise ValueError(f'{name} must be numbers, got dtype {x.dtype}')
+    if x.ndim == 0 or x.shape[1:] != shape:
+        raise ValueError(f"{name} must be ({', '.join(map(str, ('batch', *shape)))}), got {x.shape}")
+    if categories is None:
+        with np.errstate(over='ignore'):
+            x = x.astype(dtype)
+        right, what = np.isfinite(x), 'finite numbers'
+    else:
+        right, what = (x >= 0) & (x < categories) & (x == np.floor(x)), f'whole numbers from 0 to {categories - 1}'
+    if not right.all():
+        raise ValueError(f'{name} must be {what}, got {x[~right][0]}')
+    return x.astype(dtype)
+''',
     "patches": '''
 def patches(x, size, strides, dilation, padding, counts):
     """Return the elements of each window of x side by side: (batch, *counts, elements * channels)."""
@@ -142,7 +161,7 @@ class _Module:
         head = [_docstring(f"Return the outputs for {given}: {shapes}.")]
         if self.needs_batch:
             first = self.names[program.inputs[0][1]]
-            lines.insert(3 * len(program.inputs), f"batch = len({first})")
+            lines.insert(len(program.inputs), f"batch = len({first})")
         return "\n".join(
             [f"def predict({given}):", *(f"    {line}" for line in [*head, *lines, f"return {result}"])]
         )
@@ -151,13 +170,17 @@ class _Module:
         """Return the lines that make an array of each input, and name it."""
         lines, several = [], not is_single(self.program.in_shape)
         places = _places(self.program.in_shape, given)
-        for (name, symbol), place in zip(self.program.inputs, places, strict=True):
-            self.names[symbol] = self._name(name) if several else given
-            own, shape = self.names[symbol], symbol.shape[1:]
+        inputs = zip(self.program.inputs, places, self.program.categories, strict=True)
+        for (name, symbol), place, count in inputs:
+            own = self.names[symbol] = self._name(name) if several else given
+            more = "" if count is None else f", {count}"
+            lines.append(f"{own} = checked({place}, {place!r}, {symbol.shape[1:]}, np.{symbol.dtype}{more})")
+        self.helpers.add("checked")
+        if several:
+            rows = ", ".join(f"len({self.names[symbol]})" for _, symbol in self.program.inputs)
             lines += [
-                f"{own} = np.asarray({place}, dtype=np.{symbol.dtype})",
-                f"if {own}.shape[1:] != {shape}:",
-                f"    raise ValueError(f'{own} must be {describe_shape(shape)}, got {{{own}.shape}}')",
+                f"if len({{{rows}}}) > 1:",
+                f"    raise ValueError(f'the inputs differ in their number of samples: {{[{rows}]}}')",
             ]
         return lines
 
@@ -272,7 +295,7 @@ class _Module:
         if op == "astype":
             return f"{self._value(given[0], ATOM)}.astype({self._value(given[1])})", ATOM
         if op == "reshape":
-            return f"{self._value(given[0], ATOM)}.reshape({self._shape(given[1])})", ATOM
+            return f"{self._value(given[0], ATOM)}.reshape({self._shape(self.program.shapes[symbol])})", ATOM
         if op == "permute_dims":
             if given[1] == tuple(range(symbol.ndim))[::-1]:
                 return f"{self._value(given[0], ATOM)}.T", ATOM

@@ -33,20 +33,20 @@ class GraphWriter:
     def graph(self, title: str) -> GraphProto:
         """Return the whole graph."""
         program = self.program
-        for name, symbol in program.inputs:
-            self.names[symbol] = self.unique(name)
+        starts = [(self.unique(name), symbol) for name, symbol in program.inputs]
+        self.names.update({symbol: name for name, symbol in starts})
         ends = [(self.unique(name), symbol) for name, symbol in program.outputs]
         self._batch = self.emit("Shape", self.names[program.inputs[0][1]], start=0, end=1, hint="batch")
+        for (_, symbol), count in zip(program.inputs, program.categories, strict=True):
+            if count is not None:
+                self.names[symbol] = self._checked(self.names[symbol], symbol.dtype, count)
         self._late = self.fused(program.symbols)
         self.write(program.symbols)
         for name, symbol in ends:
             self.nodes.append(
                 helper.make_node("Identity", [self.name(symbol)], [name], name=f"{name}/Identity")
             )
-        inputs, outputs = (
-            [self._info(name, symbol) for name, symbol in pairs]
-            for pairs in ([(self.names[s], s) for _, s in program.inputs], ends)
-        )
+        inputs, outputs = ([self._info(name, symbol) for name, symbol in pairs] for pairs in (starts, ends))
         used = {name for node in _all_nodes(self.nodes) for name in node.input}
         nodes = [
             node for node in self.nodes if used & {*node.output} or {*node.output} & {o.name for o in outputs}
@@ -54,6 +54,17 @@ class GraphWriter:
         used = {name for node in _all_nodes(nodes) for name in node.input}
         constants = [tensor for name, tensor in self.constants.items() if name in used]
         return helper.make_graph(nodes, title, inputs, outputs, constants)
+
+    def _checked(self, numbers: str, dtype, count: int) -> str:
+        """Return numbers of categories, each that is none replaced by one for which Gather raises an error.
+
+        ONNX has no operation that raises one, and Gather takes -1 as the last category.
+        """
+        inside = self.emit(
+            "Clip", numbers, self.constant(dtype.type(0)), self.constant(dtype.type(count - 1))
+        )
+        none = self.constant(dtype.type(np.iinfo(dtype).max))
+        return self.emit("Where", self.emit("Equal", inside, numbers), numbers, none)
 
     def write(self, symbols: list[Symbol]) -> None:
         """Write the nodes of some Symbols, but for those that become part of another node."""

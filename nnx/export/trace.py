@@ -44,6 +44,8 @@ class Program:
         The parameters, and what was computed from them, that the Symbols refer to.
     in_shape, out_shape : Shape
         Of one sample.
+    categories : list of int or None
+        Of each input how many categories there are, if it is their numbers.
     """
 
     inputs: list[tuple[str, Symbol]]
@@ -53,6 +55,7 @@ class Program:
     weights: dict[str, np.ndarray]
     in_shape: Any
     out_shape: Any
+    categories: list[int | None]
     _names: dict[int, str]
 
     def weight_name(self, array) -> str:
@@ -83,6 +86,7 @@ def trace(model) -> Program:
         weights={},
         in_shape=in_shape,
         out_shape=out_shape,
+        categories=_flat(model.network.categories, in_shape),
         _names={},
     )
     known = {"/".join(path): tree.at(t, path) for t in (params, state) for path in tree.paths(t) if path}
@@ -140,6 +144,16 @@ def _named(values, shape, name: str) -> list[tuple[str, Any]]:
     }
     prefix = "" if name in ("input", "output") or not is_dict else f"{name}/"
     return [pair for key, k in keys.items() for pair in _named(values[key], shape[key], prefix + k)]
+
+
+def _flat(categories, shape) -> list[int | None]:
+    """Return the number of categories, or None, of each array of what has this shape."""
+    if is_single(shape):
+        return [categories]
+    keys = shape if isinstance(shape, dict) else range(len(shape))
+    return [
+        count for key in keys for count in _flat(None if categories is None else categories[key], shape[key])
+    ]
 
 
 class _Pairs:

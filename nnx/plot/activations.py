@@ -32,6 +32,10 @@ def activation_gallery(names=None, axes=None):
     if names is None:
         names = [name for name in activations.names() if activations.get(name).elementwise]
     found = [activations.get(name) for name in names]
+    if not found:
+        raise ValueError(
+            "names is empty: name at least one activation, such as 'relu', or leave names out for all"
+        )
     for activation in found:
         if not activation.elementwise:
             raise ValueError(f"{activation!r} works along an axis: it has no curve of one number to draw")

@@ -5,6 +5,10 @@ import numpy as np
 BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#6B6B6B"
 CLASS_COLOURS = (BLUE, ORANGE, "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442", "#333333")
 CLASS_MARKERS = "os^Dv<>P"
+MOST_LABELS = 25
+"""Rows or columns up to which each has a label and each cell a text, and pictures grow."""
+MOST_POINTS = 20_000
+"""Samples of which each is drawn."""
 
 
 def new_axes(size=(6.0, 4.0), rows=1, columns=1, squeeze=True):
@@ -25,10 +29,44 @@ def tidy(ax):
     return ax
 
 
+def label(axis, names, places=None, most: int = MOST_LABELS) -> None:
+    """Name rows or columns, at 0, 1, ... or at `places`: all, or every second, fifth, ... if there are many."""
+    step = next(n for n in _steps() if len(names) <= n * most)
+    places = range(len(names)) if places is None else places
+    axis.set_ticks(places[::step], [_shortened(str(name)) for name in names[::step]])
+    axis.set_tick_params(length=0)
+
+
+def _shortened(text: str, longest: int = 40) -> str:
+    return text if len(text) <= longest else text[: longest - 1] + "…"
+
+
+def _steps():
+    """Yield 1, 2, 5, 10, 20, 50, ..."""
+    size = 1
+    while True:
+        yield from (size, 2 * size, 5 * size)
+        size *= 10
+
+
 def write_cells(ax, picture, values, text) -> None:
-    """Write `text(value)` into each cell of a picture of values, dark on light or light on dark."""
+    """Write `text(value)` into each cell of a picture of values, dark on light or light on dark.
+
+    A picture of many rows or columns has a colour bar instead.
+    """
+    if max(values.shape) > MOST_LABELS:
+        ax.figure.colorbar(picture, cax=ax.inset_axes((1.02, 0, 0.03, 1)))
+        return
     for (row, column), value in np.ndenumerate(values):
         *rgb, _ = picture.cmap(picture.norm(value))
         dark = np.dot(rgb, (0.299, 0.587, 0.114)) < 0.55
         colour = "white" if dark else GREY if value == 0 else "black"
         ax.text(column, row, text(value), ha="center", va="center", color=colour)
+
+
+def some_of(count: int) -> tuple[np.ndarray | slice, str]:
+    """Return the index of the samples to draw, all or as many of them as a picture can show, and their label."""
+    if count <= MOST_POINTS:
+        return slice(None), "sample"
+    index = np.random.default_rng(0).choice(count, MOST_POINTS, replace=False)
+    return np.sort(index), f"{MOST_POINTS:,} of {count:,} samples"

@@ -2,14 +2,15 @@
 
 import numpy as np
 
-from nnx.plot.axes import CLASS_COLOURS, CLASS_MARKERS, new_axes
+from nnx.plot.axes import CLASS_COLOURS, CLASS_MARKERS, MOST_LABELS, new_axes, some_of
 from nnx.plot.confusion import as_labels
 
 
 def decision_boundary(model, X, y, ax=None):
     """Draw what a model of two features predicts everywhere, and the samples.
 
-    The colour is the class, mixed where the model is unsure; lines part the classes.
+    The colour is the class, mixed where the model is unsure; lines part the classes. With more than 25
+    classes, whose colours return, there is no legend; of more than 20,000 samples so many are drawn.
 
     Parameters
     ----------
@@ -40,6 +41,14 @@ def decision_boundary(model, X, y, ax=None):
         y = np.searchsorted(names, y)
     if X.ndim != 2 or X.shape[1] != 2:
         raise ValueError(f"decision_boundary draws a plane: X must have shape (samples, 2), got {X.shape}")
+    if not len(X):
+        raise ValueError(
+            "decision_boundary needs samples to know which part of the plane to draw: X is empty"
+        )
+    if not np.isfinite(X).all():
+        raise ValueError(f"X has the value {X[~np.isfinite(X)][0]}: leave out such samples")
+    if len(X) != len(y):
+        raise ValueError(f"X has {len(X)} samples, y has {len(y)}")
     low, high = X.min(axis=0), X.max(axis=0)
     margin = np.where(high > low, 0.1 * (high - low), 1.0)
     xs, ys = (np.linspace(a, b, 200) for a, b in zip(low - margin, high + margin, strict=True))
@@ -60,6 +69,8 @@ def decision_boundary(model, X, y, ax=None):
         lead = p[..., k] - np.delete(p, k, axis=-1).max(axis=-1)
         if lead.min() < 0 < lead.max():
             ax.contour(xs, ys, lead, levels=[0], colors="black", linewidths=1)
+    index, _ = some_of(len(y))
+    X, y = X[index], y[index]
     for k in np.unique(y):
         style = {"c": colours[k], "marker": markers[k], "edgecolors": "white", "linewidths": 0.8}
         ax.scatter(
@@ -67,7 +78,8 @@ def decision_boundary(model, X, y, ax=None):
         )
     ax.set(xlim=extent[:2], ylim=extent[2:], title="Predicted class and samples")
     ax.set(xlabel=feature_names[0], ylabel=feature_names[1])
-    ax.legend(edgecolor="none", framealpha=0.85)
+    if p.shape[-1] <= MOST_LABELS:
+        ax.legend(edgecolor="none", framealpha=0.85)
     return ax
 
 

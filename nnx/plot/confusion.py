@@ -2,11 +2,13 @@
 
 import numpy as np
 
-from nnx.plot.axes import new_axes, write_cells
+from nnx.plot.axes import MOST_LABELS, label, new_axes, write_cells
 
 
 def confusion_matrix(y_true, y_pred=None, class_names=None, ax=None):
     """Draw how often each class was predicted as each, with the counts in the cells.
+
+    With more than 25 classes the cells have no text but a colour bar, and some of the classes a label.
 
     Parameters
     ----------
@@ -34,16 +36,21 @@ def confusion_matrix(y_true, y_pred=None, class_names=None, ax=None):
     names = labels if class_names is None else class_names
     if len(names) != len(counts):
         raise ValueError(f"class_names has {len(names)} names, the matrix has {len(counts)} classes")
-    ax = new_axes(2 * [2.2 + 0.38 * len(counts)]) if ax is None else ax
+    if not len(counts):
+        raise ValueError("there are no samples, and no classes, to draw")
+    ax = new_axes(2 * [2.2 + 0.38 * min(len(counts), MOST_LABELS)]) if ax is None else ax
     picture = ax.imshow(counts, cmap="Blues", vmin=0)
+    if len(counts) > MOST_LABELS:  # few mistakes beside many right answers are to be seen without a text, too
+        from matplotlib.colors import PowerNorm
+
+        picture.set_norm(PowerNorm(0.5, vmin=0, vmax=max(counts.max(), 1)))
     write_cells(ax, picture, counts, "{:g}".format)
-    ax.set_yticks(range(len(counts)), names)
-    ax.set_xticks(range(len(counts)), names)
-    if max(len(str(name)) for name in names) * len(names) > 20:
+    label(ax.yaxis, names)
+    label(ax.xaxis, names)
+    if sum(len(text.get_text()) for text in ax.get_xticklabels()) > 20:
         ax.tick_params(axis="x", rotation=45)
         for text in ax.get_xticklabels():
             text.set(ha="right", rotation_mode="anchor")
-    ax.tick_params(length=0)
     ax.spines[:].set_visible(False)
     right = np.trace(counts) / max(counts.sum(), 1)
     ax.set(xlabel="predicted class", ylabel="true class", title=f"{right:.1%} of {counts.sum():g} right")

@@ -9,7 +9,8 @@ from nnx.plot.confusion import as_labels
 def roc_curve(y_true, y_prob, class_names=None, ax=None):
     """Draw the share of positives found against the share of false alarms, over all thresholds.
 
-    With more than two classes one curve each, against all others. The area under the curve (AUC) is
+    With more than two classes one curve each, against all others; of more than 10 the legend names those of
+    the smallest areas. The area under the curve (AUC) is
     the chance that a positive sample gets a higher probability than a negative one.
 
     Parameters
@@ -40,13 +41,15 @@ def roc_curve(y_true, y_prob, class_names=None, ax=None):
 
     curves = _one_against_rest(y_true, y_prob, class_names)
     ax = _square(ax)
-    for name, truth, p, colour in curves:
+    areas = [metrics.roc_auc_score(truth, p) for _, truth, p, _ in curves]
+    labels = _labels("AUC", curves, areas)
+    for (_, truth, p, colour), label in zip(curves, labels, strict=True):
         false_alarms, found, _ = metrics.roc_curve(truth, p)
-        ax.plot(false_alarms, found, color=colour, label=f"{name}AUC {metrics.roc_auc_score(truth, p):.3f}")
+        ax.plot(false_alarms, found, color=colour, label=label)
     ax.plot([0, 1], [0, 1], color=GREY, linewidth=1, linestyle=":", label="chance")
     ax.set(xlabel="false positive rate", ylabel="true positive rate (recall)")
     ax.set_title(_title("ROC curve", y_true, class_names, curves))
-    ax.legend(loc="lower right", frameon=False)
+    ax.legend(loc="lower right", frameon=False, title=_legend_title(curves))
     return ax
 
 
@@ -67,15 +70,16 @@ def precision_recall_curve(y_true, y_prob, class_names=None, ax=None):
 
     curves = _one_against_rest(y_true, y_prob, class_names)
     ax = _square(ax)
-    for name, truth, p, colour in curves:
+    areas = [metrics.average_precision_score(truth, p) for _, truth, p, _ in curves]
+    labels = _labels("AP", curves, areas)
+    for (_, truth, p, colour), label in zip(curves, labels, strict=True):
         precision, recall, _ = metrics.precision_recall_curve(truth, p)
-        label = f"{name}AP {metrics.average_precision_score(truth, p):.3f}"
         ax.plot(recall, precision, color=colour, drawstyle="steps-post", label=label)
     if len(curves) == 1:
         ax.axhline(curves[0][1].mean(), color=GREY, linewidth=1, linestyle=":", label="chance")
     ax.set(xlabel="recall", ylabel="precision")
     ax.set_title(_title("Precision-recall curve", y_true, class_names, curves))
-    ax.legend(loc="lower left", frameon=False)
+    ax.legend(loc="lower left", frameon=False, title=_legend_title(curves))
     return ax
 
 
@@ -100,6 +104,23 @@ def _one_against_rest(y_true, y_prob, class_names) -> list[tuple]:
     names = [_name(label) for label in labels.tolist()] if class_names is None else class_names
     colours = np.resize(list(CLASS_COLOURS), classes)
     return [(f"{names[k]}: ", y == k, p[:, k], colours[k]) for k in range(classes)]
+
+
+MOST_NAMED = 10
+"""Curves that the legend names."""
+
+
+def _labels(number: str, curves, areas) -> list[str]:
+    """Return a label for each curve, of many for those with the smallest areas alone."""
+    named = set(np.argsort(areas, kind="stable")[:MOST_NAMED].tolist())
+    return [
+        f"{name}{number} {area:.3f}" if k in named else "_"  # which a legend leaves out
+        for k, ((name, *_), area) in enumerate(zip(curves, areas, strict=True))
+    ]
+
+
+def _legend_title(curves) -> str | None:
+    return f"the lowest {MOST_NAMED} of {len(curves)}" if len(curves) > MOST_NAMED else None
 
 
 def _name(label) -> str:

@@ -3,7 +3,7 @@
 import numpy as np
 
 from nnx import tree
-from nnx.plot.axes import BLUE, GREY, new_axes, tidy
+from nnx.plot.axes import BLUE, GREY, label, new_axes, tidy
 
 
 def weight_histograms(model, ax=None):
@@ -84,11 +84,15 @@ def _named(model, arrays) -> dict[str, np.ndarray]:
         }
 
 
+MOST_ROWS = 60
+"""Histograms up to which the picture grows, and each has its name."""
+
+
 def _draw(named: dict[str, np.ndarray], ax, logarithmic: bool = False):
     """Draw histograms one below the other, each as high as its row."""
     if not named:
         raise ValueError("the model has no weights to draw")
-    ax = tidy(new_axes((6.0, 1.2 + 0.38 * len(named))) if ax is None else ax)
+    ax = tidy(new_axes((6.0, 1.2 + 0.38 * min(len(named), MOST_ROWS))) if ax is None else ax)
     values = [array[np.isfinite(array) & (array > 0 if logarithmic else True)] for array in named.values()]
     everything = np.concatenate([*values, np.zeros(0)])
     everything = everything if everything.size else np.ones(1)
@@ -103,7 +107,6 @@ def _draw(named: dict[str, np.ndarray], ax, logarithmic: bool = False):
             row + 0.85 * counts / max(counts.max(), 1), edges, baseline=row, fill=True, color=BLUE, alpha=0.85
         )
         ax.axhline(row, color=GREY, linewidth=0.6)
-    ax.set_yticks(rows, list(named))
-    ax.tick_params(axis="y", length=0)
+    label(ax.yaxis, list(named), rows, MOST_ROWS)
     ax.set(ylim=(-0.1, len(named)), ylabel="how many, by layer", xscale="log" if logarithmic else "linear")
     return ax

@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 
-from nnx.plot.axes import BLUE, GREY, new_axes, tidy
+from nnx.plot.axes import BLUE, GREY, new_axes, some_of, tidy
 
 
 def predicted_against_true(y_true, y_pred, unit: str | None = None, ax=None):
@@ -13,6 +13,7 @@ def predicted_against_true(y_true, y_pred, unit: str | None = None, ax=None):
     Parameters
     ----------
     y_true, y_pred : array, (samples,) or (samples, 1)
+        Finite numbers. Of more than 20,000 samples so many are drawn; the numbers in the title are of all.
     unit : str, optional
         Of both, for the labels.
     ax : matplotlib Axes, optional
@@ -32,7 +33,10 @@ def predicted_against_true(y_true, y_pred, unit: str | None = None, ax=None):
     r2 = 1 - mse / variance if variance else math.nan
     ax = tidy(new_axes((4.5, 4.5)) if ax is None else ax)
     ax.axline((true[0], true[0]), slope=1, color=GREY, linewidth=1, label="predicted = true", zorder=1)
-    ax.scatter(true, predicted, color=BLUE, alpha=0.6, edgecolors="white", linewidths=0.5, label="sample")
+    index, label = some_of(len(true))
+    ax.scatter(
+        true[index], predicted[index], color=BLUE, alpha=0.6, edgecolors="white", linewidths=0.5, label=label
+    )
     suffix = f" ({unit})" if unit else ""
     ax.set(xlabel=f"true value{suffix}", ylabel=f"predicted value{suffix}")
     ax.set(title=f"R² = {r2:.3f}, RMSE = {math.sqrt(mse):.4g}{' ' + unit if unit else ''}")
@@ -50,6 +54,7 @@ def residuals(y_true, y_pred, unit: str | None = None, ax=None):
     Parameters
     ----------
     y_true, y_pred : array, (samples,) or (samples, 1)
+        Finite numbers. Of more than 20,000 samples so many are drawn; the numbers in the title are of all.
     unit : str, optional
         Of both, for the labels.
     ax : matplotlib Axes, optional
@@ -68,7 +73,10 @@ def residuals(y_true, y_pred, unit: str | None = None, ax=None):
     off, suffix, after = true - predicted, f" ({unit})" if unit else "", f" {unit}" if unit else ""
     ax = tidy(new_axes() if ax is None else ax)
     ax.axhline(0, color=GREY, linewidth=1, label="no error", zorder=1)
-    ax.scatter(predicted, off, color=BLUE, alpha=0.6, edgecolors="white", linewidths=0.5, label="sample")
+    index, label = some_of(len(off))
+    ax.scatter(
+        predicted[index], off[index], color=BLUE, alpha=0.6, edgecolors="white", linewidths=0.5, label=label
+    )
     ax.set(xlabel=f"predicted value{suffix}", ylabel=f"true - predicted value{suffix}")
     ax.set_title(f"Residuals: mean {off.mean():.4g}{after}, standard deviation {off.std():.4g}{after}")
     ax.legend(frameon=False)
@@ -79,4 +87,10 @@ def _pairs(y_true, y_pred):
     true, predicted = (np.asarray(y, float).ravel() for y in (y_true, y_pred))
     if true.shape != predicted.shape:
         raise ValueError(f"y_true has {true.size} values, y_pred has {predicted.size}")
+    if not true.size:
+        raise ValueError("there are no samples to draw: y_true is empty")
+    for name, values in (("y_true", true), ("y_pred", predicted)):
+        if not np.isfinite(values).all():
+            count = np.count_nonzero(~np.isfinite(values))
+            raise ValueError(f"{name} has {count} values that are not finite: leave out such samples")
     return true, predicted

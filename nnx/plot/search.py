@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from nnx.plot.axes import BLUE, ORANGE, new_axes, tidy, write_cells
+from nnx.plot.axes import BLUE, MOST_LABELS, ORANGE, label, new_axes, tidy, write_cells
 from nnx.registry import suggest
 
 
@@ -39,10 +39,10 @@ def validation_curve(search, parameter: str, ax=None):
     numeric = all(isinstance(name, (int, float)) and not isinstance(name, bool) for name in names)
     x = np.asarray(names, float) if numeric else np.arange(len(names))
     ax = tidy(new_axes() if ax is None else ax)
-    for kind, colour, label in (("train", BLUE, "training"), ("test", ORANGE, "validation")):
+    for kind, colour, which in (("train", BLUE, "training"), ("test", ORANGE, "validation")):
         if f"mean_{kind}_score" in results:
             mean, spread = (np.asarray(results[f"{of}_{kind}_score"])[best] for of in ("mean", "std"))
-            ax.plot(x, mean, color=colour, marker="o", markersize=4, label=label)
+            ax.plot(x, mean, color=colour, marker="o", markersize=4, label=which)
             ax.fill_between(x, mean - spread, mean + spread, color=colour, alpha=0.15, linewidth=0)
     mean = np.asarray(results["mean_test_score"], float)[best]
     k = np.nanargmax(mean)
@@ -54,6 +54,9 @@ def validation_curve(search, parameter: str, ax=None):
     if len(names) <= 12:
         ax.set_xticks(x, [_short(name) for name in names])
         ax.set_xticks([], minor=True)
+    elif not numeric:
+        label(ax.xaxis, [_short(name) for name in names])
+        ax.tick_params(axis="x", rotation=90)
     ax.set(xlabel=_short_name(parameter), ylabel="score", title=f"Score over {_short_name(parameter)}")
     ax.legend(frameon=False)
     return ax
@@ -62,7 +65,8 @@ def validation_curve(search, parameter: str, ax=None):
 def search_heatmap(search, x: str, y: str, ax=None):
     """Draw the score of a grid search over two parameters, a cell each, with the best one framed.
 
-    Of settings that agree in both the best one counts.
+    Of settings that agree in both the best one counts. Of more than 25 values some have a label, and a
+    colour bar stands in place of the scores.
 
     Parameters
     ----------
@@ -90,14 +94,16 @@ def search_heatmap(search, x: str, y: str, ax=None):
     scores = np.full((len(rows), len(columns)), np.nan)
     for (column, row), k in zip(pairs, best, strict=True):
         scores[rows.index(row), columns.index(column)] = results["mean_test_score"][k]
-    ax = new_axes((2.4 + 0.62 * len(columns), 1.8 + 0.42 * len(rows))) if ax is None else ax
+    width, height = (min(len(values), MOST_LABELS) for values in (columns, rows))
+    ax = new_axes((2.4 + 0.62 * width, 1.8 + 0.42 * height)) if ax is None else ax
     picture = ax.imshow(scores, cmap="Blues", aspect="auto", origin="lower")
     write_cells(ax, picture, scores, lambda score: "" if np.isnan(score) else f"{score:.3f}")
     row, column = np.unravel_index(np.nanargmax(scores), scores.shape)
     ax.add_patch(_frame(column, row))
-    ax.set_xticks(range(len(columns)), [_short(value) for value in columns])
-    ax.set_yticks(range(len(rows)), [_short(value) for value in rows])
-    ax.tick_params(length=0)
+    label(ax.xaxis, [_short(value) for value in columns])
+    label(ax.yaxis, [_short(value) for value in rows])
+    if len(columns) > MOST_LABELS:
+        ax.tick_params(axis="x", rotation=90)
     ax.spines[:].set_visible(False)
     ax.set(xlabel=_short_name(x), ylabel=_short_name(y), title=f"Score, at best {np.nanmax(scores):.3f}")
     return ax
@@ -110,6 +116,8 @@ def _results(search, parameters) -> dict:
         raise ValueError(
             f"expected a fitted search or its cv_results_, with a mean_test_score, got {search!r}"
         )
+    if not np.isfinite(np.asarray(results["mean_test_score"], float)).any():
+        raise ValueError("no setting of the search has a score: all fits have failed, or none was made")
     known = [name.removeprefix("param_") for name in results if name.startswith("param_")]
     for parameter in parameters:
         if parameter not in known:
