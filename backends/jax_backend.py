@@ -378,7 +378,9 @@ class Total:
 @functools.cache
 def _register(jax) -> None:
     """Tell JAX what a `Total` is made of."""
-    jax.tree_util.register_pytree_node(Total, lambda t: ((t.high, t.low), None), lambda _, parts: Total(*parts))
+    jax.tree_util.register_pytree_node(
+        Total, lambda t: ((t.high, t.low), None), lambda _, parts: Total(*parts)
+    )
 
 
 def _zero(like):
@@ -391,7 +393,7 @@ def _is_real(array) -> bool:
 
 
 def _padded(count: int) -> int:
-    """Return the number of rows, `count` or more, that a program is compiled for: 5, 6, 7, 8, 10, 12, 14, 16, 20, ..."""
+    """Return the number of rows, `count` or more, that a program is compiled for: 7, 8, 10, 12, 14, 16, 20, ..."""
     step = max(1, (1 << count.bit_length() - 1) // STEPS_AN_OCTAVE) if count else 1
     return -(-count // step) * step
 

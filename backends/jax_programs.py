@@ -41,7 +41,9 @@ class Programs:
         Those of `jax.jit`.
     """
 
-    def __init__(self, jax, function: Callable, shapes_of: Callable = lambda *arguments: arguments, **options):
+    def __init__(
+        self, jax, function: Callable, shapes_of: Callable = lambda *arguments: arguments, **options
+    ):
         self.jax, self.function, self.shapes_of, self.options = jax, function, shapes_of, options
         self.kept = Recent(FEW, MOST, _dropped.append)
         weakref.finalize(self, _drop_all, self.kept.values).atexit = False

@@ -565,7 +565,8 @@ class Model:
                 batches = (tree.map(operator.itemgetter(slice(i, i + size)), x) for i in part)
                 with contextlib.closing(ahead(batches) if rows.in_any(x) else batches) as found:
                     placed = (
-                        tree.map(lambda a: self.backend.asarray(with_rows(a, least)), batch) for batch in found
+                        tree.map(lambda a: self.backend.asarray(with_rows(a, least)), batch)
+                        for batch in found
                     )
                     results += self.backend.read([forward(weights, batch) for batch in placed])
             return tree.map(lambda *parts: np.concatenate(parts)[:count], *results)

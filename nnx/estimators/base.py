@@ -345,8 +345,7 @@ class Perceptron(BaseEstimator):
             count = X.shape[0]
             last = backend.padded((count - 1) % ROWS + 1)
             batches = (
-                with_rows(np.asarray(sparse.rows(X, i, i + ROWS), dtype), last)
-                for i in range(0, count, ROWS)
+                with_rows(np.asarray(sparse.rows(X, i, i + ROWS), dtype), last) for i in range(0, count, ROWS)
             )
             parts = [steps.output(weights, backend.asarray(batch)) for batch in batches]
             found = np.concatenate(backend.read(parts))[:count]
