@@ -9,12 +9,20 @@ import numpy as np
 from nnx import tree
 from nnx.backend import Backend, BackendError, BackendInfo, host_memory, joined
 
+from .jax_programs import Programs
 from .prefetch import prefetch
+from .remembered import remember
 
 # Arrays below this many bytes are not placed on the device ahead of the call that reads them.
 SMALL = 1 << 18
 # Samples are gathered for several steps at a time, up to so many bytes, which stay in a core's cache.
 GATHERED = 1 << 18
+# Arrays of the host that start at multiples of so many bytes are not copied by JAX on a CPU.
+ALIGNMENT = 64
+# Programs are compiled for few numbers of rows: each number is rounded up by less than a quarter.
+STEPS_AN_OCTAVE = 4
+# Starting totals kept of one step function, one for each shape of a sample.
+MOST_ZEROS = 16
 
 
 class JaxBackend(Backend):
@@ -45,7 +53,21 @@ class JaxBackend(Backend):
     dtypes = ("float16", "bfloat16", "float32", "float64")
 
     def asarray(self, value, dtype=None):
+        if isinstance(value, np.ndarray):  # jax.numpy would compile a copy for each shape, and keep it
+            return self.jax.device_put(np.array(value, dtype=dtype))
         return self.xp.asarray(value, dtype=dtype)
+
+    def padded(self, rows):
+        return _padded(rows)
+
+    def place(self, array, rows):
+        # In memory that JAX can take over as it is, on a CPU.
+        count, nbytes = len(array), array.nbytes // len(array) * rows
+        memory = np.empty(nbytes + ALIGNMENT, np.uint8)
+        start = -memory.ctypes.data % ALIGNMENT
+        placed = memory[start : start + nbytes].view(array.dtype).reshape(rows, *array.shape[1:])
+        placed[:count], placed[count:] = array, 0
+        return self.jax.device_put(placed)
 
     def to_numpy(self, array):
         return np.array(array)
@@ -143,7 +165,12 @@ class JaxBackend(Backend):
         # Compiled steps take every number as an array: float64 ones of their own precision.
         real = "float64" if self._x64 else "float32"
         dtypes = {"f": real, "i": "int32", "u": "uint32"}
-        rows = {name: v.astype(dtypes[v.dtype.kind]) for name, v in rows.items()}
+        count = max(map(len, rows.values()), default=0)
+        widths = [(0, _padded(count) - count)]
+        rows = {
+            name: np.pad(v.astype(dtypes[v.dtype.kind]), widths + [(0, 0)] * (v.ndim - 1))
+            for name, v in rows.items()
+        }
         # What is small goes along with the call that reads it, in less time.
         return self.jax.device_put(rows) if sum(v.nbytes for v in rows.values()) > SMALL else rows
 
@@ -163,7 +190,7 @@ class JaxBackend(Backend):
         return self.jax.config.read("jax_enable_x64")
 
     def compile(self, function, consume=False):
-        return self.jax.jit(function, donate_argnums=0 if consume else ())
+        return Programs(self.jax, function, donate_argnums=0 if consume else ())
 
     def repeat(self, step):
         jax = self.jax
@@ -176,13 +203,13 @@ class JaxBackend(Backend):
             return step(carry, row, self.batch(row, data))
 
         # Totals start on the host and go along with the first call: one dispatch less an epoch.
-        zeros = {}
+        zeros, shapes = {}, Programs(jax, first_step)
 
         def first_totals(carry, rows, data):
             key = tuple((leaf.shape[1:], leaf.dtype) for leaf in tree.leaves(data))
             if key not in zeros:
-                _, sums = jax.eval_shape(first_step, carry, rows, data)
-                zeros[key] = tree.map(_zero, sums)
+                _, sums = shapes.eval_shape(carry, rows, data)
+                remember(zeros, key, tree.map(_zero, sums), MOST_ZEROS)
             return zeros[key]
 
         def run_one(row, data, carry_and_totals):
@@ -190,7 +217,6 @@ class JaxBackend(Backend):
             carry, sums = step(carry, row, data)
             return carry, self.add(totals, sums)
 
-        @functools.partial(jax.jit, donate_argnums=(0, 1))
         def loop(carry, totals, rows, data, start, stop):
             many = self._batches_at_a_time(rows, data)
 
@@ -218,9 +244,14 @@ class JaxBackend(Backend):
                 return jax.lax.fori_loop(start // many, -(-stop // many), run_many, (carry, totals))
             return jax.lax.fori_loop(start, stop, run, (carry, totals))
 
+        def shapes_of(carry, totals, rows, data, start, stop):
+            return rows, data["samples"]
+
+        compiled = Programs(jax, loop, shapes_of, donate_argnums=(0, 1))
+
         def run(carry, totals, rows, data, start, stop):
             totals = first_totals(carry, rows, data) if totals is None else totals
-            return jax.block_until_ready(loop(carry, totals, rows, data, start, stop))
+            return jax.block_until_ready(compiled(carry, totals, rows, data, start, stop))
 
         return run
 
@@ -241,8 +272,11 @@ class JaxBackend(Backend):
             carry, sums = step(carry, row, batch)
             return carry, self.add(totals, sums)
 
-        compiled_first = self.jax.jit(first, donate_argnums=0)
-        compiled_next = self.jax.jit(next_, donate_argnums=(0, 1))
+        def shapes_of(*arguments):
+            return arguments[-1]["samples"]
+
+        compiled_first = Programs(self.jax, first, shapes_of, donate_argnums=0)
+        compiled_next = Programs(self.jax, next_, shapes_of, donate_argnums=(0, 1))
 
         def run(carry, totals, numbers, batch):
             row = {name: v[0] for name, v in self.stage(numbers).items()}
@@ -356,6 +390,12 @@ def _zero(like):
 
 def _is_real(array) -> bool:
     return array.dtype not in ("bool", "int32", "int64", "uint32")
+
+
+def _padded(count: int) -> int:
+    """Return the number of rows, `count` or more, that a program is compiled for: 7, 8, 10, 12, 14, 16, 20, ..."""
+    step = max(1, (1 << count.bit_length() - 1) // STEPS_AN_OCTAVE) if count else 1
+    return -(-count // step) * step
 
 
 def _places(key, shape) -> list[range]:

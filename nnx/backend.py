@@ -75,6 +75,17 @@ class Backend:
         """Return `value`, an array of the host or of this backend, as an array on the device."""
         raise NotImplementedError
 
+    def padded(self, rows: int) -> int:
+        """Return the number of rows, `rows` or more, that arrays had better have.
+
+        It is `rows` unless each shape is compiled for itself: then one of few numbers.
+        """
+        return rows
+
+    def place(self, array: np.ndarray, rows: int) -> Any:
+        """Return an array of the host on the device, maybe with further rows up to `rows`, which nothing reads."""
+        return self.asarray(array)
+
     def to_numpy(self, array) -> np.ndarray:
         """Return a copy of `array` on the host that later steps cannot change."""
         raise NotImplementedError

@@ -306,6 +306,16 @@ def batch_indices(order: np.ndarray, batch_size: int) -> list[np.ndarray]:
     return [part for part in parts if part.size]
 
 
+def with_rows(array: np.ndarray, rows: int) -> np.ndarray:
+    """Return the array with its last row repeated until there are so many, if there are fewer.
+
+    >>> with_rows(np.asarray([1, 2]), 4).tolist()
+    [1, 2, 2, 2]
+    """
+    count = len(array)
+    return array if count >= rows else array[np.minimum(np.arange(rows), count - 1)]
+
+
 def check_count(name: str, value) -> int:
     """Return `value` if it is a positive whole number, else raise a ValueError that names it."""
     if isinstance(value, bool) or not hasattr(value, "__index__") or value < 1:

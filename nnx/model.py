@@ -27,6 +27,7 @@ from nnx.data import (
     rows_of,
     split_last,
     with_class_weights,
+    with_rows,
 )
 from nnx.failures import explained
 from nnx.fingerprint import Settings
@@ -563,14 +564,26 @@ class Model:
         weights = {"params": self.params, "state": self.state}
         with self.backend.scope(self.dtype):
             forward = self._compiled_forward()
-            starts, results = range(0, rows_of(x), size), []
-            for part in training.parts_that_fit(self, starts, size):
+            count, results = rows_of(x), []
+            least = self._rows_of_last(count, size)
+            for part in training.parts_that_fit(self, range(0, count, size), size):
                 batches = (tree.map(operator.itemgetter(slice(i, i + size)), x) for i in part)
                 with contextlib.closing(ahead(batches) if rows.in_any(x) else batches) as found:
-                    results += self.backend.read(
-                        [forward(weights, tree.map(self.backend.asarray, batch)) for batch in found]
+                    placed = (
+                        tree.map(lambda a: self.backend.asarray(with_rows(a, least)), batch)
+                        for batch in found
                     )
-            return tree.map(lambda *parts: np.concatenate(parts), *results)
+                    results += self.backend.read([forward(weights, batch) for batch in placed])
+            return tree.map(lambda *parts: np.concatenate(parts)[:count], *results)
+
+    def _rows_of_last(self, count: int, size: int) -> int:
+        """Return how many rows `predict` makes of the last of the batches that `count` samples are cut into.
+
+        More than it has only where each output depends on its own sample alone, as in nnx's own layers.
+        """
+        last = (count - 1) % size + 1
+        rows = min(size, self.backend.padded(last))
+        return last if self._settings.is_users else rows
 
     def _compiled_forward(self) -> Callable:
         """Return `_predict_batch`, compiled for the settings that the layers have now."""

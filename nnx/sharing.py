@@ -4,11 +4,10 @@ A grid search over learning rates compiles once, and cross-validation once for e
 """
 
 import copy
-import functools
 
-from nnx.backend import Backend
 from nnx.fingerprint import Settings
 from nnx.purity import Guard
+from nnx.recent import Recent
 from nnx.step import Steps
 
 
@@ -30,7 +29,10 @@ def shared_steps(model, settings: Settings, communicator=None, reason: str | Non
     if settings.is_users:
         guard = Guard(model.backend, parts[:-1], reason)
         return Steps(model.backend, *parts, communicator=communicator, guard=guard)
-    return _remembered(settings.key, model.backend, communicator, _NotCompared(parts))
+    return _remembered.get(
+        (settings.key, model.backend, communicator),
+        lambda: Steps(model.backend, *copy.deepcopy(parts), communicator=communicator),
+    )
 
 
 def parts_of(model) -> tuple:
@@ -38,16 +40,5 @@ def parts_of(model) -> tuple:
     return model.network, model.loss, model.metrics_used, model.optimizer, model.dtype
 
 
-class _NotCompared(tuple):
-    """Arguments that do not count when an earlier call is looked up."""
-
-    def __eq__(self, other):
-        return isinstance(other, _NotCompared)
-
-    def __hash__(self):
-        return 0
-
-
-@functools.lru_cache(maxsize=64)
-def _remembered(key: tuple, backend: Backend, communicator, parts: _NotCompared) -> Steps:
-    return Steps(backend, *copy.deepcopy(tuple(parts)), communicator=communicator)
+# On JAX the programs of a small network take about 25 MiB.
+_remembered = Recent(few=4, most=64)

@@ -30,6 +30,8 @@ from nnx.watch import Watch
 # Samples stay on the device if they take at most this share of the memory that is free there: the
 # rest is for weights, gradients and activations.
 DATA_SHARE = 0.5
+# Samples of more bytes are placed as they are, see `Backend.padded`: compiling takes less than they do.
+PADDED = 256 << 20
 
 
 class Engine:
@@ -85,8 +87,11 @@ class Engine:
         """Return the samples on the device."""
         return tree.map(self.backend.asarray, samples.arrays())
 
-    def place_if_it_fits(self, samples: Samples) -> dict | None:
-        """Return the samples on the device, or None: then they are to be streamed, batch by batch."""
+    def place_if_it_fits(self, samples: Samples, takes_all: bool = False) -> dict | None:
+        """Return the samples on the device, or None: then they are to be streamed, batch by batch.
+
+        Unless each step takes all of them as they lie, rows may follow that no step reads.
+        """
         if samples.stays_on_host:
             log.info("%s samples, read a window at a time from where they are", f"{len(samples):,}")
             return None
@@ -98,7 +103,10 @@ class Engine:
             )
             return None
         try:
-            placed = self.backend.fixed(self.place(samples))
+            is_padded = not takes_all and samples.nbytes <= PADDED
+            rows = self.backend.padded(len(samples)) if is_padded else len(samples)
+            arrays = samples.arrays()
+            placed = self.backend.fixed(tree.map(lambda array: self.backend.place(array, rows), arrays))
             log.info("%s, placed on %s", size, self.backend.name)
             return placed
         except Exception as error:  # what is free may be in pieces, or another program's by now
@@ -267,7 +275,11 @@ def train(model, samples, stream, validation, callbacks: CallbackList, *, epochs
     `facts` and `run`, which goes on: see `nnx.resume`.
     """
     engine = model.engine
-    placed = engine.place_if_it_fits(samples) if samples is not None else None
+    # Whether each step takes all samples as they lie.
+    takes_all = (
+        samples is not None and not shuffle and batch_size >= len(samples) and engine.communicator is None
+    )
+    placed = engine.place_if_it_fits(samples, takes_all) if samples is not None else None
     placed_validation = engine.place_if_it_fits(validation) if isinstance(validation, Samples) else None
     source = iter(stream) if steps_per_epoch else None
     if engine.communicator is not None and model.built:  # else at the first batch, see `train_on`
@@ -275,10 +287,6 @@ def train(model, samples, stream, validation, callbacks: CallbackList, *, epochs
         engine.begin({"epochs": epochs, "initial_epoch": initial_epoch, **data})
     log.info(
         "training on %s in %s: epochs %d to %d", engine.backend.name, model.dtype, initial_epoch + 1, epochs
-    )
-    # Whether each step takes all samples as they lie.
-    takes_all = (
-        samples is not None and not shuffle and batch_size >= len(samples) and engine.communicator is None
     )
     model.stop_training = False
     interrupt = Interrupt.current()

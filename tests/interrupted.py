@@ -104,7 +104,7 @@ def main(backend, folder) -> None:
     whole, data = whole_steps(backend), make_data()
     for line in sys.stdin:
         if line.strip() == "cold":
-            sharing._remembered.cache_clear()
+            sharing._remembered.clear()
         model, outcome = make_model(backend), {"error": "none"}
         print("train", file=ready, flush=True)
         began = time.perf_counter()

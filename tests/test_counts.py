@@ -1,5 +1,8 @@
 """What can be counted instead of timed: compilations, host reads, optimizer passes, dispatches."""
 
+import gc
+import weakref
+
 import numpy as np
 import pytest
 
@@ -23,6 +26,14 @@ def build(backend, learning_rate=0.01):
         backend=backend,
     )
     model.compile(nnx.optimizers.Adam(learning_rate), "sparse_categorical_crossentropy", metrics=["accuracy"])
+    return model
+
+
+def build_small():
+    """Return a model of JAX that is compiled in little time."""
+    model = nnx.Sequential([layers.Dense(3, "softmax")], seed=0, backend="jax")
+    model.compile("sgd", "sparse_categorical_crossentropy")
+    model.build((6,))
     return model
 
 
@@ -64,6 +75,86 @@ def test_jax_compiles_once_for_models_that_differ_in_learning_rate_only(compilat
     compilations.clear()
     for rate in (0.1, 0.2, nnx.schedules.ExponentialDecay(0.1, 10, 0.5)):
         build("jax", rate).fit(X, Y, verbose=0)
+    assert compilations == []
+
+
+def test_jax_compiles_few_programs_for_many_numbers_of_samples(compilations):
+    model = build_small()
+    settings = {"batch_size": 32, "verbose": 0}
+    model.fit(X[:128], Y[:128], **settings)
+    compilations.clear()
+    model.fit(X[:96], Y[:96], **settings)  # three steps of 96 rows
+    assert len(compilations) == 1
+    compilations.clear()
+    for n in range(100, 121, 2):
+        model.fit(X[:n], Y[:n], **settings)
+    # Three steps of 112 and of 128 rows; of the last batch one program for each of its 11 lengths.
+    assert len(compilations) == 2 + 11
+
+
+def test_jax_compiles_few_programs_for_many_numbers_of_rows_to_predict(compilations):
+    model = build_small()
+    compilations.clear()
+    for n in range(1, 51):
+        assert len(model.predict(X[:n])) == n
+    # 1 to 8, 10, 12, 14, 16, 20, 24, 28, 32, 40, 48, 56
+    assert len(compilations) == 19
+    for rows in (model.predict(X[:n], batch_size=40) for n in (9, 43, 50)):
+        np.testing.assert_allclose(rows, model.predict(X)[: len(rows)], rtol=1e-5, atol=1e-6)
+    compilations.clear()
+    list(map(model.predict, (X[:49], X[:50], X[:53], X[:56])))
+    assert compilations == []
+
+
+def live_programs():
+    import jax
+
+    model = build_small()
+    model.predict(X[:1])  # what was dropped is freed at the next call
+    gc.collect()
+    return len(jax.devices()[0].client.live_executables())
+
+
+def test_jax_keeps_few_programs_of_all_that_it_compiled():
+    model = build_small()
+    model.fit(X[:60], Y[:60], verbose=0)
+    model.predict(X[:1])
+    before = live_programs()
+    for n in range(1, 13):
+        model.predict(X[:100], batch_size=n)
+        model.train_on_batch(X[:n], Y[:n])
+    assert live_programs() - before <= 8  # four of each function
+
+
+class Own(layers.Layer):
+    """A layer of one's own, so that its model shares no steps."""
+
+    def forward(self, ctx, params, x):
+        return x * 2.0, lambda dy: (dy * 2.0, {})
+
+
+def test_jax_forgets_the_programs_of_models_that_are_gone():
+    before = live_programs()
+    gone = []
+    for units in range(2, 6):
+        model = nnx.Sequential([Own(), layers.Dense(units, "softmax")], seed=0, backend="jax")
+        model.compile("sgd", "sparse_categorical_crossentropy")
+        model.fit(X[:20], Y[:20] % 2, verbose=0)
+        model.predict(X[:5])
+        gone += [weakref.ref(model), weakref.ref(model.engine.steps)]
+    del model
+    gc.collect()
+    assert [found for ref in gone if (found := ref()) is not None] == []
+    assert live_programs() <= before
+
+
+def test_programs_that_are_asked_for_again_are_kept_after_all(compilations):
+    model = build_small()
+    sizes = range(1, 7)  # more than are kept at first
+    for _ in range(3):
+        compilations.clear()
+        for n in sizes:
+            model.train_on_batch(X[:n], Y[:n])
     assert compilations == []
 
 
@@ -109,16 +200,15 @@ def test_weights_stay_in_one_buffer_on_numpy():
 
 def test_data_is_placed_once_for_all_epochs(any_backend, monkeypatch):
     placed = []
-    original = any_backend.asarray
+    original = any_backend.place
 
-    def counted(value, dtype=None):
-        if np.shape(value)[:1] == (200,):
-            placed.append(np.shape(value))
-        return original(value, dtype)
+    def counted(array, rows):
+        placed.append(array.shape)
+        return original(array, rows)
 
     model = build(any_backend)
     model.build((6,))
-    monkeypatch.setattr(any_backend, "asarray", counted)
+    monkeypatch.setattr(any_backend, "place", counted)
     model.fit(X, Y, epochs=4, verbose=0)
     assert sorted(placed) == [(200,), (200,), (200, 6)]  # labels, weights, features
 

@@ -74,7 +74,7 @@ def test_as_one_after_the_other(backend, name):
         calls = calls[:2]
     expected = [call() for call in calls]
     for _ in range(8 if backend == "numpy" else 1):
-        sharing._remembered.cache_clear()  # all of them compile, and the first that has is used by all
+        sharing._remembered.clear()  # all of them compile, and the first that has is used by all
         assert together(calls) == expected
 
 

@@ -17,6 +17,7 @@ from sklearn.utils.optimize import _check_optimize_result
 from sklearn.utils.validation import _check_sample_weight
 
 from nnx import activations, losses, optimizers, tree
+from nnx.data import with_rows
 from nnx.distributed import LAUNCH
 from nnx.estimators import lbfgs, perceptron, sparse
 from nnx.estimators.epochs import Epochs, Order
@@ -341,11 +342,13 @@ class Perceptron(BaseEstimator):
                     for ws in (self.coefs_, self.intercepts_)
                 )
                 weights = {"params": perceptron.with_dense(model.params, *dense), "state": model.state}
-            parts = [
-                steps.output(weights, backend.asarray(np.asarray(sparse.rows(X, i, i + ROWS), dtype)))
-                for i in range(0, X.shape[0], ROWS)
-            ]
-            found = np.concatenate(backend.read(parts))
+            count = X.shape[0]
+            last = backend.padded((count - 1) % ROWS + 1)
+            batches = (
+                with_rows(np.asarray(sparse.rows(X, i, i + ROWS), dtype), last) for i in range(0, count, ROWS)
+            )
+            parts = [steps.output(weights, backend.asarray(batch)) for batch in batches]
+            found = np.concatenate(backend.read(parts))[:count]
         return found if steps.head is None else ON_HOST[type(steps.head)](found)
 
     def _checked_outputs(self, X) -> np.ndarray:
