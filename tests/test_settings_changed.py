@@ -287,31 +287,53 @@ CHANGES = {
     "dropout": {"build": lambda: [layers.Dropout(0.2), layers.Dense(2)], "change": set_layer(rate=0.7)},
     "noise": {"build": lambda: [layers.GaussianNoise(0.2), layers.Dense(2)], "change": set_layer(stddev=3.0)},
     "batch normalization": {
-        "build": lambda: [layers.BatchNormalization(), layers.Dense(2)], "change": set_layer(momentum=0.2, epsilon=0.3)
+        "build": lambda: [layers.BatchNormalization(), layers.Dense(2)],
+        "change": set_layer(momentum=0.2, epsilon=0.3),
     },
-    "slope": {"build": lambda: [layers.LeakyReLU(0.3), layers.Dense(2)], "change": set_layer(negative_slope=0.9)},
+    "slope": {
+        "build": lambda: [layers.LeakyReLU(0.3), layers.Dense(2)],
+        "change": set_layer(negative_slope=0.9),
+    },
     "regularizer": {
         "build": lambda: dense(kernel_regularizer=regularizers.L2(0.1))(),
         "change": lambda model: setattr(model.layers[0].kernel_regularizer, "l2", 3.0),
     },
-    "loss": {"build": dense(), "loss": lambda: losses.Huber(1.0), "change": lambda model: setattr(model.loss, "delta", 0.1)},
-    "momentum": {
-        "build": dense(), "optimizer": lambda: optimizers.SGD(0.1, momentum=0.5), "change": set_optimizer(momentum=0.9)
+    "loss": {
+        "build": dense(),
+        "loss": lambda: losses.Huber(1.0),
+        "change": lambda model: setattr(model.loss, "delta", 0.1),
     },
-    "momentum from 0": {"build": dense(), "optimizer": lambda: optimizers.SGD(0.1), "change": set_optimizer(momentum=0.9)},
+    "momentum": {
+        "build": dense(),
+        "optimizer": lambda: optimizers.SGD(0.1, momentum=0.5),
+        "change": set_optimizer(momentum=0.9),
+    },
+    "momentum from 0": {
+        "build": dense(),
+        "optimizer": lambda: optimizers.SGD(0.1),
+        "change": set_optimizer(momentum=0.9),
+    },
     "no momentum": {
-        "build": dense(), "optimizer": lambda: optimizers.SGD(0.1, momentum=0.5), "change": set_optimizer(momentum=0.0)
+        "build": dense(),
+        "optimizer": lambda: optimizers.SGD(0.1, momentum=0.5),
+        "change": set_optimizer(momentum=0.0),
     },
     "nesterov": {
-        "build": dense(), "optimizer": lambda: optimizers.SGD(0.1, momentum=0.5), "change": set_optimizer(nesterov=True)
+        "build": dense(),
+        "optimizer": lambda: optimizers.SGD(0.1, momentum=0.5),
+        "change": set_optimizer(nesterov=True),
     },
     "beta_1": {"build": dense(), "change": set_optimizer(beta_1=0.5)},
     "amsgrad": {"build": dense(), "change": set_optimizer(amsgrad=True)},
     "clipnorm": {"build": dense(), "change": set_optimizer(clipnorm=1e-6)},
     "clipvalue": {"build": dense(), "change": set_optimizer(clipvalue=1e-6)},
     "weight_decay": {"build": dense(), "change": set_optimizer(weight_decay=5.0)},
-    "centered": {"build": dense(), "optimizer": optimizers.RMSprop, "change": set_optimizer(centered=True, momentum=0.5)},
-}  # fmt: skip
+    "centered": {
+        "build": dense(),
+        "optimizer": optimizers.RMSprop,
+        "change": set_optimizer(centered=True, momentum=0.5),
+    },
+}
 
 
 @pytest.mark.parametrize("case", CHANGES.values(), ids=CHANGES)
