@@ -11,6 +11,7 @@ from collections.abc import Generator, Iterable
 import numpy as np
 
 from nnx import tree
+from nnx.data import check_count
 
 NAME = "nnx-ahead"
 
@@ -83,11 +84,9 @@ class Prefetch:
     """
 
     def __init__(self, batches: Iterable, ahead: int = 2):
-        if isinstance(ahead, bool) or not isinstance(ahead, int) or ahead < 1:
-            raise ValueError(f"ahead must be a positive whole number, got {ahead!r}")
         if not isinstance(batches, Iterable):
             raise TypeError(f"batches must be an iterable of (x, y), got {batches!r}")
-        self.batches, self.ahead = batches, ahead
+        self.batches, self.ahead = batches, check_count("ahead", ahead)
 
     def __iter__(self):
         return ahead(map(_copied, self.batches), self.ahead)

@@ -4,8 +4,10 @@ What is wrong with the data is said here, in one line, before anything is comput
 """
 
 import functools
-from collections.abc import Callable, Generator, Iterable
+import operator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
+from numbers import Integral, Real
 from typing import Any, ClassVar
 
 import numpy as np
@@ -47,6 +49,10 @@ class Samples:
     def nbytes(self) -> int:
         return sum(array.nbytes for array in tree.leaves(self.arrays()))
 
+    def targets(self) -> Any:
+        """Return the targets of all samples, or None if they are not in memory."""
+        return self.y
+
     def glance(self) -> "Samples":
         """Return what is looked at to tell whether other samples are the same."""
         return self
@@ -77,7 +83,7 @@ class Samples:
 def as_inputs(x, in_shape, dtype: str, categories=None, what: str = "X") -> Any:
     """Return `x` as `as_features` does: one array, or the dict or tuple of arrays that a model takes.
 
-    Without `in_shape` a dict, or a tuple of arrays, is several inputs, and all else is one.
+    Without `in_shape` a dict, or a tuple of arrays, is several inputs, and all else is one: see `as_several`.
     """
     if not _is_several(x, in_shape):
         if isinstance(x, dict):
@@ -96,6 +102,19 @@ def as_inputs(x, in_shape, dtype: str, categories=None, what: str = "X") -> Any:
         listed = ", ".join(f"{what}[{name!r}] {count}" for name, count in rows.items())
         raise ValueError(f"the inputs differ in their number of samples: {listed}")
     return found if isinstance(x, dict) else tuple(found.values())
+
+
+def as_several(x, y, begins_with_inputs: bool) -> Any:
+    """Return a list as a tuple if it is several inputs, an array each, of a model that is not built.
+
+    It is that if the first layer is `Inputs`, or if its arrays, and not itself, are as long as y.
+    """
+    if not isinstance(x, list) or not x:
+        return x
+    if begins_with_inputs:
+        return tuple(x)
+    is_each = all(np.ndim(part) and hasattr(part, "shape") for part in x) and np.ndim(y) > 0
+    return tuple(x) if is_each and len(x) != len(y) and {len(part) for part in x} == {len(y)} else x
 
 
 def _is_several(x, in_shape) -> bool:
@@ -235,7 +254,13 @@ def as_targets(y, count: int, loss, out_shape, dtype) -> Any:
 
 def as_weight(sample_weight, count) -> np.ndarray:
     """Return one weight a sample, finite and not negative."""
-    weight = np.asarray(sample_weight, dtype=np.float64)
+    try:
+        weight = np.asarray(sample_weight, dtype=np.float64)
+    except (TypeError, ValueError):
+        raise ValueError(
+            f"sample_weight must be an array of numbers, one weight a sample, got {type(sample_weight).__name__} that "
+            f"holds something else"
+        ) from None
     if weight.shape == (count, 1):
         weight = weight[:, 0]
     if weight.shape != (count,):
@@ -244,28 +269,6 @@ def as_weight(sample_weight, count) -> np.ndarray:
         row = int(np.argwhere(~(np.isfinite(weight) & (weight >= 0)))[0][0])
         raise ValueError(f"sample_weight must be finite and not negative, got {weight[row]} at row {row}")
     return weight
-
-
-def with_class_weights(samples: Samples, class_weight: dict | None, out_shape: Shape) -> Samples:
-    """Return the samples, each weight multiplied by that of its class (1 for a class not named)."""
-    if class_weight is None:
-        return samples
-    return samples.then(lambda part: _with_class_weights(part, class_weight, out_shape))
-
-
-def _with_class_weights(samples, class_weight, out_shape) -> Samples:
-    y = samples.y
-    if not is_single(out_shape):
-        raise ValueError(
-            "class_weight needs one label a sample, but the model has several outputs: use sample_weight"
-        )
-    if len(out_shape) > 1:
-        raise ValueError(
-            f"class_weight needs one label a sample, but y has shape {y.shape}: use sample_weight"
-        )
-    classes = y.argmax(axis=-1) if y.ndim == 2 and y.shape[1] > 1 else y.reshape(len(y), -1)[:, 0].astype(int)
-    factors = np.asarray([class_weight.get(c, 1.0) for c in classes.tolist()], dtype=samples.weight.dtype)
-    return Samples(samples.x, y, samples.weight * factors)
 
 
 def split_last(samples: Samples, fraction: float) -> tuple[Samples, Samples]:
@@ -318,31 +321,52 @@ def with_rows(array: np.ndarray, rows: int) -> np.ndarray:
 
 def check_count(name: str, value) -> int:
     """Return `value` if it is a positive whole number, else raise a ValueError that names it."""
-    if isinstance(value, bool) or not hasattr(value, "__index__") or value < 1:
-        raise ValueError(f"{name} must be a positive whole number, got {value!r}")
-    return int(value)
+    number = _as_whole(value)
+    if number is None or number < 1:
+        raise ValueError(f"{name} must be a positive whole number, got {value!r}{_whole_remedy(value)}")
+    return number
 
 
-def is_stream(x) -> bool:
-    """Whether `x`, given without y, is an iterable of batches: no array, nor a list unless of tuples."""
-    if isinstance(x, (list, tuple)):
-        return len(x) > 0 and isinstance(x[0], tuple)
-    return isinstance(x, Iterable) and not hasattr(x, "shape") and not isinstance(x, str)
+def check_epochs(initial_epoch, epochs) -> tuple[int, int]:
+    """Return both as whole numbers, the first from 0 on and at most the second."""
+    for name, value in (("initial_epoch", initial_epoch), ("epochs", epochs)):
+        if _as_whole(value) is None:
+            raise ValueError(f"{name} must be a whole number, got {value!r}{_whole_remedy(value)}")
+    if epochs < initial_epoch or initial_epoch < 0:
+        raise ValueError(f"epochs must be at least initial_epoch, got {epochs} and {initial_epoch}")
+    return int(initial_epoch), int(epochs)
 
 
-def as_batch(item) -> tuple[Any, Any, Any]:
-    """Return (x, y, sample_weight) of one item of a stream."""
-    if not isinstance(item, (tuple, list)) or not 2 <= len(item) <= 3:
-        raise ValueError(
-            f"an iterable of batches must give (x, y) or (x, y, sample_weight), got {type(item).__name__}"
-        )
-    return (*item, None) if len(item) == 2 else tuple(item)
-
-
-def as_part_of_stream(check, item, number: int) -> Samples:
-    """Return an item of a stream as `check` makes it of a batch; an error tells which item it was."""
+def _as_whole(value) -> int | None:
     try:
-        return check(as_batch(item))
-    except ValueError as error:
-        error.args = (f"{error} (in batch {number}, counted from 0)",)
-        raise
+        return None if isinstance(value, (bool, np.bool_)) else operator.index(value)
+    except TypeError:
+        return None
+
+
+def _whole_remedy(value) -> str:
+    is_whole = isinstance(value, Real) and not isinstance(value, bool) and float(value).is_integer()
+    return f": give {int(value)}" if is_whole and not isinstance(value, Integral) else ""
+
+
+def check_share(name: str, value) -> float:
+    """Return `value` if it is a number, from 0 on and below 1."""
+    if isinstance(value, (bool, np.bool_)) or not isinstance(value, Real) or not 0 <= value < 1:
+        raise ValueError(f"{name} must lie between 0 and 1, got {value!r}")
+    return float(value)
+
+
+def check_shuffle(shuffle) -> Any:
+    """Return `shuffle` if it is True, False or a function."""
+    if callable(shuffle):
+        return shuffle
+    if not isinstance(shuffle, (bool, np.bool_)) and not (isinstance(shuffle, int) and shuffle in (0, 1)):
+        raise ValueError(f"shuffle must be True, False or a function that returns an order, got {shuffle!r}")
+    return bool(shuffle)
+
+
+def check_verbose(verbose) -> Any:
+    """Return `verbose` if it is "auto", 0, 1 or 2."""
+    if not isinstance(verbose, (str, int, np.integer, np.bool_)) or verbose not in ("auto", 0, 1, 2):
+        raise ValueError(f"verbose must be 'auto', 0, 1 or 2, got {verbose!r}")
+    return verbose

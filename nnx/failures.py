@@ -13,7 +13,7 @@ from nnx.backend import Backend, BackendError
 from nnx.interrupt import waiting
 
 # Modules that look at what was given to nnx.
-CHECKS = ("nnx.data", "nnx.frames", "nnx.rows", "nnx.sources", "nnx.targets")
+CHECKS = ("nnx.classes", "nnx.data", "nnx.frames", "nnx.rows", "nnx.sources", "nnx.streams", "nnx.targets")
 
 # Files of what stands around a method.
 WRAPPERS = (__file__, interrupt.__file__, threads.__file__)

@@ -481,9 +481,7 @@ class F1Score(_Counts):
 
     default_name = "f1_score"
 
-    def __init__(
-        self, average: str | None = None, threshold: float | None = None, name: str | None = None
-    ):
+    def __init__(self, average: str | None = None, threshold: float | None = None, name: str | None = None):
         super().__init__(threshold, average, name)
         self.threshold = threshold
 

@@ -5,8 +5,9 @@ A model holds a network (a `Layer`, which is pure) and the arrays that go with i
 """
 
 import contextlib
+import itertools
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -16,37 +17,55 @@ from nnx import resume as resuming
 from nnx.ahead import ahead
 from nnx.backend import Backend, BackendError, as_backend
 from nnx.callbacks import Callback, CallbackList, ProgressBar, format_number
+from nnx.classes import warn_of_untrained, with_class_weights
 from nnx.context import Context
 from nnx.data import (
     Samples,
-    as_batch,
     as_inputs,
     as_samples,
+    as_several,
     check_count,
-    is_stream,
+    check_epochs,
+    check_share,
+    check_shuffle,
+    check_verbose,
     rows_of,
     split_last,
-    with_class_weights,
     with_rows,
 )
-from nnx.failures import explained
+from nnx.failures import explained, own_exceptions
 from nnx.fingerprint import Settings
 from nnx.history import History
 from nnx.interrupt import interruptible, undivided
 from nnx.layers.base import Layer, run
 from nnx.layers.combine import Chain, as_layer
+from nnx.layers.parallel import Inputs
 from nnx.metrics import Metric
 from nnx.outofcore import as_out_of_core
 from nnx.outputs import as_loss, as_metrics, expect_outputs
 from nnx.purity import Guard
 from nnx.random import WEIGHTS, generator, next_seed, step_keys
 from nnx.registry import suggest
-from nnx.shapes import Shape, as_shapes, is_single, map_shapes
+from nnx.shapes import Shape, as_column, as_shapes, is_single, map_shapes
 from nnx.sources import on_host
+from nnx.streams import (
+    as_part_of_stream,
+    as_validation,
+    end_of,
+    expect_end,
+    features_of,
+    first,
+    holds_batches,
+    is_stream,
+    numbered,
+)
 from nnx.summary import summary_table
 from nnx.threads import alone, expect_alone
 
 DTYPES = (*precision.HALF, "float32", "float64")
+
+IN_FLIGHT = 16
+"""Batches of an iterable whose outputs `predict` fetches at once."""
 
 
 class NotReadyError(RuntimeError):
@@ -99,7 +118,6 @@ class Model:
         self._params: Any = None
         self._state: Any = None
         self._slots: list | None = None
-        self._slot_names: tuple[str, ...] = ()
         self.loss_scale: dict | None = None
         """In float16, by what the loss is multiplied, and the good steps since that changed."""
         self._engine: training.Engine | None = None
@@ -174,7 +192,7 @@ class Model:
         paths = list(_ordered_paths(self.network, params, state))
         arrays = self._to_device(params), self._to_device(state, packed=False)
         self._paths, self.input_shape, (self._params, self._state) = paths, shape, arrays
-        self._slots, self._slot_names, self.loss_scale, self.step = None, (), None, 0
+        self._slots, self.loss_scale, self.step = None, None, 0
 
     def expect_same_weights(self) -> None:
         """Raise a ValueError if the settings of the layers have changed so that the weights do not fit them."""
@@ -308,7 +326,7 @@ class Model:
             raise ValueError(f"two metrics have the same name: {names}; give one of them name=...")
         self.optimizer, self.loss = found
         self.metrics_used = used
-        self._slots, self._slot_names, self.loss_scale, self._engine, self.step = None, (), None, None, 0
+        self._slots, self.loss_scale, self._engine, self.step = None, None, None, 0
 
     @property
     def metrics_names(self) -> list[str]:
@@ -335,13 +353,10 @@ class Model:
     @property
     def carry(self) -> dict:
         """All that a training step changes."""
-        optimizer = self._require_compiled()
-        if self._slots is None or self._slot_names != optimizer.slots:  # such as momentum that has been set
-            kept = dict(zip(self._slot_names, self._slots or [], strict=True))
+        if self._slots is None:
+            optimizer = self._require_compiled()
             with self.backend.scope(self.dtype):
-                fresh = zip(optimizer.slots, optimizer.init(self.params, self.backend), strict=True)
-                self._slots = [kept.get(name, slot) for name, slot in fresh]
-            self._slot_names = optimizer.slots
+                self._slots = optimizer.init(self.params, self.backend)
         if self.dtype == "float16" and self.loss_scale is None:
             self.loss_scale = precision.first_scale(self.backend)
         scale = {} if self.loss_scale is None else {"scale": self.loss_scale}
@@ -355,7 +370,6 @@ class Model:
     def set_slots(self, slots: list) -> None:
         """Set the optimizer's slots, from trees of host arrays."""
         self._slots = [self._to_device(slot) for slot in slots]
-        self._slot_names = self._require_compiled().slots
 
     def set_loss_scale(self, scale: dict | None) -> None:
         """Set what float16 multiplies the loss by, from host arrays."""
@@ -372,6 +386,8 @@ class Model:
         x, y = on_host(x, "X", self.backend), on_host(y, "y", self.backend)
         sample_weight = on_host(sample_weight, "sample_weight", self.backend)
         declared, was_built = self.input_shape, self.built
+        if declared is None:
+            x = as_several(x, y, self._begins_with_inputs)
         if not was_built:
             found = as_inputs(x, declared, self.weight_dtype)
             self.build(tree.map(lambda a: a.shape[1:], found))
@@ -384,7 +400,7 @@ class Model:
                 sample_weight,
                 self.loss,
                 self.input_shape,
-                self.output_shape,
+                map_shapes(as_column, self.output_shape),
                 self.weight_dtype,
                 self.network.categories,
             )
@@ -393,6 +409,13 @@ class Model:
                 self._forget()
                 self.input_shape = declared
             raise
+
+    @property
+    def _begins_with_inputs(self) -> bool:
+        first = self.network
+        while isinstance(first, Chain) and first.layers:
+            first = first.layers[0]
+        return isinstance(first, Inputs)
 
     def as_input(self, x, in_shape) -> Any:
         """Return samples as the host array, or arrays, that the network takes, or raise a ValueError."""
@@ -408,7 +431,8 @@ class Model:
     def fit(self, x, y=None, batch_size: int | None = 32, epochs: int = 1, verbose="auto", callbacks=None,
             validation_split: float = 0.0, validation_data=None, shuffle: Any = True, class_weight=None,
             sample_weight=None, initial_epoch: int = 0, steps_per_epoch: int | None = None,
-            validation_batch_size: int | None = None, validation_freq: int = 1, resume=None) -> History:  # fmt: skip
+            validation_steps: int | None = None, validation_batch_size: int | None = None, validation_freq: int = 1,
+            resume=None) -> History:  # fmt: skip
         """Train, and return the history.
 
         Parameters
@@ -425,15 +449,21 @@ class Model:
             terminal, else 2.
         callbacks : list of Callback
         validation_split : float
-            This last share of the samples is kept out of training, to validate on.
+            This last share of the samples is kept out of training, to validate on. A warning tells if it has
+            classes that the rest has not, as of samples sorted by class.
         validation_data : (x, y), (x, y, sample_weight) or iterable of batches
+            A generator is used up after one pass: to validate more than once, give `validation_steps`, or a list.
         shuffle : bool or function
             Whether the samples are visited in a new order each epoch. A function is given the numbers of
             the samples at each epoch, and returns them in the order to visit them in.
         class_weight : dict of class number to weight
+            By what the loss of each sample of a class is multiplied; 1 for a class that is not named. For one label
+            a sample: a class number, a one-hot row, or 0 and 1 (or -1 and 1) of a single output.
         sample_weight : array, (samples,)
         steps_per_epoch : int
             For an iterable without end: batches an epoch.
+        validation_steps : int
+            Batches a validation: an iterator goes on with the next ones each time, all else starts anew.
         resume : str or Path, optional
             A folder in which `ModelCheckpoint(..., save_state=True)` left the state of a training that was
             cut off: go on from there, as if it never had been. See docs/reliability.md.
@@ -448,30 +478,53 @@ class Model:
         self._require_compiled()
         batch_size = check_count("batch_size", 32 if batch_size is None else batch_size)
         validation_freq = check_count("validation_freq", validation_freq)
-        if epochs < initial_epoch or initial_epoch < 0:
-            raise ValueError(f"epochs must be at least initial_epoch, got {epochs} and {initial_epoch}")
-        if verbose not in ("auto", 0, 1, 2):
-            raise ValueError(f"verbose must be 'auto', 0, 1 or 2, got {verbose!r}")
-        samples, stream, validation = None, None, validation_data
-        if y is None and is_stream(x):
+        validation_batch_size = (
+            max(batch_size, 256) if validation_batch_size is None else validation_batch_size
+        )
+        validation_batch_size = check_count("validation_batch_size", validation_batch_size)
+        initial_epoch, epochs = check_epochs(initial_epoch, epochs)
+        steps_per_epoch, validation_steps = (
+            None if steps is None else check_count(name, steps)
+            for name, steps in (("steps_per_epoch", steps_per_epoch), ("validation_steps", validation_steps))
+        )
+        validation_split, shuffle = check_share("validation_split", validation_split), check_shuffle(shuffle)
+        check_verbose(verbose)
+        samples, stream, validation = None, None, None
+        if self._is_stream(x, y):
             if validation_split or class_weight is not None or sample_weight is not None:
                 raise ValueError(
                     "validation_split, class_weight and sample_weight need arrays, not an iterable of batches"
                 )
             stream = x
         else:
-            if steps_per_epoch:
+            if steps_per_epoch is not None:
                 raise ValueError("steps_per_epoch is for an iterable of batches; with arrays give batch_size")
             samples = self._check(x, y, sample_weight)
             if validation_split and validation_data is None:
                 samples, validation = split_last(samples, validation_split)
+                warn_of_untrained(samples, validation, stacklevel=5)
             samples = with_class_weights(samples, class_weight, self.output_shape)
-        if isinstance(validation_data, (tuple, list)) and not is_stream(validation_data):
-            validation = self._check(*as_batch(validation_data))
+        if validation_data is not None:
+            several = (
+                self._begins_with_inputs if self.input_shape is None else not is_single(self.input_shape)
+            )
+            validation = as_validation(validation_data, several)
+            if isinstance(validation, tuple):
+                validation = self._check(*validation)
+            else:
+                due = epochs // validation_freq - initial_epoch // validation_freq
+                expect_end(validation, validation_steps, due, steps_per_epoch is not None)
+        if validation_steps is not None and validation is None:
+            raise ValueError("validation_steps needs validation_data, or validation_split")
+        if isinstance(validation, Samples):
+            stop = end_of("validation_steps", validation_steps, validation_batch_size, len(validation))
+            validation = validation.part(0, stop) if stop < len(validation) else validation
 
         self.history = History()
         shown = [] if verbose == 0 else [ProgressBar(bar=False if verbose == 2 else None)]
-        given = [callbacks] if isinstance(callbacks, Callback) else callbacks or []
+        given = [callbacks] if isinstance(callbacks, Callback) else () if callbacks is None else callbacks
+        if not isinstance(given, Iterable) or isinstance(given, str):
+            raise TypeError(f"callbacks must be a list of nnx.callbacks.Callback objects, got {callbacks!r}")
         hooks = CallbackList([*given, self.history, *shown], distributed.rank())
         hooks.set_model(self)
         facts, begun = {}, None
@@ -499,10 +552,9 @@ class Model:
                 epochs=epochs,
                 initial_epoch=initial_epoch,
                 batch_size=batch_size,
-                validation_batch_size=check_count(
-                    "validation_batch_size", validation_batch_size or max(batch_size, 256)
-                ),
+                validation_batch_size=validation_batch_size,
                 validation_freq=validation_freq,
+                validation_steps=validation_steps,
                 shuffle=shuffle,
                 steps_per_epoch=steps_per_epoch,
                 facts=facts,
@@ -510,22 +562,33 @@ class Model:
             )
         return self.history
 
+    def _is_stream(self, x, y) -> bool:
+        """Whether fit or evaluate was given an iterable of batches."""
+        if y is not None and isinstance(x, Iterator):
+            raise ValueError(
+                f"x is an iterable of batches, a {type(x).__name__}, which gives the targets itself: leave y out"
+            )
+        return y is None and is_stream(x)
+
     @explained
     @alone
     def train_on_batch(self, x, y, sample_weight=None, class_weight=None, return_dict: bool = False):
-        """Take one step on these samples; return its loss and metrics."""
+        """Take one step on these samples; return its loss and metrics. The arguments are those of `fit`."""
         engine = self.engine
         samples = with_class_weights(self._check(x, y, sample_weight), class_weight, self.output_shape)
         with self.backend.scope(self.dtype):
             logs = engine.logs(engine.train_on_samples(samples), len(samples))
         return _as_result(logs, return_dict)
 
+    @explained
     def test_on_batch(self, x, y, sample_weight=None, return_dict: bool = False):
         """Return loss and metrics on these samples, as one batch."""
-        x = on_host(x, "X", self.backend)
-        return self.evaluate(
-            x, y, rows_of(x), verbose=0, sample_weight=sample_weight, return_dict=return_dict
-        )
+        engine = self.engine
+        expect_alone(self)
+        samples = self._check(x, y, sample_weight)
+        with self.backend.scope(self.dtype):
+            logs = engine.evaluate(samples, engine.place_if_it_fits(samples), len(samples))
+        return _as_result(logs, return_dict)
 
     @explained
     def evaluate(
@@ -535,55 +598,96 @@ class Model:
         batch_size: int | None = 256,
         verbose: Any = "auto",
         sample_weight=None,
+        steps: int | None = None,
         return_dict: bool = False,
     ):
-        """Return the loss, or a list of loss and metrics, on these samples or batches."""
+        """Return the loss, or a list of loss and metrics, on these samples or batches; on `steps` batches, if given.
+
+        An iterator goes on from there at the next call.
+        """
         engine = self.engine
         expect_alone(self)
+        check_verbose(verbose)
+        size = check_count("batch_size", 256 if batch_size is None else batch_size)
+        steps = None if steps is None else check_count("steps", steps)
         with self.backend.scope(self.dtype):
-            if y is None and is_stream(x):
-                logs = engine.evaluate_stream(engine.checked(x))
+            if self._is_stream(x, y):
+                if sample_weight is not None:
+                    raise ValueError(
+                        "sample_weight needs arrays: an iterable of batches gives (x, y, sample_weight)"
+                    )
+                logs = engine.evaluate_stream(engine.checked(x, steps, "steps"))
             else:
                 samples = self._check(x, y, sample_weight)
-                size = check_count("batch_size", 256 if batch_size is None else batch_size)
+                stop = end_of("steps", steps, size, len(samples))
+                samples = samples.part(0, stop) if stop < len(samples) else samples
                 logs = engine.evaluate(samples, engine.place_if_it_fits(samples), size)
         if verbose:
             print("  ".join(f"{name} {format_number(value)}" for name, value in logs.items()))
         return _as_result(logs, return_dict)
 
     @explained
-    def predict(self, x, batch_size: int | None = 1024, verbose=0) -> Any:
-        """Return the outputs for `x` as a NumPy array, (samples, ...), or as a dict or tuple of them."""
+    def predict(self, x, batch_size: int | None = 1024, verbose=0, steps: int | None = None) -> Any:
+        """Return the outputs for `x` as a NumPy array, (samples, ...), or as a dict or tuple of them.
+
+        Parameters
+        ----------
+        x : array, (samples, ...), or iterable of batches
+            Batches are x, (x,), (x, y) or (x, y, sample_weight), of which x alone counts.
+        batch_size : int
+            Samples computed at a time; an iterable of batches decides about that itself.
+        steps : int, optional
+            How many batches to take: all by default. An iterator goes on from there at the next call.
+        """
         expect_alone(self)
+        check_verbose(verbose)
         size = check_count("batch_size", 1024 if batch_size is None else batch_size)
+        steps = None if steps is None else check_count("steps", steps)
         shape = self._built_shape()
+        if holds_batches(x, shape):
+            return self._predict_stream(x, steps)
         x = on_host(x, "X", self.backend)
         if _holds_no_sample(x, shape):
             return map_shapes(lambda s: np.zeros((0, *s), self.weight_dtype), self.output_shape)
         x = self.as_input(x, shape)
-        weights = {"params": self.params, "state": self.state}
+        starts, results = range(0, end_of("steps", steps, size, rows_of(x)), size), []
+        for part in training.parts_that_fit(self, starts, size):
+            batches = (tree.map(operator.itemgetter(slice(i, i + size)), x) for i in part)
+            with contextlib.closing(ahead(batches) if rows.in_any(x) else batches) as found:
+                results += self._outputs(found, size)
+        return tree.map(lambda *parts: np.concatenate(parts), *results)
+
+    def _predict_stream(self, stream, steps: int | None) -> Any:
+        """Return the outputs for the batches of an iterable."""
+
+        def checked(item):
+            x = self.as_input(on_host(features_of(item), "X", self.backend), self.input_shape)
+            return tree.map(lambda a: np.array(a[:]), x)  # the iterable may use its arrays again
+
+        results = []
+        with contextlib.closing(own_exceptions(first(stream, steps))) as items:
+            pairs = numbered(items, stream, steps, "steps")
+            batches = (as_part_of_stream(checked, item, number) for number, item in pairs)
+            while found := self._outputs(itertools.islice(batches, IN_FLIGHT)):
+                results += found
+        if not results:
+            raise ValueError(training.NO_BATCH)
+        return tree.map(lambda *parts: np.concatenate(parts), *results)
+
+    def _outputs(self, batches, most: int | None = None) -> list:
+        """Return the outputs for some batches of checked samples, of at most so many, on the host."""
+        weights, counts, outputs = {"params": self.params, "state": self.state}, [], []
         with self.backend.scope(self.dtype):
             forward = self._compiled_forward()
-            count, results = rows_of(x), []
-            least = self._rows_of_last(count, size)
-            for part in training.parts_that_fit(self, range(0, count, size), size):
-                batches = (tree.map(operator.itemgetter(slice(i, i + size)), x) for i in part)
-                with contextlib.closing(ahead(batches) if rows.in_any(x) else batches) as found:
-                    placed = (
-                        tree.map(lambda a: self.backend.asarray(with_rows(a, least)), batch)
-                        for batch in found
-                    )
-                    results += self.backend.read([forward(weights, batch) for batch in placed])
-            return tree.map(lambda *parts: np.concatenate(parts)[:count], *results)
-
-    def _rows_of_last(self, count: int, size: int) -> int:
-        """Return how many rows `predict` makes of the last of the batches that `count` samples are cut into.
-
-        More than it has only where each output depends on its own sample alone, as in nnx's own layers.
-        """
-        last = (count - 1) % size + 1
-        rows = min(size, self.backend.padded(last))
-        return last if self._settings.is_users else rows
+            for batch in batches:
+                counts.append(count := rows_of(batch))
+                # Each output depends on its own sample alone, at least in nnx's own layers.
+                rows = count if self._settings.is_users else self.backend.padded(count)
+                rows = rows if most is None else min(rows, most)
+                placed = tree.map(lambda a, rows=rows: self.backend.asarray(with_rows(a, rows)), batch)
+                outputs.append(forward(weights, placed))
+            read = self.backend.read(outputs)
+        return [tree.map(lambda a, n=n: a[:n], output) for n, output in zip(counts, read, strict=True)]
 
     def _compiled_forward(self) -> Callable:
         """Return `_predict_batch`, compiled for the settings that the layers have now."""
@@ -720,6 +824,7 @@ class Model:
 def _holds_no_sample(x, shape) -> bool:
     if is_single(shape):
         return bool(np.ndim(x)) and len(x) == 0 and np.shape(x)[1:] == shape
+    x = tuple(x) if isinstance(x, list) else x
     shapes = tree.map(np.shape, x) if isinstance(x, (dict, tuple)) else None
     return shapes == map_shapes(lambda s: (0, *s), shape)
 

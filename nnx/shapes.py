@@ -74,6 +74,15 @@ def describe_shape(shape) -> str:
     return f"({', '.join(map(describe_shape, shape))})"
 
 
+def as_column(shape: Shape) -> Shape:
+    """Return the shape that losses and metrics see: one number a sample is a row of one.
+
+    >>> as_column(()), as_column((3,))
+    ((1,), (3,))
+    """
+    return shape or (1,)
+
+
 def elements(shapes) -> int:
     """Return the number of elements of one sample, of all arrays together."""
     if is_single(shapes):

@@ -81,7 +81,7 @@ class Steps:
         )
         if self.communicator is not None:
             ctx.part = numbers["first"], batch["weight"].shape[0]
-        output, pullback = self._run(ctx, params, batch["x"])
+        output, pullback = as_columns(*self._run(ctx, params, batch["x"]))
         loss, pull_loss, parts = self._loss(ctx, batch, output)
         sums = self._sums(ctx, params, batch, output, loss, parts)
         dy = self._loss_gradient(pull_loss)
@@ -127,7 +127,7 @@ class Steps:
 
     def _evaluate_step(self, weights, batch):
         ctx = Context(self.backend, state=weights["state"])
-        output, _ = self._run(ctx, weights["params"], batch["x"])
+        output, _ = as_columns(*self._run(ctx, weights["params"], batch["x"]))
         loss, _, parts = self._loss(ctx, batch, output)
         return self._sums(ctx, weights["params"], batch, output, loss, parts)
 
@@ -187,6 +187,20 @@ class Steps:
             gradient = penalty.gradient(xp, tree.at(params, path), **share)
             grads = _with_added(grads, path, gradient)
         return grads
+
+
+def as_columns(output, pullback) -> tuple:
+    """Return outputs of one number a sample, (batch,), as (batch, 1), and the pullback from there.
+
+    Losses and metrics take the mean over the last axis, which is then not that of the samples.
+    """
+    if all(array.ndim > 1 for array in tree.leaves(output)):
+        return output, pullback
+
+    def pullback_of_columns(dy):
+        return pullback(tree.map(lambda part, array: part[:, 0] if array.ndim == 1 else part, dy, output))
+
+    return tree.map(lambda array: array[:, None] if array.ndim == 1 else array, output), pullback_of_columns
 
 
 def _with_added(grads, path, gradient):

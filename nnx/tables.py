@@ -7,7 +7,9 @@ import csv
 import textwrap
 from collections import Counter
 from dataclasses import dataclass
+from os import PathLike
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -21,13 +23,21 @@ MOST_CLASSES = 20
 MOST_CATEGORIES = 100
 
 
-def read_csv(
-    path: Path, target: str | None = None, task: str | None = None
-) -> tuple[np.ndarray, np.ndarray, list[str], list[str]]:
+class Table(NamedTuple):
+    """Features and targets of a CSV file, and the names of features and classes (none for regression)."""
+
+    X: np.ndarray
+    y: np.ndarray
+    feature_names: list[str]
+    class_names: list[str]
+
+
+def read_csv(path: str | PathLike, target: str | None = None, task: str | None = None) -> Table:
     """Return X, y, and the names of features and classes (none for regression) of a CSV file.
 
     The first line names the columns. The separator is a comma, semicolon or tab.
     """
+    path = Path(path)
     columns = {column.name: column for column in _read_columns(path)}
     target = list(columns)[-1] if target is None else target
     if target not in columns:
@@ -41,7 +51,7 @@ def read_csv(
     for column in columns.values():
         features.update(_as_features(column))
     X = np.stack(list(features.values()), axis=1)
-    return X, y, list(features), class_names
+    return Table(X, y, list(features), class_names)
 
 
 @dataclass

@@ -17,7 +17,7 @@ import numpy as np
 from nnx import distributed, log, resume, tree
 from nnx.blame import raised_by
 from nnx.callbacks import CallbackList
-from nnx.data import Samples, as_part_of_stream, batch_indices
+from nnx.data import Samples, batch_indices
 from nnx.failures import own_exceptions
 from nnx.fingerprint import Settings
 from nnx.interrupt import Interrupt, undivided
@@ -25,6 +25,7 @@ from nnx.random import SHUFFLE, generator, step_keys
 from nnx.shapes import elements
 from nnx.sharing import parts_of, shared_steps
 from nnx.step import Steps
+from nnx.streams import as_batch, as_part_of_stream, first, numbered
 from nnx.watch import Watch
 
 # Samples stay on the device if they take at most this share of the memory that is free there: the
@@ -129,11 +130,11 @@ class Engine:
             for batch in placed:
                 yield batch, *waiting.popleft()
 
-    def checked(self, stream):
-        """Yield each item of an iterable of batches as `Samples`."""
-        with contextlib.closing(own_exceptions(stream)) as items:
-            for number, item in enumerate(items):
-                yield as_part_of_stream(self.model.check_batch, item, number)
+    def checked(self, stream, steps: int | None = None, name: str | None = None):
+        """Yield items of an iterable of batches as `Samples`: so many, or all. For `name` see `numbered`."""
+        with contextlib.closing(own_exceptions(first(stream, steps))) as items:
+            for number, item in numbered(items, stream, steps, name):
+                yield as_part_of_stream(lambda item: self.model.check_batch(as_batch(item)), item, number)
 
     def logs(self, totals: dict, samples: int, shared: bool = True) -> dict[str, float]:
         """Return loss and metrics from the totals of an epoch, of all ranks if shared: the one host read."""
@@ -207,7 +208,7 @@ class Engine:
                 seen += count
                 check()
         if totals is None:
-            raise ValueError(f"validation: {NO_BATCH}")
+            raise ValueError(NO_BATCH_TO_EVALUATE)
         return self.logs(totals, seen, shared)
 
     def _weights(self) -> dict:
@@ -263,13 +264,19 @@ NO_BATCH = (
 )
 
 
+NO_BATCH_TO_EVALUATE = (
+    "validation: the iterable of batches gave no batch: a generator is used up after one pass, so give a list or an "
+    "object with __iter__, or a generator that yields validation_steps batches for each validation"
+)
+
+
 def counted(sums, part: distributed.Part) -> dict:
     """Return the sums of a part, or zeros if it does not count."""
     return sums if part.share else tree.map(lambda total: total * 0, sums)
 
 
 def train(model, samples, stream, validation, callbacks: CallbackList, *, epochs, initial_epoch, batch_size,
-          validation_batch_size, validation_freq, shuffle, steps_per_epoch, facts, run):  # fmt: skip
+          validation_batch_size, validation_freq, validation_steps, shuffle, steps_per_epoch, facts, run):  # fmt: skip
     """Run the epochs of a fit. `samples` are on the host; or `stream` is an iterable of batches.
 
     `facts` and `run`, which goes on: see `nnx.resume`.
@@ -317,8 +324,10 @@ def train(model, samples, stream, validation, callbacks: CallbackList, *, epochs
                     batches, steps = samples.batches(order, batch_size), -(-len(samples) // batch_size)
                     totals, seen = _train_on_stream(engine, batches, steps, callbacks, interrupt, watch)
             else:
-                items = stream if source is None else itertools.islice(source, steps_per_epoch)
-                batches = engine.checked(items)
+                if source is None:
+                    batches = engine.checked(stream, name="steps_per_epoch")
+                else:
+                    batches = engine.checked(itertools.islice(source, steps_per_epoch))
                 totals, seen = _train_on_stream(
                     engine, batches, steps_per_epoch, callbacks, interrupt, watch, due=steps_per_epoch
                 )
@@ -331,7 +340,8 @@ def train(model, samples, stream, validation, callbacks: CallbackList, *, epochs
                         validation, placed_validation, validation_batch_size, interrupt.check, shared=True
                     )
                 else:
-                    numbers = engine.evaluate_stream(engine.checked(validation), interrupt.check, shared=True)
+                    batches = engine.checked(validation, validation_steps, "validation_steps")
+                    numbers = engine.evaluate_stream(batches, interrupt.check, shared=True)
                 logs.update({f"val_{name}": value for name, value in numbers.items()})
                 watch.look_at_validation(logs)
             callbacks.on_epoch_end(epoch, logs)

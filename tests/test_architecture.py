@@ -15,10 +15,10 @@ ROOT = Path(__file__).parents[1]
 LIBRARIES = {"numpy", "cupy", "cupyx", "jax", "jaxlib", "array_api_compat", "scipy", "torch"}
 # Modules that work on the host, before and after the step.
 HOST = {
-    "backend", "ahead", "compare/__init__", "compare/trace", "compare/trial", "compare/script", "data",
+    "backend", "ahead", "classes", "compare/__init__", "compare/trace", "compare/trial", "compare/script", "data",
     "datasets", "diagnosis", "distributed", "files", "frames", "functional", "initializers", "metrics", "model",
-    "nonfinite", "outofcore", "random", "reports", "resume", "rows", "saving", "sequential", "sources", "tables",
-    "targets", "testing", "training", "utils", "watch", "__main__",
+    "nonfinite", "outofcore", "random", "reports", "resume", "rows", "saving", "sequential", "sources", "streams",
+    "tables", "targets", "testing", "training", "utils", "watch", "__main__",
 }  # fmt: skip
 HOST_FOLDERS = {"estimators", "export", "plot"}
 

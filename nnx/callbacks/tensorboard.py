@@ -54,7 +54,11 @@ class TensorBoard(Callback):
         for name, value in logs.items():
             folder = "validation" if name.startswith("val_") else "train"
             tag = f"epoch_{name.removeprefix('val_')}"
-            several = {f"{tag}_{i}": each for i, each in enumerate(value)} if isinstance(value, list) else {tag: value}
+            several = (
+                {f"{tag}_{i}": each for i, each in enumerate(value)}
+                if isinstance(value, list)
+                else {tag: value}
+            )
             for tag, each in several.items():
                 self._in(folder).add_scalar(tag, each, epoch)
         if self.histogram_freq and (epoch + 1) % self.histogram_freq == 0:

@@ -12,10 +12,11 @@ import numpy as np
 
 from nnx import training
 from nnx.compare.trial import trial_model
-from nnx.data import as_batch, batch_indices
+from nnx.data import batch_indices
 from nnx.model import Model
 from nnx.random import SHUFFLE, generator
 from nnx.sequential import load
+from nnx.streams import as_batch
 
 
 class SourceError(ValueError):

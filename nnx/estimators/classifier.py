@@ -10,6 +10,7 @@ from sklearn.utils.class_weight import compute_class_weight
 from sklearn.utils.multiclass import check_classification_targets
 
 from nnx import activations, losses
+from nnx.classes import check_weight
 from nnx.data import check_count
 from nnx.estimators.network import NetworkEstimator
 from nnx.layers import Dense
@@ -39,7 +40,7 @@ class Classifier(ClassifierMixin, NetworkEstimator):
     callbacks : Callback or list of Callback, optional
         Each fit works on copies of them.
     class_weight : dict of label to weight, or "balanced", optional
-        "balanced" gives each class the same total weight.
+        "balanced" gives each class the same total weight, those of the samples included.
     validation_split : float
         This share of the samples, drawn at random class by class, is kept out of training to
         validate on.
@@ -238,11 +239,19 @@ class Classifier(ClassifierMixin, NetworkEstimator):
             raise ValueError(
                 f"class_weight names {unknown[0]!r}, which is not one of the classes {self.classes_}"
             )
-        present = np.unique(y)
         factors = np.ones(len(self.classes_))
-        labels = self.classes_[present]
-        of_present = given if not isinstance(given, dict) else {k: v for k, v in given.items() if k in labels}
-        factors[present] = compute_class_weight(of_present, classes=labels, y=self.classes_[y])
+        counted = slice(None) if weight is None else weight > 0  # no class of samples that do not count
+        present = np.unique(y[counted])
+        if isinstance(given, dict):
+            for label, factor in given.items():
+                factors[self._encode([label])] = check_weight(label, factor)
+        else:
+            factors[present] = compute_class_weight(
+                given,
+                classes=self.classes_[present],
+                y=self.classes_[y][counted],
+                sample_weight=None if weight is None else weight[counted],
+            )
         return factors[y] if weight is None else weight * factors[y]
 
     def _strata(self, y):

@@ -9,12 +9,13 @@ import numpy as np
 from sklearn.base import ClassifierMixin, RegressorMixin, _fit_context
 from sklearn.metrics import accuracy_score, r2_score
 from sklearn.preprocessing import LabelBinarizer
-from sklearn.utils import column_or_1d, compute_sample_weight
+from sklearn.utils import column_or_1d, compute_class_weight, compute_sample_weight
 from sklearn.utils.metaestimators import available_if
 from sklearn.utils.multiclass import _check_partial_fit_first_call, type_of_target, unique_labels
 from sklearn.utils.validation import check_is_fitted
 
 from nnx import losses
+from nnx.classes import check_weight
 from nnx.estimators import parameters
 from nnx.estimators.base import Perceptron, validate_data
 from nnx.estimators.losses import (
@@ -24,6 +25,18 @@ from nnx.estimators.losses import (
     LabelLogLoss,
     WeightedMean,
 )
+
+
+def _balanced(y, sample_weight) -> np.ndarray:
+    """Return what scikit-learn does for "balanced", each sample counted by its weight: for labels, their product."""
+    found, counts = np.ones(len(y)), sample_weight > 0  # no class of samples that do not count
+    for labels in y.reshape(len(y), -1).T:
+        classes = np.unique(labels[counts])
+        each = compute_class_weight(
+            "balanced", classes=classes, y=labels[counts], sample_weight=sample_weight[counts]
+        )
+        found[counts] *= each[np.searchsorted(classes, labels[counts])]
+    return found
 
 
 def _has_epochs(estimator) -> bool:
@@ -50,7 +63,8 @@ class MLPClassifier(ClassifierMixin, Perceptron):
     loss : str, Loss or function
         "log_loss", "focal" (a focal loss with nnx's defaults), or any loss of nnx of probabilities.
     class_weight : dict, "balanced" or None
-        Weights of the classes, by label.
+        Weights of the classes, by label. "balanced" gives each class the same total weight, those of the samples
+        included.
     dropout : float or list
         Share of each hidden layer's outputs that is dropped in training.
     batch_norm : bool
@@ -234,8 +248,24 @@ class MLPClassifier(ClassifierMixin, Perceptron):
             raise ValueError(
                 "class_weight='balanced' needs all labels at once, which partial_fit does not see: give a dict"
             )
-        weight = compute_sample_weight(self.class_weight, y)
+        if isinstance(self.class_weight, dict) and np.ndim(y) == 1:
+            weight = self._named_weights(y)
+        elif self.class_weight == "balanced" and sample_weight is not None:
+            weight = _balanced(np.asarray(y), sample_weight)
+        else:
+            weight = compute_sample_weight(self.class_weight, y)
         return weight if sample_weight is None else weight * sample_weight
+
+    def _named_weights(self, y) -> np.ndarray:
+        """Return the weight of each label's class, 1 for a class not named."""
+        if unknown := [label for label in self.class_weight if label not in self.classes_]:
+            raise ValueError(
+                f"class_weight names {unknown[0]!r}, which is not one of the classes {self.classes_}"
+            )
+        found = np.ones(len(y))
+        for label, weight in self.class_weight.items():
+            found[np.asarray(y) == label] = check_weight(label, weight)
+        return found
 
     def _choose_out_activation(self):
         return "softmax" if self._label_binarizer.y_type_ == "multiclass" else "logistic"
