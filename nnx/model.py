@@ -77,6 +77,7 @@ class Model:
         self.network: Layer = as_layer(network)
         self.input_shape: Shape | None = input_shape
         self.seed = next_seed() if seed is None else int(seed)
+        self._drawn_seed = self.seed if seed is None else None
         self.dtype = dtype
         self.stop_training = False
         self.history = History()
@@ -89,6 +90,11 @@ class Model:
         self.optimizer: optimizers.Optimizer | None = None
         self.loss: losses.Loss | None = None
         self.metrics_used: list[tuple[Metric, bool]] = []
+
+    @property
+    def seed_is_given(self) -> bool:
+        """Whether the program chose the seed; else it was drawn."""
+        return self.seed != self._drawn_seed
 
     def _forget(self):
         """Drop all arrays and compiled functions: they will be made anew."""
@@ -453,40 +459,41 @@ class Model:
         given = [callbacks] if isinstance(callbacks, Callback) else callbacks or []
         hooks = CallbackList([*given, self.history, *shown], distributed.rank())
         hooks.set_model(self)
-        facts, begun = {}, None
-        if resume is not None or resuming.is_wanted(hooks):
-            facts = {
-                "batch_size": batch_size, "initial_epoch": initial_epoch, "steps_per_epoch": steps_per_epoch,
-                "validation_freq": validation_freq, "shuffle": shuffle if isinstance(shuffle, bool) else "function",
-                "learning rate": resuming.told(self._require_compiled().learning_rate),
-                "training data": resuming.describe(samples), "validation data": resuming.describe(validation),
-            }  # fmt: skip
-        if resume is not None and (begun := resuming.begin(self, hooks, facts, resume)) is not None:
-            initial_epoch += begun["epochs"]
-        steps = steps_per_epoch if samples is None else -(-len(samples) // batch_size)
-        hooks.set_params({
-            "epochs": epochs, "steps": steps, "verbose": verbose, "resumed": begun is not None,
-            "do_validation": validation is not None, "validation_freq": validation_freq,
-        })  # fmt: skip
-        with self.backend.scope(self.dtype):
-            training.train(
-                self,
-                samples,
-                stream,
-                validation,
-                hooks,
-                epochs=epochs,
-                initial_epoch=initial_epoch,
-                batch_size=batch_size,
-                validation_batch_size=check_count(
-                    "validation_batch_size", validation_batch_size or max(batch_size, 256)
-                ),
-                validation_freq=validation_freq,
-                shuffle=shuffle,
-                steps_per_epoch=steps_per_epoch,
-                facts=facts,
-                run=begun,
-            )
+        with resuming.alone_in_folders(hooks):
+            facts, begun = {}, None
+            if resume is not None or resuming.is_wanted(hooks):
+                facts = {
+                    "batch_size": batch_size, "initial_epoch": initial_epoch, "steps_per_epoch": steps_per_epoch,
+                    "validation_freq": validation_freq, "shuffle": shuffle if isinstance(shuffle, bool) else "function",
+                    "learning rate": resuming.told(self._require_compiled().learning_rate),
+                    "training data": resuming.describe(samples), "validation data": resuming.describe(validation),
+                }  # fmt: skip
+            if resume is not None and (begun := resuming.begin(self, hooks, facts, resume)) is not None:
+                initial_epoch += begun["epochs"]
+            steps = steps_per_epoch if samples is None else -(-len(samples) // batch_size)
+            hooks.set_params({
+                "epochs": epochs, "steps": steps, "verbose": verbose, "resumed": begun is not None,
+                "do_validation": validation is not None, "validation_freq": validation_freq,
+            })  # fmt: skip
+            with self.backend.scope(self.dtype):
+                training.train(
+                    self,
+                    samples,
+                    stream,
+                    validation,
+                    hooks,
+                    epochs=epochs,
+                    initial_epoch=initial_epoch,
+                    batch_size=batch_size,
+                    validation_batch_size=check_count(
+                        "validation_batch_size", validation_batch_size or max(batch_size, 256)
+                    ),
+                    validation_freq=validation_freq,
+                    shuffle=shuffle,
+                    steps_per_epoch=steps_per_epoch,
+                    facts=facts,
+                    run=begun,
+                )
         return self.history
 
     @explained
