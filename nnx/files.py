@@ -5,11 +5,14 @@ renamed. A checksum tells a damaged one. Nothing in it is ever executed.
 """
 
 import contextlib
+import itertools
 import math
 import os
 import re
 import stat
+import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -21,6 +24,9 @@ FORMAT = 2
 
 LARGEST_HEADER = 100_000_000
 """Bytes of names, shapes and description: as much as every reader of safetensors takes."""
+
+MOST_NESTED = 4000
+"""Brackets inside each other in a description: there are up to three for a layer in a layer."""
 
 PARTIAL = ".nnx-partial"
 """How the names of temporary files end. One stays behind where a process was killed while it wrote."""
@@ -200,7 +206,7 @@ def read(path) -> tuple[dict[str, np.ndarray], dict]:
         raise ValueError(f"{path} holds tensors, but was not saved by nnx: it has no description of a model")
     try:
         text = metadata["nnx"]
-        description = json.loads(text)
+        description = _nested(text)
         version = description["format"]
         if type(version) is not int or version < 1:
             raise ValueError(f"there is no format {version!r}")
@@ -214,6 +220,20 @@ def read(path) -> tuple[dict[str, np.ndarray], dict]:
     if not whole:
         raise ValueError(f"{path} is damaged: its content is not what its checksum says. Use another copy")
     return arrays, description
+
+
+def _nested(text: str) -> Any:
+    """Return what JSON says; layers may lie deeper in each other than Python's recursion limit lets it read."""
+    import json
+
+    try:
+        return json.loads(text)
+    except RecursionError:
+        brackets = re.sub(r'"(?:[^"\\]|\\.)*"|[^][{}]', "", text)
+        if max(itertools.accumulate(1 if bracket in "[{" else -1 for bracket in brackets)) > MOST_NESTED:
+            raise
+    sys.setrecursionlimit(max(sys.getrecursionlimit(), 1000 + MOST_NESTED))
+    return json.loads(text)
 
 
 def _read(file, size: int) -> tuple[dict, dict[str, np.ndarray]]:
