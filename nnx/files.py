@@ -119,7 +119,9 @@ def expect_file(path) -> tuple[Path, os.stat_result | None]:
     if stat.S_ISDIR(old.st_mode):
         raise IsADirectoryError(f"cannot save to {path}: it is a folder. Give the name of a file in it")
     if not stat.S_ISREG(old.st_mode):
-        raise OSError(f"cannot save to {path}: it is a device, pipe or socket, not a file. Give the name of a file")
+        raise OSError(
+            f"cannot save to {path}: it is a device, pipe or socket, not a file. Give the name of a file"
+        )
     if not os.access(target, os.W_OK):
         raise PermissionError(f"cannot save to {path}: the file is there, and this process may not write it")
     return target, old
@@ -192,8 +194,6 @@ def read(path) -> tuple[dict[str, np.ndarray], dict]:
     ValueError
         If the file is damaged, of a newer format, or not one of nnx.
     """
-    import json
-
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {path}")

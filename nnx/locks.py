@@ -15,6 +15,11 @@ from pathlib import Path
 NAME = "state.nnx.lock"
 """The file in a run folder that is locked while a training writes its state there."""
 
+
+class FolderInUseError(RuntimeError):
+    """Another training is at work in a folder."""
+
+
 _changes = threading.Lock()
 _held: dict[Path, tuple[int, int]] = {}
 """The run folders that this process trains in: the thread, and the handle of the locked file."""
@@ -55,7 +60,7 @@ def run_folder(folder) -> Iterator[None]:
 
     Raises
     ------
-    RuntimeError
+    FolderInUseError
         If another training is at work there.
     """
     folder = Path(folder).resolve()
@@ -106,8 +111,8 @@ def _release(folder: Path) -> None:
         os.close(handle)
 
 
-def _in_use(folder: Path, who: str) -> RuntimeError:
-    return RuntimeError(
+def _in_use(folder: Path, who: str) -> FolderInUseError:
+    return FolderInUseError(
         f"{folder} is the folder of a training that is under way in {who}: wait for its end, stop it, or give this "
         f"one another folder"
     )

@@ -10,6 +10,7 @@ import weakref
 from collections.abc import Iterator
 
 from nnx.layers.base import Layer
+from nnx.layers.combine import snake_case
 
 MOST_NESTED = 1000
 """Layers inside each other."""
@@ -23,7 +24,7 @@ _owners: dict[int, tuple[weakref.ref, weakref.ref, str]] = {}
 
 def walk(network: Layer) -> Iterator[tuple[str, Layer, int]]:
     """Yield the name, the layer and the depth of a layer and of all inside it, of any depth."""
-    waiting = [("network", network, 1)]
+    waiting = [(network.name or snake_case(type(network).__name__), network, 1)]
     while waiting:
         key, layer, depth = waiting.pop()
         yield key, layer, depth
@@ -51,8 +52,8 @@ def check(model, network: Layer) -> None:
 def twice(key: str, layer: Layer) -> str:
     """Return the text of an error about a layer that is in a model twice."""
     return (
-        f"layer {key!r} ({type(layer).__name__}) is in this model twice, and would have two sets of weights: sharing is "
-        f"not possible yet. Make a layer for each place, such as copy.deepcopy(layer)"
+        f"layer {key!r} ({type(layer).__name__}) is in this model twice, and would have two sets of weights: "
+        f"sharing is not possible yet. Make a layer for each place, such as copy.deepcopy(layer)"
     )
 
 
@@ -76,12 +77,12 @@ def claim(model, params, state) -> None:
     owner = weakref.ref(model)
     while waiting:
         layer, weights, kept = waiting.pop()
-        if not weights and not kept:
-            continue
-        number = id(layer)
-        known = weakref.ref(layer, functools.partial(_forget, number))
-        _owners[number] = known, owner, model.name
-        waiting += ((inner, weights.get(key, {}), kept.get(key, {})) for key, inner in layer.sublayers().items())
+        inner = layer.sublayers()
+        if (weights.keys() | kept.keys()) - inner.keys():  # arrays of its own
+            number = id(layer)
+            known = weakref.ref(layer, functools.partial(_forget, number))
+            _owners[number] = known, owner, model.name
+        waiting += ((each, weights.get(key, {}), kept.get(key, {})) for key, each in inner.items())
 
 
 def release(model) -> None:

@@ -165,7 +165,9 @@ def _check_kept(path, name: str, callback, state: dict) -> None:
         else:
             fits = begins is None or type(value) is type(begins)
         if not fits:
-            raise ValueError(f"{path} is damaged: {key} of {name} is {str(value)[:80]}, it begins as {begins}")
+            raise ValueError(
+                f"{path} is damaged: {key} of {name} is {str(value)[:80]}, it begins as {begins}"
+            )
 
 
 def save(model, callbacks, facts: dict, epoch: int) -> None:
@@ -215,7 +217,9 @@ def _restore(model, path, run: dict, arrays: dict) -> None:
     if (run["learning_rate"] is None) is not callable(model.optimizer.learning_rate):
         raise ValueError("the learning rate is a number in one and a schedule in the other")
     trees = {"params": model.params, "state": model.state} if model.built else None
-    trees = trees or saving.shapes_only(model.network, shape, most=sum(array.size for array in arrays.values()))
+    trees = trees or saving.shapes_only(
+        model.network, shape, most=sum(array.size for array in arrays.values())
+    )
     params, state = trees["params"], trees["state"]
     trees |= {f"slots/{name}": params for name in model.optimizer.slots}
     for name, kept in run["callbacks"].items():
@@ -314,7 +318,11 @@ def _differs(a, b) -> bool:
 
 
 def _another(path, name: str, saved, now) -> str:
-    values = "" if any(isinstance(v, (dict, list)) and len(str(v)) > 40 for v in (saved, now)) else f" ({saved}, now {now})"
+    values = (
+        ""
+        if any(isinstance(v, (dict, list)) and len(str(v)) > 40 for v in (saved, now))
+        else f" ({saved}, now {now})"
+    )
     return (
         f"{path} is of a run with another {name}{values}: run the program that wrote it on the same data, or train "
         f"without resume"

@@ -35,6 +35,8 @@ class Sequential(Model):
     array([0., 1., 1., 0.], dtype=float32)
     """
 
+    network: Chain
+
     def __init__(self, layers=None, name: str | None = None, *, seed: int | None = None, dtype: str = "float32",
                  backend=None):  # fmt: skip
         super().__init__(Chain([]), seed=seed, dtype=dtype, backend=backend)
@@ -51,10 +53,9 @@ class Sequential(Model):
         present = self.network.layers
         if added in present and any(added is other for other in present):
             raise ValueError(f"{added!r} is already in this model: a Sequential holds each layer once")
-        if present:
-            ownership.check(self, added)
+        ownership.check(self, added)
         if self.built:
-            shape = self.input_shape
+            shape = self._built_shape()
             network = self.network if isinstance(added, Input) else self.network.extended(added)
             network.out_shape(shape)  # a layer that does not fit is reported here
             self._change_network(network, shape)
@@ -82,7 +83,7 @@ class Sequential(Model):
         self.network, self.input_shape, self._reached = network, shape, (network, shape, last)
         self._forget()
 
-    def _change_network(self, network: Layer, shape: Shape | None) -> None:
+    def _change_network(self, network: Chain, shape: Shape | None) -> None:
         """Take another network, and keep the weights of the layers that are in both."""
         kept = (self._params, self._state) if self.built else None
         self.network, self.input_shape = network, shape

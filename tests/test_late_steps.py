@@ -19,7 +19,9 @@ def counted(schedule, step):
     return height * 0.5 * (1 + math.cos(math.pi * step / length))
 
 
-@pytest.mark.parametrize(("t_mul", "m_mul"), [(1.0, 1.0), (1.0, 0.9999), (1.001, 1.0), (1.0001, 0.999), (2.0, 0.5)])
+@pytest.mark.parametrize(
+    ("t_mul", "m_mul"), [(1.0, 1.0), (1.0, 0.9999), (1.001, 1.0), (1.0001, 0.999), (2.0, 0.5)]
+)
 def test_cosine_restarts_are_those_counted_one_by_one(t_mul, m_mul):
     schedule = schedules.CosineDecayRestarts(0.1, 3, t_mul, m_mul)
     for step in [*range(50), 2999, 3000, 3001, 12_345, 100_001]:

@@ -214,7 +214,9 @@ def test_a_model_is_neither_read_nor_changed_beside_its_training(any_backend, tm
         lambda: setattr(model, "state", state),
     ]  # fmt: skip
     for call in calls:
-        with pytest.raises(RuntimeError, match=r"^this model is being trained in another thread: wait for that"):
+        with pytest.raises(
+            RuntimeError, match=r"^this model is being trained in another thread: wait for that"
+        ):
             call()
     assert model.count_params() > 0  # what no step changes is told
     model.summary(print_fn=lambda text: None)
