@@ -10,6 +10,7 @@
 Ctrl-C ends the training early: what was learnt is tested and saved, and the exit code is 130.
 """
 
+import contextlib
 import importlib.util
 import json
 import os
@@ -22,7 +23,7 @@ from pathlib import Path
 import numpy as np
 
 import nnx
-from nnx import cli, datasets, files, layers, metrics, resume
+from nnx import cli, datasets, files, layers, locks, metrics, resume
 
 RESULTS = (
     "config.json", "history.csv", "model.nnx", resume.STATE, "metrics.json", "weights.safetensors",
@@ -33,6 +34,12 @@ RESULTS = (
 
 def main(argv=None) -> int:
     """Run with these arguments; return the exit code."""
+    with contextlib.ExitStack() as stack:
+        return run(argv, stack)
+
+
+def run(argv, stack: contextlib.ExitStack) -> int:
+    """Do what `main` does; other runs are kept out of the folder until `stack` is closed."""
     parser = make_parser()
     args = parser.parse_args(argv)
     try:
@@ -43,8 +50,15 @@ def main(argv=None) -> int:
         data, parts = read_data(args)
         model = build_model(args, data, backend)
         is_first = nnx.distributed.rank() == 0  # of several processes, one writes and prints
-        folder = make_folder(args, data, parts, backend) if is_first else Path(os.devnull)
-    except (ValueError, OSError, ImportError, nnx.BackendError, nnx.distributed.DistributedError) as error:
+        folder = make_folder(args, data, parts, backend, stack) if is_first else Path(os.devnull)
+    except (
+        ValueError,
+        OSError,
+        ImportError,
+        locks.FolderInUseError,
+        nnx.BackendError,
+        nnx.distributed.DistributedError,
+    ) as error:
         parser.error(str(error))
     if is_first:
         print_header(args, data, parts, model)
@@ -157,7 +171,7 @@ def clear(folder: Path) -> None:
         (folder / name).unlink()
 
 
-def make_folder(args, data, parts, backend) -> Path:
+def make_folder(args, data, parts, backend, stack) -> Path:
     """Make the folder for the results, with all in it that is needed to repeat the run."""
     folder = Path(args.out or f"runs/{data.name}-{datetime.now():%Y-%m-%d-%H%M%S}")
     config = {
@@ -171,11 +185,14 @@ def make_folder(args, data, parts, backend) -> Path:
     }
     try:
         folder.mkdir(parents=True, exist_ok=args.out is not None)
+        stack.enter_context(locks.run_folder(folder))
         if not args.resume:
             clear(folder)
         write_json(folder / "config.json", config)
     except OSError as error:
-        raise OSError(f"cannot write to {folder} ({error.strerror}): give another folder as --out") from None
+        raise OSError(
+            f"cannot write to {folder} ({error.strerror or error}): give another folder as --out"
+        ) from None
     return folder
 
 

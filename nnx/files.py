@@ -5,13 +5,18 @@ renamed. A checksum tells a damaged one. Nothing in it is ever executed.
 """
 
 import contextlib
+import itertools
 import math
 import os
+import re
+import stat
+import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from nnx import log
+from nnx import locks, log
 from nnx.interrupt import undivided
 
 FORMAT = 2
@@ -20,8 +25,16 @@ FORMAT = 2
 LARGEST_HEADER = 100_000_000
 """Bytes of names, shapes and description: as much as every reader of safetensors takes."""
 
-PARTIAL = ".partial"
+MOST_NESTED = 4000
+"""Brackets inside each other in a description: there are up to three for a layer in a layer."""
+
+PARTIAL = ".nnx-partial"
 """How the names of temporary files end. One stays behind where a process was killed while it wrote."""
+
+_NAME_OF_PARTIAL = re.compile(rf"\..+\.[0-9a-f]{{16}}{re.escape(PARTIAL)}", re.DOTALL)
+
+CAN_RENAME_OPEN = os.name != "nt"
+"""Whether the system renames a file that is open."""
 
 DTYPES = {"F16": "<f2", "F32": "<f4", "F64": "<f8", "I32": "<i4", "I64": "<i8"}
 
@@ -60,32 +73,103 @@ def checksum(text: str, arrays: dict[str, np.ndarray]) -> str:
 
 @undivided
 def write_whole(path, content: bytes) -> None:
-    """Write a file under a temporary name, flush it to the disk, and rename it into place."""
-    import tempfile
+    """Write a file under a temporary name, flush it to the disk, and rename it into place.
 
-    path = Path(path)
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"cannot save to {path}: there is no folder {path.parent}")
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=PARTIAL)
+    A file that is there keeps its permissions and, as far as the system lets this process, its owner; the target of
+    a symbolic link is written. A new file gets the permissions that the umask leaves.
+
+    Raises
+    ------
+    OSError
+        If there is no such folder, or something else than a file that may be written is in the place.
+    """
+    target, old = expect_file(path)
+    handle, temporary = _make_partial(target, 0o666 if old is None else 0o600)
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(content)
+            if old is not None:
+                _keep_permissions(handle, old)
             file.flush()
-            os.fsync(file.fileno())
-        Path(temporary).chmod(0o666 & ~_umask())
-        Path(temporary).replace(path)
+            os.fsync(handle)
+            if CAN_RENAME_OPEN:  # closing it ends the lock
+                temporary.replace(target)
+        if not CAN_RENAME_OPEN:
+            temporary.replace(target)
     except BaseException:
         with contextlib.suppress(FileNotFoundError):
-            Path(temporary).unlink()
+            temporary.unlink()
         raise
-    _flush_folder(path.parent)
+    _flush_folder(target.parent)
     log.info("wrote %s, %.2f MiB", path, len(content) / 2**20)
 
 
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+def expect_file(path) -> tuple[Path, os.stat_result | None]:
+    """Return the file that `path` leads to and what the system says of it, or None if it is not there yet.
+
+    Raises an OSError unless it can be written as a file.
+    """
+    target = Path(os.path.realpath(path))
+    if not target.parent.is_dir():
+        raise FileNotFoundError(f"cannot save to {path}: there is no folder {target.parent}")
+    try:
+        old = target.stat()
+    except FileNotFoundError:
+        return target, None
+    if stat.S_ISDIR(old.st_mode):
+        raise IsADirectoryError(f"cannot save to {path}: it is a folder. Give the name of a file in it")
+    if not stat.S_ISREG(old.st_mode):
+        raise OSError(
+            f"cannot save to {path}: it is a device, pipe or socket, not a file. Give the name of a file"
+        )
+    if not os.access(target, os.W_OK):
+        raise PermissionError(f"cannot save to {path}: the file is there, and this process may not write it")
+    return target, old
+
+
+def _make_partial(target: Path, mode: int) -> tuple[int, Path]:
+    """Return handle and path of a new file beside `target`, locked for as long as it is open."""
+    import secrets  # here, for the time of `import nnx`
+
+    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
+    while True:
+        path = target.with_name(f".{target.name[:40]}.{secrets.token_hex(8)}{PARTIAL}")
+        handle = os.open(path, flags, mode)
+        try:
+            with contextlib.suppress(OSError):  # where nothing can be locked nothing is removed either
+                locks.try_lock(handle)
+            if locks.is_at(handle, path):  # else one who tidied up has taken it for abandoned
+                return handle, path
+        except BaseException:
+            os.close(handle)
+            path.unlink(missing_ok=True)
+            raise
+        os.close(handle)
+
+
+def _keep_permissions(handle: int, old: os.stat_result) -> None:
+    """Give an open file the permissions and, if it may be, the owner of another."""
+    if not hasattr(os, "fchown"):  # on Windows
+        return
+    new = os.fstat(handle)
+    if (new.st_uid, new.st_gid) != (old.st_uid, old.st_gid):
+        with contextlib.suppress(PermissionError):
+            os.fchown(handle, old.st_uid, old.st_gid)
+    os.fchmod(handle, stat.S_IMODE(old.st_mode) & 0o777)
+
+
+def remove_abandoned(folder) -> None:
+    """Remove what killed processes left of files that they were writing, and nothing that is being written."""
+    for path in Path(folder).glob(f".*{PARTIAL}"):
+        if not _NAME_OF_PARTIAL.fullmatch(path.name):
+            continue
+        with contextlib.suppress(OSError):  # another process's, or there is no way to lock it: it stays
+            handle = os.open(path, os.O_RDWR | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))
+            try:
+                if locks.try_lock(handle) and locks.is_at(handle, path):
+                    path.unlink()
+            finally:
+                os.close(handle)
 
 
 def _flush_folder(folder: Path) -> None:
@@ -110,8 +194,6 @@ def read(path) -> tuple[dict[str, np.ndarray], dict]:
     ValueError
         If the file is damaged, of a newer format, or not one of nnx.
     """
-    import json
-
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {path}")
@@ -124,7 +206,7 @@ def read(path) -> tuple[dict[str, np.ndarray], dict]:
         raise ValueError(f"{path} holds tensors, but was not saved by nnx: it has no description of a model")
     try:
         text = metadata["nnx"]
-        description = json.loads(text)
+        description = _nested(text)
         version = description["format"]
         if type(version) is not int or version < 1:
             raise ValueError(f"there is no format {version!r}")
@@ -138,6 +220,20 @@ def read(path) -> tuple[dict[str, np.ndarray], dict]:
     if not whole:
         raise ValueError(f"{path} is damaged: its content is not what its checksum says. Use another copy")
     return arrays, description
+
+
+def _nested(text: str) -> Any:
+    """Return what JSON says; layers may lie deeper in each other than Python's recursion limit lets it read."""
+    import json
+
+    try:
+        return json.loads(text)
+    except RecursionError:
+        brackets = re.sub(r'"(?:[^"\\]|\\.)*"|[^][{}]', "", text)
+        if max(itertools.accumulate(1 if bracket in "[{" else -1 for bracket in brackets)) > MOST_NESTED:
+            raise
+    sys.setrecursionlimit(max(sys.getrecursionlimit(), 1000 + MOST_NESTED))
+    return json.loads(text)
 
 
 def _read(file, size: int) -> tuple[dict, dict[str, np.ndarray]]:

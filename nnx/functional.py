@@ -9,6 +9,12 @@ from nnx.layers.base import Layer
 from nnx.model import Model
 
 
+class _Passing(Model):
+    """A model of a layer whose weights are for one pass, wherever else the layer has some."""
+
+    _owns_layers = False
+
+
 def apply(layer: Layer, x, *, training: bool = False, seed: int = 0, backend=None) -> Any:
     """Return what a layer with fresh weights makes of `x`, a batch of samples, as a NumPy array.
 
@@ -19,7 +25,7 @@ def apply(layer: Layer, x, *, training: bool = False, seed: int = 0, backend=Non
     array([[3.]], dtype=float32)
     """
     shape = tree.map(lambda a: a.shape[1:], as_inputs(x, None, "float32"))
-    model = Model(layer, shape, seed=seed, backend=as_backend(backend))
+    model = _Passing(layer, shape, seed=seed, backend=as_backend(backend))
     ctx = model.context(training)
     y, _ = model.apply(model.params, tree.map(model.backend.asarray, model.as_input(x, shape)), ctx)
     return tree.map(model.backend.to_numpy, y)

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from nnx import distributed, losses, optimizers, precision, rows, saving, training, tree
+from nnx import distributed, losses, optimizers, ownership, precision, rows, saving, training, tree
 from nnx import resume as resuming
 from nnx.ahead import ahead
 from nnx.backend import Backend, BackendError, as_backend
@@ -60,7 +60,7 @@ from nnx.streams import (
     numbered,
 )
 from nnx.summary import summary_table
-from nnx.threads import alone, expect_alone
+from nnx.threads import alone, expect_alone, expect_readable, reads
 
 DTYPES = (*precision.HALF, "float32", "float64")
 
@@ -90,6 +90,9 @@ class Model:
         Where it runs; by default the current backend when it is built.
     """
 
+    _owns_layers = True
+    """Whether its layers may have weights in no other model."""
+
     def __init__(
         self, network, input_shape=None, *, seed: int | None = None, dtype: str = "float32", backend=None
     ):
@@ -97,8 +100,11 @@ class Model:
             raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
         self.name = "model"
         self.network: Layer = as_layer(network)
+        if self._owns_layers:
+            ownership.check(self, self.network)
         self.input_shape: Shape | None = input_shape
         self.seed = next_seed() if seed is None else int(seed)
+        self._drawn_seed = self.seed if seed is None else None
         self.dtype = dtype
         self.stop_training = False
         self.history = History()
@@ -112,6 +118,11 @@ class Model:
         self.loss: losses.Loss | None = None
         self.metrics_used: list[tuple[Metric, bool]] = []
 
+    @property
+    def seed_is_given(self) -> bool:
+        """Whether the program chose the seed; else it was drawn."""
+        return self.seed != self._drawn_seed
+
     def _forget(self):
         """Drop all arrays and compiled functions: they will be made anew."""
         self._paths: list[tuple[str, tuple[str, ...]]] = []
@@ -124,6 +135,7 @@ class Model:
         self._forward: Callable | None = None
         self._settings = Settings()
 
+    @reads
     def __getstate__(self):
         """Return what `pickle` and `copy.deepcopy` keep: arrays on the host, nothing compiled."""
         kept = {**vars(self), "_engine": None, "_forward": None, "_settings": Settings(), "trained_in": None}
@@ -136,6 +148,7 @@ class Model:
     def __setstate__(self, kept):
         vars(self).update(kept)
         if self.built:
+            ownership.claim(self, self._params, self._state)
             try:
                 self.backend.check_process()
             except BackendError:  # told at the first use: a worker that fails to read its task tells nobody
@@ -180,9 +193,17 @@ class Model:
             return self.backend.pack(arrays) if packed else arrays
 
     @explained
-    @undivided
+    @alone
     def build(self, input_shape) -> None:
         """Make the starting weights for samples of this shape (the batch axis left out)."""
+        self._make_weights(input_shape)
+
+    @explained
+    @undivided
+    def _make_weights(self, input_shape) -> None:
+        """Do what `build` does, in a thread that reads ahead for the one that trains as well."""
+        if self._owns_layers:
+            ownership.check(self, self.network)
         shape = as_shapes(input_shape, batch_axis=True)  # None in front, as Keras writes it
         params, _ = self.network.init(generator(self.seed, WEIGHTS), shape)
         self.build_from(shape, params, self.network.init_state(shape))
@@ -193,6 +214,8 @@ class Model:
         arrays = self._to_device(params), self._to_device(state, packed=False)
         self._paths, self.input_shape, (self._params, self._state) = paths, shape, arrays
         self._slots, self.loss_scale, self.step = None, None, 0
+        if self._owns_layers:
+            ownership.claim(self, params, state)
 
     def expect_same_weights(self) -> None:
         """Raise a ValueError if the settings of the layers have changed so that the weights do not fit them."""
@@ -214,26 +237,30 @@ class Model:
                 "input_shape=(features,), call model.build((features,)), or fit it on data"
             )
         if not self.built:
-            self.build(self.input_shape)
+            self._make_weights(self.input_shape)
         return self.input_shape
 
     @property
     def params(self):
         """The weights: a tree of arrays of the backend. Training consumes them: copy what you keep."""
+        expect_readable(self)
         self._built_shape()
         return self._params
 
     @params.setter
+    @alone
     def params(self, params):
         self._params = self._taken_over(params, self.params, packed=True)
 
     @property
     def state(self):
         """What changes without a gradient, such as moving averages: a tree of arrays."""
+        expect_readable(self)
         self._built_shape()
         return self._state
 
     @state.setter
+    @alone
     def state(self, state):
         self._state = self._taken_over(state, self.state, packed=False)
 
@@ -259,6 +286,7 @@ class Model:
         return self.network.layers if isinstance(self.network, Chain) else [self.network]
 
     @explained
+    @alone
     @undivided
     def to(self, backend) -> "Model":
         """Move weights, state and optimizer to another backend, and return the model.
@@ -266,7 +294,6 @@ class Model:
         Training goes on from where it was: the same shuffles and masks follow.
         """
         found = as_backend(backend)
-        expect_alone(self)
         if self.built:
             host = [self._to_host(t) for t in (self._params, self._state)]
             slots = [self._to_host(slot) for slot in self._slots or []]
@@ -310,6 +337,7 @@ class Model:
 
     # Training
 
+    @alone
     def compile(
         self, optimizer: Any = "rmsprop", loss=None, loss_weights=None, metrics=None, weighted_metrics=None
     ) -> None:
@@ -353,6 +381,7 @@ class Model:
     @property
     def carry(self) -> dict:
         """All that a training step changes."""
+        expect_readable(self)
         if self._slots is None:
             optimizer = self._require_compiled()
             with self.backend.scope(self.dtype):
@@ -367,10 +396,12 @@ class Model:
         """What the optimizer keeps beside each weight: a tree of arrays under each slot's name."""
         return dict(zip(self.optimizer.slots, self.carry["slots"], strict=True)) if self.optimizer else {}
 
+    @alone
     def set_slots(self, slots: list) -> None:
         """Set the optimizer's slots, from trees of host arrays."""
         self._slots = [self._to_device(slot) for slot in slots]
 
+    @alone
     def set_loss_scale(self, scale: dict | None) -> None:
         """Set what float16 multiplies the loss by, from host arrays."""
         self.loss_scale = self._to_device(scale, packed=False) if scale else None
@@ -378,6 +409,7 @@ class Model:
     @undivided
     def set_carry(self, carry: dict, steps: int) -> None:
         """Take over what came out of `steps` training steps."""
+        expect_alone(self)
         self._params, self._state, self._slots = carry["params"], carry["state"], carry["slots"]
         self.loss_scale = carry.get("scale")
         self.step += steps
@@ -390,7 +422,7 @@ class Model:
             x = as_several(x, y, self._begins_with_inputs)
         if not was_built:
             found = as_inputs(x, declared, self.weight_dtype)
-            self.build(tree.map(lambda a: a.shape[1:], found))
+            self._make_weights(tree.map(lambda a: a.shape[1:], found))
         try:
             expect_outputs(self.loss, self.metrics_used, self.output_shape)
             check = as_out_of_core if rows.in_any(x, y) else as_samples
@@ -407,6 +439,7 @@ class Model:
         except ValueError:
             if not was_built:  # what does not fit must not decide about the shape either
                 self._forget()
+                ownership.release(self)
                 self.input_shape = declared
             raise
 
@@ -527,39 +560,40 @@ class Model:
             raise TypeError(f"callbacks must be a list of nnx.callbacks.Callback objects, got {callbacks!r}")
         hooks = CallbackList([*given, self.history, *shown], distributed.rank())
         hooks.set_model(self)
-        facts, begun = {}, None
-        if resume is not None or resuming.is_wanted(hooks):
-            facts = {
-                "batch_size": batch_size, "initial_epoch": initial_epoch, "steps_per_epoch": steps_per_epoch,
-                "validation_freq": validation_freq, "shuffle": shuffle if isinstance(shuffle, bool) else "function",
-                "learning rate": resuming.told(self._require_compiled().learning_rate),
-                "training data": resuming.describe(samples), "validation data": resuming.describe(validation),
-            }  # fmt: skip
-        if resume is not None and (begun := resuming.begin(self, hooks, facts, resume)) is not None:
-            initial_epoch += begun["epochs"]
-        steps = steps_per_epoch if samples is None else -(-len(samples) // batch_size)
-        hooks.set_params({
-            "epochs": epochs, "steps": steps, "verbose": verbose, "resumed": begun is not None,
-            "do_validation": validation is not None, "validation_freq": validation_freq,
-        })  # fmt: skip
-        with self.backend.scope(self.dtype):
-            training.train(
-                self,
-                samples,
-                stream,
-                validation,
-                hooks,
-                epochs=epochs,
-                initial_epoch=initial_epoch,
-                batch_size=batch_size,
-                validation_batch_size=validation_batch_size,
-                validation_freq=validation_freq,
-                validation_steps=validation_steps,
-                shuffle=shuffle,
-                steps_per_epoch=steps_per_epoch,
-                facts=facts,
-                run=begun,
-            )
+        with resuming.alone_in_folders(hooks):
+            facts, begun = {}, None
+            if resume is not None or resuming.is_wanted(hooks):
+                facts = {
+                    "batch_size": batch_size, "initial_epoch": initial_epoch, "steps_per_epoch": steps_per_epoch,
+                    "validation_freq": validation_freq, "shuffle": shuffle if isinstance(shuffle, bool) else "function",
+                    "learning rate": resuming.told(self._require_compiled().learning_rate),
+                    "training data": resuming.describe(samples), "validation data": resuming.describe(validation),
+                }  # fmt: skip
+            if resume is not None and (begun := resuming.begin(self, hooks, facts, resume)) is not None:
+                initial_epoch += begun["epochs"]
+            steps = steps_per_epoch if samples is None else -(-len(samples) // batch_size)
+            hooks.set_params({
+                "epochs": epochs, "steps": steps, "verbose": verbose, "resumed": begun is not None,
+                "do_validation": validation is not None, "validation_freq": validation_freq,
+            })  # fmt: skip
+            with self.backend.scope(self.dtype):
+                training.train(
+                    self,
+                    samples,
+                    stream,
+                    validation,
+                    hooks,
+                    epochs=epochs,
+                    initial_epoch=initial_epoch,
+                    batch_size=batch_size,
+                    validation_batch_size=validation_batch_size,
+                    validation_freq=validation_freq,
+                    validation_steps=validation_steps,
+                    shuffle=shuffle,
+                    steps_per_epoch=steps_per_epoch,
+                    facts=facts,
+                    run=begun,
+                )
         return self.history
 
     def _is_stream(self, x, y) -> bool:
@@ -591,6 +625,7 @@ class Model:
         return _as_result(logs, return_dict)
 
     @explained
+    @reads
     def evaluate(
         self,
         x,
@@ -606,7 +641,6 @@ class Model:
         An iterator goes on from there at the next call.
         """
         engine = self.engine
-        expect_alone(self)
         check_verbose(verbose)
         size = check_count("batch_size", 256 if batch_size is None else batch_size)
         steps = None if steps is None else check_count("steps", steps)
@@ -627,6 +661,7 @@ class Model:
         return _as_result(logs, return_dict)
 
     @explained
+    @reads
     def predict(self, x, batch_size: int | None = 1024, verbose=0, steps: int | None = None) -> Any:
         """Return the outputs for `x` as a NumPy array, (samples, ...), or as a dict or tuple of them.
 
@@ -639,7 +674,6 @@ class Model:
         steps : int, optional
             How many batches to take: all by default. An iterator goes on from there at the next call.
         """
-        expect_alone(self)
         check_verbose(verbose)
         size = check_count("batch_size", 1024 if batch_size is None else batch_size)
         steps = None if steps is None else check_count("steps", steps)
@@ -705,9 +739,9 @@ class Model:
         return run(self.network, ctx, params, x)
 
     @explained
+    @reads
     def __call__(self, x) -> Any:
         """Return the outputs for `x` as an array of the backend."""
-        expect_alone(self)
         x = self.as_input(on_host(x, "X", self.backend), self.input_shape)
         with self.backend.scope(self.dtype):
             placed = tree.map(lambda a: self.backend.asarray(a[:]), x)
@@ -720,12 +754,14 @@ class Model:
         self._built_shape()
         return self._paths
 
+    @reads
     def get_weights(self) -> list[np.ndarray]:
         """Return all weights and moving averages as NumPy arrays, layer by layer."""
         arrays = {"params": self.params, "state": self.state}
         with self.backend.scope(self.dtype):
             return [self.backend.to_numpy(tree.at(arrays[kind], path)) for kind, path in self.weight_paths()]
 
+    @alone
     @undivided
     def set_weights(self, weights) -> None:
         """Set all weights and moving averages, in the order of `get_weights`."""
@@ -740,6 +776,7 @@ class Model:
             arrays = tree.from_paths([p for p, _ in chosen], [w for _, w in chosen])
             setattr(self, f"_{kind}", self._to_device(arrays, packed=kind == "params"))
 
+    @reads
     def snapshot(self) -> dict:
         """Return a copy of weights and state on the device, for `restore`."""
         with self.backend.scope(self.dtype):
@@ -748,6 +785,7 @@ class Model:
                 for name, t in (("params", self.params), ("state", self.state))
             }
 
+    @alone
     def restore(self, snapshot: dict) -> None:
         """Put back what `snapshot` copied."""
         with self.backend.scope(self.dtype):
@@ -756,7 +794,8 @@ class Model:
 
     def count_params(self) -> int:
         """Return the number of parameters, moving averages included."""
-        return sum(int(np.prod(w.shape)) for w in tree.leaves(self.params) + tree.leaves(self.state))
+        self._built_shape()
+        return sum(int(np.prod(w.shape)) for w in tree.leaves(self._params) + tree.leaves(self._state))
 
     def get_layer(self, name: str | None = None, index: int | None = None) -> Layer:
         """Return a layer by its name, as `summary` shows it, or by its number."""
@@ -774,6 +813,7 @@ class Model:
 
     # Files
 
+    @reads
     def save(self, path, include_optimizer: bool = True) -> None:
         """Save architecture, weights and, if compiled, loss, metrics and optimizer to one file.
 
@@ -781,6 +821,7 @@ class Model:
         """
         saving.save(self, path, include_optimizer)
 
+    @reads
     def to_numpy_function(self, path=None) -> str:
         """Return the text of a Python module that predicts as this model does and needs NumPy alone.
 
@@ -812,10 +853,12 @@ class Model:
         self._built_shape()
         return numpy_module.source(self) if path is None else numpy_module.write(self, path)
 
+    @reads
     def save_weights(self, path) -> None:
         """Save the weights and moving averages alone."""
         saving.save_weights(self, path)
 
+    @alone
     def load_weights(self, path, check_finite: bool = True) -> None:
         """Load weights from a file of `save_weights` or `save` into a model of the same architecture."""
         saving.load_weights(self, path, check_finite)

@@ -12,6 +12,7 @@ from typing import Any
 
 from nnx import files
 from nnx.export import ExportError
+from nnx.threads import reading
 
 __all__ = ["ExportError", "as_onnx", "export"]
 
@@ -62,7 +63,8 @@ def as_onnx(model) -> Any:
     from nnx.export.onnx_nodes import Nodes
     from nnx.export.trace import trace
 
-    graph = Nodes(trace(model)).graph(model.name)
+    with reading(model):
+        graph = Nodes(trace(model)).graph(model.name)
     found = onnx.helper.make_model(
         graph,
         producer_name="nnx",

@@ -72,6 +72,20 @@ def check_description(path, description: dict) -> None:
         raise ValueError(f"{path} is damaged: name, seed or step are not what they can be")
 
 
+def nesting(description) -> int:
+    """Return how many objects of a description lie inside each other at most."""
+    deepest, waiting = 0, [(description, 0)]
+    while waiting:
+        value, depth = waiting.pop()
+        if isinstance(value, dict):
+            depth += "class_name" in value
+            waiting += ((inner, depth) for inner in value.values())
+        elif isinstance(value, list):
+            waiting += ((inner, depth) for inner in value)
+        deepest = max(deepest, depth)
+    return deepest
+
+
 @contextlib.contextmanager
 def blamed_on(path):
     """Let what goes wrong inside a `with` block be a ValueError of one line about a file."""

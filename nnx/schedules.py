@@ -70,7 +70,7 @@ class ExponentialDecay(LearningRateSchedule):
 
     def __call__(self, step):
         periods = step // self.decay_steps if self.staircase else step / self.decay_steps
-        return self.initial_learning_rate * self.decay_rate**periods
+        return self.initial_learning_rate * float(self.decay_rate) ** periods
 
 
 @_registry.register("step_decay")
@@ -87,7 +87,7 @@ class StepDecay(LearningRateSchedule):
         self.factor = factor
 
     def __call__(self, step):
-        return self.initial_learning_rate * self.factor ** (step // self.step_size)
+        return self.initial_learning_rate * float(self.factor) ** (step // self.step_size)
 
 
 @_registry.register("piecewise_constant_decay")
@@ -134,6 +134,10 @@ class PolynomialDecay(LearningRateSchedule):
         return (
             self.initial_learning_rate - self.end_learning_rate
         ) * left**self.power + self.end_learning_rate
+
+
+MOST_RESTARTS = 1000
+"""That are counted one by one, which is exact to the last bit."""
 
 
 def _cosine(t: float) -> float:
@@ -194,9 +198,25 @@ class CosineDecayRestarts(LearningRateSchedule):
 
     def __call__(self, step):
         length, height = float(self.first_decay_steps), self.initial_learning_rate
-        while step >= length:
+        for _ in range(MOST_RESTARTS):
+            if step < length:
+                break
             step, length, height = step - length, length * self.t_mul, height * self.m_mul
+        else:
+            step, length, height = self._much_later(step, length, height)
         return self.alpha * self.initial_learning_rate + (1 - self.alpha) * height * _cosine(step / length)
+
+    def _much_later(self, step: float, length: float, height: float) -> tuple[float, float, float]:
+        """Return the same numbers after all restarts that are left, from the sum of a geometric series."""
+        growth = self.t_mul - 1
+        if growth == 0:
+            restarts = step // length
+            step -= restarts * length
+        else:
+            restarts = math.floor(math.log1p(step * growth / length) / math.log1p(growth))
+            step -= length * math.expm1(restarts * math.log1p(growth)) / growth
+            length *= self.t_mul**restarts
+        return step, length, height * float(self.m_mul) ** restarts
 
 
 @_registry.register("warmup")

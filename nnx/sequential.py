@@ -2,12 +2,13 @@
 
 import numpy as np
 
-from nnx import files, initializers, saving, tree
+from nnx import files, initializers, ownership, saving, tree
 from nnx.layers.base import Layer, Shape
 from nnx.layers.combine import Chain, as_layer
 from nnx.layers.reshape import Input
 from nnx.model import Model
 from nnx.registry import decode
+from nnx.threads import alone
 
 
 class Sequential(Model):
@@ -34,25 +35,55 @@ class Sequential(Model):
     array([0., 1., 1., 0.], dtype=float32)
     """
 
+    network: Chain
+
     def __init__(self, layers=None, name: str | None = None, *, seed: int | None = None, dtype: str = "float32",
                  backend=None):  # fmt: skip
         super().__init__(Chain([]), seed=seed, dtype=dtype, backend=backend)
         self.name = name or "sequential"
-        for layer in layers or []:
-            self.add(layer)
+        self._reached: tuple = None, None, None
+        """A network, the shape of its input, and that of its output, from which `add` goes on."""
+        self._take([as_layer(layer) for layer in layers or []])
+        ownership.check(self, self.network)
 
+    @alone
     def add(self, layer) -> None:
         """Put a layer at the end."""
-        present, added = self.network.sublayers(), as_layer(layer)
-        if any(added is other for other in present.values()):
+        added = as_layer(layer)
+        present = self.network.layers
+        if added in present and any(added is other for other in present):
             raise ValueError(f"{added!r} is already in this model: a Sequential holds each layer once")
-        shape = self.input_shape or (None if present else added.input_shape)
-        network = self.network if isinstance(added, Input) else Chain([*present.values(), added])
-        if shape is not None:
+        ownership.check(self, added)
+        if self.built:
+            shape = self._built_shape()
+            network = self.network if isinstance(added, Input) else self.network.extended(added)
             network.out_shape(shape)  # a layer that does not fit is reported here
-        self._change_network(network, shape)
+            self._change_network(network, shape)
+        else:
+            self._take([added])
 
-    def _change_network(self, network: Layer, shape: Shape | None) -> None:
+    def _take(self, added: list[Layer]) -> None:
+        """Put layers at the end of a model without weights; one that does not fit is reported here."""
+        network, shape, new = self.network, self.input_shape, []
+        known, known_shape, last = self._reached
+        if shape is not None and (known is not network or known_shape != shape):
+            last = network.out_shape(shape)
+        for layer in added:
+            if shape is None and not network.layers and not new:
+                shape = last = layer.input_shape
+            if isinstance(layer, Input):
+                continue
+            if shape is not None:
+                last = layer.out_shape(last)
+            new.append(layer)
+        if len(new) == 1:
+            network = network.extended(new[0])
+        elif new:
+            network = Chain([*network.layers, *new])
+        self.network, self.input_shape, self._reached = network, shape, (network, shape, last)
+        self._forget()
+
+    def _change_network(self, network: Chain, shape: Shape | None) -> None:
         """Take another network, and keep the weights of the layers that are in both."""
         kept = (self._params, self._state) if self.built else None
         self.network, self.input_shape = network, shape
@@ -67,6 +98,7 @@ class Sequential(Model):
             }
             setattr(self, name, common)
 
+    @alone
     def pop(self) -> Layer:
         """Take off and return the last layer; the others keep their weights."""
         *rest, last = self.layers
@@ -97,6 +129,8 @@ def load(path, backend=None, check_finite: bool = True) -> Model:
     """
     arrays, description = files.read(path)
     saving.check_description(path, description)
+    with saving.blamed_on(path):
+        ownership.make_room(saving.nesting(description["network"]))
     with saving.blamed_on(path), initializers.only_shapes(most=sum(array.size for array in arrays.values())):
         network = decode(description["network"])
         settings = {"seed": description["seed"], "dtype": description["dtype"]}

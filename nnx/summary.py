@@ -14,7 +14,7 @@ HEADER = ("Layer", "Output shape", "Params", "FLOPs", "Memory")
 def summary_table(model) -> str:
     """Return the table as text: FLOPs and memory are those of one sample's forward pass."""
     bytes_each = 8 if model.dtype == "float64" else 4
-    params, state, shape = model.params, model.state, model.input_shape
+    params, state, shape = model._params, model._state, model.input_shape
     rows: list[tuple[str, ...]] = []
     if isinstance(model.network, Chain):
         for key, layer in model.network.sublayers().items():

@@ -1,7 +1,9 @@
 """Models in several threads come out as one after the other, bit for bit; one model is trained in one at a time."""
 
+import copy
 import importlib
 import itertools
+import pickle
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -12,7 +14,7 @@ import pytest
 from conftest import usable_or_skip
 
 import nnx
-from nnx import callbacks, layers, sharing
+from nnx import callbacks, layers, sharing, threads
 
 X, Y = interrupted.make_data()
 
@@ -190,3 +192,69 @@ def test_many_threads_predict_with_one_model(any_backend):
     model.build(X.shape[1:])
     expected = model.predict(X).tobytes()
     assert together([lambda: model.predict(X).tobytes()] * 4) == [expected] * 4
+
+
+def test_a_model_is_neither_read_nor_changed_beside_its_training(any_backend, tmp_path):
+    model, waits = interrupted.make_model(any_backend), Waits()
+    model.build(X.shape[1:])
+    model.save_weights(tmp_path / "weights.nnx")
+    weights, kept, slots = model.get_weights(), model.snapshot(), list(model.slots.values())
+    params, state = model.params, model.state
+    thread = threading.Thread(target=model.fit, args=(X, Y), kwargs={"verbose": 0, "callbacks": [waits]})
+    thread.start()
+    assert waits.begun.wait(60)
+    calls = [
+        model.get_weights, model.snapshot, lambda: model.params, lambda: model.state, lambda: model.slots,
+        lambda: copy.deepcopy(model), lambda: copy.copy(model), lambda: pickle.dumps(model),
+        lambda: model.save(tmp_path / "net.nnx"), lambda: model.save_weights(tmp_path / "net.nnx"),
+        model.to_numpy_function, lambda: model.set_weights(weights), lambda: model.restore(kept),
+        lambda: model.load_weights(tmp_path / "weights.nnx"), lambda: model.compile("sgd", "mse"),
+        lambda: model.build(X.shape[1:]), lambda: model.add(layers.Dense(2)), model.pop,
+        lambda: model.set_slots(slots), lambda: setattr(model, "params", params),
+        lambda: setattr(model, "state", state),
+    ]  # fmt: skip
+    for call in calls:
+        with pytest.raises(
+            RuntimeError, match=r"^this model is being trained in another thread: wait for that"
+        ):
+            call()
+    assert model.count_params() > 0  # what no step changes is told
+    model.summary(print_fn=lambda text: None)
+    waits.over.set()
+    thread.join()
+    assert model.step == 5
+    assert [path.name for path in tmp_path.iterdir()] == ["weights.nnx"]
+    model.set_weights(weights)
+
+
+def test_callbacks_read_and_change_the_model_that_they_are_called_for(tmp_path):
+    model = interrupted.make_model("numpy")
+
+    def use(*_):
+        model.save(tmp_path / "net.nnx")
+        kept = copy.deepcopy(model).snapshot()
+        model.set_weights(pickle.loads(pickle.dumps(model)).get_weights())
+        model.restore(kept)
+
+    model.fit(X, Y, verbose=0, callbacks=[callbacks.LambdaCallback(on_epoch_end=use)])
+    assert model.trained_in is None
+    assert nnx.load(tmp_path / "net.nnx").step == 5
+
+
+def test_a_training_begins_when_others_have_read():
+    """What a thread is reading stays as it is until it has read it."""
+    model = interrupted.make_model("numpy")
+    model.build(X.shape[1:])
+    before, in_between = model.get_weights(), []
+    thread = threading.Thread(target=model.fit, args=(X, Y), kwargs={"verbose": 0})
+    with threads.reading(model):
+        thread.start()
+        while model.trained_in is None:
+            threading.Event().wait(0.001)
+        in_between.append(model.get_weights())
+        in_between.append([model.step])
+    thread.join()
+    for mine, other in zip(in_between[0], before, strict=True):
+        np.testing.assert_array_equal(mine, other)
+    assert in_between[1] == [0]
+    assert model.step == 5

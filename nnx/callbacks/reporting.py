@@ -113,6 +113,16 @@ class CSVLogger(Callback):
 
     def set_state(self, state):
         """Go on after those lines."""
+        names, end = state["columns"], state["end"]
+        if not (
+            isinstance(names, list)
+            and all(type(name) is str for name in names)
+            and type(end) is int
+            and end >= 0
+        ):
+            raise ValueError(
+                f"CSVLogger: columns and end of {self.filename} are damaged in the state: {names}, {end}"
+            )
         if Path(self.filename).stat().st_size < state["end"]:
             raise ValueError(
                 f"CSVLogger: {self.filename} is shorter than when the state of this training was saved: put back the "

@@ -21,19 +21,38 @@ class Container(Layer):
     layers: list[Layer]
     supports_masking = True
 
-    def sublayers(self):
+    def sublayers(self) -> dict[str, Layer]:
         """Return the layers by key: each layer's name, or its class in snake case, made unique."""
         found: dict[str, Layer] = {}
         counts: dict[str, int] = {}
         for layer in self.layers:
-            name = key = layer.name or snake_case(type(layer).__name__)
-            while key in found:
-                if layer.name:
-                    raise ValueError(f"two layers are called {name!r}: give each a name of its own")
-                counts[name] = counts.get(name, 0) + 1
-                key = f"{name}_{counts[name]}"
-            found[key] = layer
+            found[new_key(layer, found, counts)] = layer
         return found
+
+
+def new_key(layer: Layer, present, counts: dict[str, int]) -> str:
+    """Return the key of one more layer, and note in `counts` how many have its name."""
+    name = key = layer.name or snake_case(type(layer).__name__)
+    while key in present:
+        if layer.name:
+            raise ValueError(f"two layers are called {name!r}: give each a name of its own")
+        counts[name] = counts.get(name, 0) + 1
+        key = f"{name}_{counts[name]}"
+    return key
+
+
+def expect_different(container: Container) -> None:
+    """Raise a ValueError if a container holds one layer twice."""
+    if len({id(layer) for layer in container.layers}) == len(container.layers):
+        return
+    seen = set()
+    for key, layer in container.sublayers().items():
+        if id(layer) in seen:
+            raise ValueError(
+                f"{type(container).__name__}: layer {key!r}, {layer!r}, is there twice, and would have two sets of "
+                f"weights: sharing is not possible yet. Make a layer for each place, such as copy.deepcopy(layer)"
+            )
+        seen.add(id(layer))
 
 
 @register("chain")
@@ -51,7 +70,15 @@ class Chain(Container):
     def __init__(self, layers, **settings):
         super().__init__(**settings)
         self.layers = [as_layer(layer) for layer in layers]
-        self._keyed = list(self.sublayers().items())
+        self._keys: set[str] = set()
+        self._counts: dict[str, int] = {}
+        self._keyed = [(self._new_key(layer), layer) for layer in self.layers]
+        expect_different(self)
+
+    def _new_key(self, layer: Layer) -> str:
+        key = new_key(layer, self._keys, self._counts)
+        self._keys.add(key)
+        return key
 
     @property
     def categories(self):
@@ -115,6 +142,13 @@ class Chain(Container):
         changed._keyed[index] = self._keyed[index][0], layer
         changed.layers = [layer for _, layer in changed._keyed]
         return changed
+
+    def extended(self, layer: Layer) -> "Chain":
+        """Return a new chain of the same layers and one more."""
+        longer = copy.copy(self)
+        longer._keys, longer._counts = self._keys.copy(), self._counts.copy()
+        longer.layers, longer._keyed = [*self.layers, layer], [*self._keyed, (longer._new_key(layer), layer)]
+        return longer
 
     def flops(self, in_shape):
         return sum(layer.flops(s) for (_, layer), s in zip(self._keyed, self.shapes(in_shape), strict=False))

@@ -12,7 +12,7 @@ from typing import Any
 
 from nnx import tree
 from nnx.layers.base import describe_shape, register, run, size
-from nnx.layers.combine import Container, as_layer, init_layer
+from nnx.layers.combine import Container, as_layer, expect_different, init_layer
 from nnx.layers.merges import MERGES
 from nnx.shapes import is_single
 
@@ -36,6 +36,7 @@ class _Branches(Container):
             self.branches = tuple(as_layer(branch) for branch in branches)
             self.layers = list(self.branches)
             self._keyed = list(super().sublayers().items())
+        expect_different(self)
         if self.merge is not None and self.merge not in MERGES:
             raise ValueError(f"{kind}: merge must be one of {', '.join(MERGES)}, got {self.merge!r}")
 
