@@ -378,7 +378,9 @@ class Total:
 @functools.cache
 def _register(jax) -> None:
     """Tell JAX what a `Total` is made of."""
-    jax.tree_util.register_pytree_node(Total, lambda t: ((t.high, t.low), None), lambda _, parts: Total(*parts))
+    jax.tree_util.register_pytree_node(
+        Total, lambda t: ((t.high, t.low), None), lambda _, parts: Total(*parts)
+    )
 
 
 def _zero(like):

@@ -86,7 +86,9 @@ class NumpyBackend(EagerBackend):
         try:
             value = function(*given, **named)
         finally:
-            for array in sorted(arrays, key=lambda a: not a.flags.owndata):  # a view after what it is a view of
+            for array in sorted(
+                arrays, key=lambda a: not a.flags.owndata
+            ):  # a view after what it is a view of
                 array.flags.writeable = True
         # A view that was made of a read-only array stays read-only, but others may write into it.
         is_view = any(isinstance(a, np.ndarray) and not a.flags.writeable for a in leaves(value))
@@ -118,7 +120,11 @@ class NumpyBackend(EagerBackend):
         main = largest(arguments)
         length = len(main)
         step = max(1, min(length, BLOCK * length // max(main.size, 1)))
-        return main.shape, plan.result_dtypes, functools.partial(plan.run, length=length, step=step, empty=self.empty)
+        return (
+            main.shape,
+            plan.result_dtypes,
+            functools.partial(plan.run, length=length, step=step, empty=self.empty),
+        )
 
     def run_scatter_add(self, indices, values, length):
         # Element by element: 0.17 ms for 3200 rows of 32, where whole rows take 0.75 and sorting 0.52.

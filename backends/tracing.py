@@ -226,11 +226,7 @@ class Trace:
             return [[c.function, c.arguments, c.settings, c.writes, c.results] for c in trace.calls]
 
         copies = [[copy for _, copy in trace._constants] for trace in (self, other)]
-        return (
-            self.values == other.values
-            and self._same(*copies)
-            and self._same(parts(self), parts(other))
-        )
+        return self.values == other.values and self._same(*copies) and self._same(parts(self), parts(other))
 
     def _same(self, a, b) -> bool:
         if type(a) is not type(b):

@@ -129,6 +129,7 @@ class Model:
         self._params: Any = None
         self._state: Any = None
         self._slots: list | None = None
+        self._slot_names: tuple[str, ...] = ()
         self.loss_scale: dict | None = None
         """In float16, by what the loss is multiplied, and the good steps since that changed."""
         self._engine: training.Engine | None = None
@@ -213,7 +214,7 @@ class Model:
         paths = list(_ordered_paths(self.network, params, state))
         arrays = self._to_device(params), self._to_device(state, packed=False)
         self._paths, self.input_shape, (self._params, self._state) = paths, shape, arrays
-        self._slots, self.loss_scale, self.step = None, None, 0
+        self._slots, self._slot_names, self.loss_scale, self.step = None, (), None, 0
         if self._owns_layers:
             ownership.claim(self, params, state)
 
@@ -354,7 +355,7 @@ class Model:
             raise ValueError(f"two metrics have the same name: {names}; give one of them name=...")
         self.optimizer, self.loss = found
         self.metrics_used = used
-        self._slots, self.loss_scale, self._engine, self.step = None, None, None, 0
+        self._slots, self._slot_names, self.loss_scale, self._engine, self.step = None, (), None, None, 0
 
     @property
     def metrics_names(self) -> list[str]:
@@ -382,10 +383,13 @@ class Model:
     def carry(self) -> dict:
         """All that a training step changes."""
         expect_readable(self)
-        if self._slots is None:
-            optimizer = self._require_compiled()
+        optimizer = self._require_compiled()
+        if self._slots is None or self._slot_names != optimizer.slots:  # such as momentum that has been set
+            kept = dict(zip(self._slot_names, self._slots or [], strict=True))
             with self.backend.scope(self.dtype):
-                self._slots = optimizer.init(self.params, self.backend)
+                fresh = zip(optimizer.slots, optimizer.init(self.params, self.backend), strict=True)
+                self._slots = [kept.get(name, slot) for name, slot in fresh]
+            self._slot_names = optimizer.slots
         if self.dtype == "float16" and self.loss_scale is None:
             self.loss_scale = precision.first_scale(self.backend)
         scale = {} if self.loss_scale is None else {"scale": self.loss_scale}
@@ -400,6 +404,7 @@ class Model:
     def set_slots(self, slots: list) -> None:
         """Set the optimizer's slots, from trees of host arrays."""
         self._slots = [self._to_device(slot) for slot in slots]
+        self._slot_names = self._require_compiled().slots
 
     @alone
     def set_loss_scale(self, scale: dict | None) -> None:

@@ -42,9 +42,9 @@ class Optimizer(Configurable):
     """
 
     kind = "optimizer"
-    slots: tuple[str, ...] = ()
-    """Names of the arrays kept beside each parameter; they start at `slot_start`."""
-    slot_start = 0.0
+    slots: Any = ()
+    """Names of the arrays kept beside each parameter, which may depend on the settings; they start at `slot_start`."""
+    slot_start: Any = 0.0
 
     def __init__(
         self,
@@ -142,7 +142,10 @@ class SGD(Optimizer):
     {'w': array([0.8])}
     """
 
-    slots = ("velocity",)
+    @property
+    def slots(self):
+        """The velocity, with momentum."""
+        return ("velocity",) if self.momentum else ()
 
     def __init__(self, learning_rate: Any = 0.01, momentum: float = 0.0, nesterov: bool = False, **settings):
         super().__init__(learning_rate, **settings)
@@ -150,8 +153,6 @@ class SGD(Optimizer):
             raise ValueError(f"momentum must lie between 0 and 1, got {momentum}")
         self.momentum = momentum
         self.nesterov = nesterov
-        if momentum == 0:
-            self.slots = ()
 
     def rule(self, xp, param, grad, *slots, learning_rate):
         if not slots:
@@ -165,7 +166,10 @@ class SGD(Optimizer):
 class RMSprop(Optimizer):
     """Steps divided by a running root mean square of the gradient. Source: Hinton's lecture 6e, 2012."""
 
-    slots = ("mean_square",)
+    @property
+    def slots(self):
+        """The mean square, the mean if centred, and the velocity with momentum."""
+        return ("mean_square",) + ("mean",) * self.centered + ("velocity",) * (self.momentum > 0)
 
     def __init__(self, learning_rate: Any = 0.001, rho: float = 0.9, momentum: float = 0.0,
                  epsilon: float = 1e-7, centered: bool = False, **settings):  # fmt: skip
@@ -174,8 +178,6 @@ class RMSprop(Optimizer):
         self.momentum = momentum
         self.epsilon = epsilon
         self.centered = centered
-        extra = ("mean",) * centered + ("velocity",) * (momentum > 0)
-        self.slots = ("mean_square", *extra)
 
     def rule(self, xp, param, grad, *slots, learning_rate):
         slots = dict(zip(self.slots, slots, strict=True))
@@ -197,10 +199,15 @@ class Adagrad(Optimizer):
 
     slots = ("sum_of_squares",)
 
+    @property
+    def slot_start(self):
+        """What the sums start from."""
+        return self.initial_accumulator_value
+
     def __init__(self, learning_rate: Any = 0.001, initial_accumulator_value: float = 0.1,
                  epsilon: float = 1e-7, **settings):  # fmt: skip
         super().__init__(learning_rate, **settings)
-        self.initial_accumulator_value = self.slot_start = initial_accumulator_value
+        self.initial_accumulator_value = initial_accumulator_value
         self.epsilon = epsilon
 
     def rule(self, xp, param, grad, total, *, learning_rate):
@@ -242,7 +249,10 @@ class Adam(Optimizer):
     Adam(learning_rate=0.01)
     """
 
-    slots = ("mean", "mean_square")
+    @property
+    def slots(self):
+        """Both means, and with `amsgrad` the largest mean square so far."""
+        return ("mean", "mean_square") + ("largest_mean_square",) * self.amsgrad
 
     def __init__(self, learning_rate: Any = 0.001, beta_1: float = 0.9, beta_2: float = 0.999,
                  epsilon: float = 1e-7, amsgrad: bool = False, **settings):  # fmt: skip
@@ -254,8 +264,6 @@ class Adam(Optimizer):
         self.beta_2 = beta_2
         self.epsilon = epsilon
         self.amsgrad = amsgrad
-        if amsgrad:
-            self.slots = ("mean", "mean_square", "largest_mean_square")
 
     def scalars(self, step):
         rate = rate_at(self.learning_rate, step)

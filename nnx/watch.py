@@ -138,6 +138,8 @@ class Watch:
         """Of "params" and "state", those that the model has."""
         self.left: Any = None
         """The carry that the last step left: other weights are of a callback."""
+        self.steps: Any = None
+        """The step functions that the steps of the journal are taken by."""
         self.is_unseen = self.is_over = self.has_warned = False
         self.next_snapshot = self.next_look = math.inf
 
@@ -160,9 +162,10 @@ class Watch:
             self.journal.append(Run(rows, samples, 0, steps, step, self.epoch, self.first_step, of_stream))
 
     def _is_other(self) -> bool:
-        """Whether the weights are not those that the last step left: a callback has set them."""
+        """Whether a callback has set other weights than the last step left, or other settings of the layers."""
         model, left = self.model, self.left
-        return model._params is not left["params"] or model._state is not left["state"]
+        is_set = model._params is not left["params"] or model._state is not left["state"]
+        return is_set or self.engine.steps is not self.steps
 
     def _has_other_settings(self) -> bool:
         """Whether a callback has changed the optimizer, such as its learning rate."""
@@ -172,6 +175,7 @@ class Watch:
     def _begin(self):
         """Copy what there is: at the start, when all was found finite, and where a callback changed it."""
         self.left = carry = self.model.carry
+        self.steps = self.engine.steps
         self.snapshot, self.journal, self.numbers = Snapshot(self.model, carry), [], 0
         free = self.backend.free_memory()
         self.most_numbers = NUMBERS_KEPT
@@ -267,7 +271,7 @@ class Watch:
         from nnx.nonfinite import explain  # seldom needed
 
         assert self.snapshot is not None
-        model, steps, taken = self.model, self.engine.steps, self.model.step
+        model, steps, taken = self.model, self.steps, self.model.step
         first = self.journal[0]
         self._put_back(self.snapshot, first.step)
         carry = self.snapshot.carry()

@@ -6,8 +6,10 @@ With `--cupy` (see plugins/nnx_cupy.py) that is CuPy alone.
 import os
 import signal
 
+import numpy as np
 import pytest
 from hypothesis import settings
+from nnx.backends import numpy_backend
 
 import nnx
 
@@ -46,6 +48,29 @@ def backend(any_backend):
     """Each backend in turn, ready to compute in float64."""
     with any_backend.scope("float64"):
         yield any_backend
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _unwritten_buffers():
+    """What a step on NumPy reads before it wrote it is no number: buffers start full of nan."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(numpy_backend.NumpyBackend, "empty", staticmethod(full_of_nan(np.empty)))
+        patch.setattr(nnx.as_backend("numpy"), "fusion", numpy_backend.Fusion(empty=full_of_nan(np.empty)))
+        yield
+
+
+def full_of_nan(empty):
+    """Return a function like `numpy.empty` whose arrays hold nan, or the largest of their whole numbers."""
+
+    def filled(shape, dtype=float):
+        made = empty(shape, dtype)
+        if made.dtype.kind in "iu":
+            made.fill(np.iinfo(made.dtype).max)
+        else:
+            made.fill(np.nan)
+        return made
+
+    return filled
 
 
 @pytest.fixture(autouse=True)
