@@ -54,6 +54,8 @@ class Metric(Configurable):
     """
 
     kind = "metric"
+    higher_is_better: bool | None = None
+    """Whether a larger value is better: True, False, or None if that is not known."""
 
     def __init__(self, name: str | None = None):
         self.name = name or snake_case(type(self).__name__)
@@ -114,6 +116,8 @@ def _true(xp, condition, like):
 class MeanSquaredError(Metric):
     """mean (output - target)**2"""
 
+    higher_is_better = False
+
     def update(self, ctx, target, output, weight):
         _same_shape(self, target, output)
         return self._mean(ctx.xp, (output - target) ** 2, weight)
@@ -122,6 +126,8 @@ class MeanSquaredError(Metric):
 @_registry.register("mean_absolute_error", "mae")
 class MeanAbsoluteError(Metric):
     """mean |output - target|"""
+
+    higher_is_better = False
 
     def update(self, ctx, target, output, weight):
         _same_shape(self, target, output)
@@ -143,6 +149,8 @@ class R2Score(Metric):
     As in Keras, 0 for an output whose target is constant. Summed in the precision of the model: in
     float32, standardise targets whose mean is far larger than their spread.
     """
+
+    higher_is_better = True
 
     def update(self, ctx, target, output, weight):
         _same_shape(self, target, output)
@@ -166,6 +174,8 @@ class R2Score(Metric):
 class BinaryAccuracy(Metric):
     """Share of outputs on the right side of `threshold`."""
 
+    higher_is_better = True
+
     def __init__(self, threshold: float = 0.5, name: str | None = None):
         super().__init__(name)
         self.threshold = threshold
@@ -180,6 +190,8 @@ class BinaryAccuracy(Metric):
 class CategoricalAccuracy(Metric):
     """Share of samples whose largest output is the one of the one-hot target."""
 
+    higher_is_better = True
+
     def update(self, ctx, target, output, weight):
         xp = ctx.xp
         right = xp.argmax(output, axis=-1) == xp.argmax(target, axis=-1)
@@ -190,6 +202,8 @@ class CategoricalAccuracy(Metric):
 class SparseCategoricalAccuracy(Metric):
     """Share of samples whose largest output is the one numbered by the target."""
 
+    higher_is_better = True
+
     def update(self, ctx, target, output, weight):
         xp = ctx.xp
         right = xp.astype(xp.argmax(output, axis=-1), target.dtype) == target
@@ -199,6 +213,8 @@ class SparseCategoricalAccuracy(Metric):
 @_registry.register("accuracy", "acc")
 class Accuracy(Metric):
     """Binary, categorical or sparse accuracy, whichever fits the shapes of target and output."""
+
+    higher_is_better = True
 
     _sparse, _binary, _categorical = SparseCategoricalAccuracy(), BinaryAccuracy(), CategoricalAccuracy()
 
@@ -212,6 +228,8 @@ class Accuracy(Metric):
 @_registry.register("top_k_categorical_accuracy")
 class TopKCategoricalAccuracy(Metric):
     """Share of samples whose class is among the k largest outputs; target one-hot or class numbers."""
+
+    higher_is_better = True
 
     def __init__(self, k: int = 5, name: str | None = None):
         super().__init__(name)
@@ -237,6 +255,8 @@ class _Counts(Metric):
     A label counts as predicted if its output is above `threshold`; where the target is a class
     number, if its output is the largest.
     """
+
+    higher_is_better = True
 
     def __init__(self, threshold: float, average: str, name: str | None):
         super().__init__(name)
@@ -309,6 +329,8 @@ class F1Score(_Counts):
 @_registry.register("auc")
 class AUC(Metric):
     """Area under the ROC curve of probabilities, by the trapezoids between `num_thresholds` points."""
+
+    higher_is_better = True
 
     def __init__(self, num_thresholds: int = 200, name: str | None = None):
         super().__init__(name)

@@ -106,6 +106,7 @@ class OutputMetric(metrics.Metric):
     def __init__(self, output, metric, name: str | None = None):
         self.output, self.metric = output, metrics.get(metric)
         super().__init__(name or f"{output_name(output)}_{self.metric.name}")
+        self.higher_is_better = self.metric.higher_is_better
 
     def update_masked(self, ctx, target, output, weight, mask):
         mask = None if mask is None else mask[self.output]
