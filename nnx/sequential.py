@@ -34,8 +34,8 @@ class Sequential(Model):
     array([0., 1., 1., 0.], dtype=float32)
     """
 
-    def __init__(self, layers=None, name: str | None = None, *, seed: int | None = None, dtype: str = "float32",
-                 backend=None):  # fmt: skip
+    def __init__(self, layers: list | None = None, name: str | None = None, *, seed: int | None = None,
+                 dtype: str = "float32", backend=None):  # fmt: skip
         super().__init__(Chain([]), seed=seed, dtype=dtype, backend=backend)
         self.name = name or "sequential"
         for layer in layers or []:
