@@ -10,6 +10,7 @@ They are named in layers as `activation="relu"`, and called on arrays as `nnx.ac
 import math
 
 from nnx import kernels
+from nnx.arguments import expect_range
 from nnx.backend import get_backend
 from nnx.registry import REGISTRIES, Configurable
 
@@ -174,8 +175,7 @@ class LeakyReLU(Activation):
     """y = x where x > 0, else negative_slope * x. Source: Maas et al., 2013."""
 
     def __init__(self, negative_slope: float = 0.2):
-        if not 0 <= negative_slope <= 1:
-            raise ValueError(f"negative_slope must lie between 0 and 1, got {negative_slope}")
+        expect_range(self, at_least=0, at_most=1, negative_slope=negative_slope)
         self.negative_slope = negative_slope
 
     def forward(self, xp, x):

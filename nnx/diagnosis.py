@@ -17,6 +17,7 @@ from nnx.compare.observe import Observer
 from nnx.data import Samples
 from nnx.layers.base import Layer
 from nnx.layers.combine import snake_case
+from nnx.suitability import unsuited
 
 __all__ = ["Diagnosis", "Row", "diagnose"]
 
@@ -124,7 +125,9 @@ def diagnose(model, X, y, sample_weight=None, *, samples: int = 512, print_fn=pr
     found = _Look(model, looked_at)
     diagnosis = Diagnosis(found.rows(), [], found.loss)
     of_scale = _of_inputs(looked_at.x) + _of_targets(model, looked_at)
+    suits = unsuited(model.network, model.loss, model.output_shape, looked_at.y, looked_at.weight)
     diagnosis.advice = [
+        *(f"Unsuited output: {text}." for text in suits),
         *of_scale,
         *_of_rows(diagnosis.rows, is_scaled=not of_scale),
         *_of_chance(model, looked_at, found.loss),

@@ -18,10 +18,13 @@ class History(Callback):
     keeps_weights = False
     keeps = ("history", "epoch")
 
+    history: dict[str, list[float]]
+    epoch: list[int]
+
     def __init__(self):
         super().__init__()
-        self.history: dict[str, list[float]] = {}
-        self.epoch: list[int] = []
+        self.history = {}
+        self.epoch = []
 
     @undivided
     def on_epoch_end(self, epoch, logs=None):

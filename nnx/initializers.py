@@ -15,6 +15,7 @@ from contextvars import ContextVar
 
 import numpy as np
 
+from nnx.arguments import expect_range
 from nnx.registry import REGISTRIES, Configurable
 
 __all__ = [
@@ -142,6 +143,7 @@ class RandomNormal(_Seeded):
     """Normal with the given mean and standard deviation."""
 
     def __init__(self, mean: float = 0.0, stddev: float = 0.05, seed: int | None = None):
+        expect_range(self, at_least=0, stddev=stddev)
         self.mean, self.stddev, self.seed = mean, stddev, seed
 
     def draw(self, rng, shape):
@@ -153,6 +155,7 @@ class RandomUniform(_Seeded):
     """Uniform between minval and maxval."""
 
     def __init__(self, minval: float = -0.05, maxval: float = 0.05, seed: int | None = None):
+        expect_range(self, at_least=minval, maxval=maxval)
         self.minval, self.maxval, self.seed = minval, maxval, seed
 
     def draw(self, rng, shape):
@@ -164,6 +167,7 @@ class TruncatedNormal(_Seeded):
     """Normal, with values beyond two standard deviations drawn again."""
 
     def __init__(self, mean: float = 0.0, stddev: float = 0.05, seed: int | None = None):
+        expect_range(self, at_least=0, stddev=stddev)
         self.mean, self.stddev, self.seed = mean, stddev, seed
 
     def draw(self, rng, shape):

@@ -15,6 +15,7 @@ import math
 from typing import Any
 
 from nnx import activations
+from nnx.arguments import expect_range
 from nnx.backend import get_backend
 from nnx.context import Context
 from nnx.registry import REGISTRIES, Configurable
@@ -235,8 +236,7 @@ class Huber(_Pointwise):
     """Half the square of errors up to delta, linear beyond. Source: Huber, 1964."""
 
     def __init__(self, delta: float = 1.0):
-        if not delta > 0:
-            raise ValueError(f"Huber: delta must be above 0, got {delta}")
+        expect_range(self, above=0, delta=delta)
         self.delta = delta
 
     def value(self, xp, target, output):
@@ -261,8 +261,7 @@ class Quantile(_Pointwise):
     """
 
     def __init__(self, quantile: float = 0.5):
-        if not 0 < quantile < 1:
-            raise ValueError(f"Quantile: quantile must lie between 0 and 1, got {quantile}")
+        expect_range(self, above=0, below=1, quantile=quantile)
         self.quantile = quantile
 
     def value(self, xp, target, output):
@@ -335,8 +334,7 @@ class KLDivergence(Loss):
 
 class _CrossEntropy(Loss):
     def __init__(self, from_logits: bool = False, label_smoothing: float = 0.0):
-        if not 0 <= label_smoothing <= 1:
-            raise ValueError(f"label_smoothing must lie between 0 and 1, got {label_smoothing}")
+        expect_range(self, at_least=0, at_most=1, label_smoothing=label_smoothing)
         self.from_logits = from_logits
         self.label_smoothing = label_smoothing
 
@@ -389,6 +387,7 @@ class BinaryFocalCrossentropy(BinaryCrossentropy):
     ):
         super().__init__(**settings)
         self.apply_class_balancing = apply_class_balancing
+        expect_range(self, at_least=0, alpha=alpha, gamma=gamma)
         self.alpha = alpha
         self.gamma = gamma
 
@@ -460,6 +459,7 @@ class CategoricalFocalCrossentropy(CategoricalCrossentropy):
 
     def __init__(self, alpha: float = 0.25, gamma: float = 2.0, **settings):
         super().__init__(**settings)
+        expect_range(self, at_least=0, alpha=alpha, gamma=gamma)
         self.alpha = alpha
         self.gamma = gamma
 

@@ -7,6 +7,7 @@ A model holds a network (a `Layer`, which is pure) and the arrays that go with i
 import contextlib
 import itertools
 import operator
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -45,7 +46,7 @@ from nnx.outofcore import as_out_of_core
 from nnx.outputs import as_loss, as_metrics, expect_outputs
 from nnx.purity import Guard
 from nnx.random import WEIGHTS, generator, next_seed, step_keys
-from nnx.registry import suggest
+from nnx.registry import Strict, suggest
 from nnx.shapes import Shape, as_column, as_shapes, is_single, map_shapes
 from nnx.sources import on_host
 from nnx.streams import (
@@ -59,6 +60,7 @@ from nnx.streams import (
     is_stream,
     numbered,
 )
+from nnx.suitability import unsuited
 from nnx.summary import summary_table
 from nnx.threads import alone, expect_alone, expect_readable, reads
 
@@ -72,7 +74,7 @@ class NotReadyError(RuntimeError):
     """Something was asked of a model that is not built or not compiled yet."""
 
 
-class Model:
+class Model(Strict):
     """A network and its arrays on one backend.
 
     Parameters
@@ -90,6 +92,25 @@ class Model:
         Where it runs; by default the current backend when it is built.
     """
 
+    name: str
+    network: Layer
+    input_shape: Shape | None
+    history: History
+    """Of the last `fit`."""
+    stop_training: bool
+    """Set by a callback: whether training ends with this step or epoch."""
+    optimizer: optimizers.Optimizer | None
+    loss: losses.Loss | None
+    metrics_used: list[tuple[Metric, bool]]
+    """The metrics, and whether sample weights count in each."""
+    step: int
+    """Steps taken since `compile`."""
+    loss_scale: dict | None
+    """In float16, by what the loss is multiplied, and the good steps since that changed."""
+    trained_in: int | None
+    """The number of the thread that trains it now."""
+    _is_known_to_suit = False
+    """Whether output and loss have been looked at; see `nnx.suitability`."""
     _owns_layers = True
     """Whether its layers may have weights in no other model."""
 
@@ -99,24 +120,22 @@ class Model:
         if dtype not in DTYPES:
             raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
         self.name = "model"
-        self.network: Layer = as_layer(network)
+        self.network = as_layer(network)
         if self._owns_layers:
             ownership.check(self, self.network)
-        self.input_shape: Shape | None = input_shape
+        self.input_shape = input_shape
         self.seed = next_seed() if seed is None else int(seed)
         self._drawn_seed = self.seed if seed is None else None
         self.dtype = dtype
         self.stop_training = False
         self.history = History()
         self.step = 0
-        """Steps taken since `compile`."""
-        self.trained_in: int | None = None
-        """The number of the thread that trains it now."""
+        self.trained_in = None
         self._backend: Backend | None = None if backend is None else as_backend(backend)
         self._forget()
-        self.optimizer: optimizers.Optimizer | None = None
-        self.loss: losses.Loss | None = None
-        self.metrics_used: list[tuple[Metric, bool]] = []
+        self.optimizer = None
+        self.loss = None
+        self.metrics_used = []
 
     @property
     def seed_is_given(self) -> bool:
@@ -130,8 +149,7 @@ class Model:
         self._state: Any = None
         self._slots: list | None = None
         self._slot_names: tuple[str, ...] = ()
-        self.loss_scale: dict | None = None
-        """In float16, by what the loss is multiplied, and the good steps since that changed."""
+        self.loss_scale = None
         self._engine: training.Engine | None = None
         self._forward: Callable | None = None
         self._settings = Settings()
@@ -161,6 +179,18 @@ class Model:
             if self._slots is not None:
                 self.set_slots(self._slots)
             self.set_loss_scale(self.loss_scale)
+
+    @property
+    def trainable(self) -> bool:
+        """True: models cannot be frozen yet."""
+        return True
+
+    @trainable.setter
+    def trainable(self, value: bool):
+        if not value:
+            raise ValueError(
+                f"the model {self.name!r} cannot be frozen yet (trainable=False): all weights are trained"
+            )
 
     # Building
 
@@ -356,6 +386,7 @@ class Model:
         self.optimizer, self.loss = found
         self.metrics_used = used
         self._slots, self._slot_names, self.loss_scale, self._engine, self.step = None, (), None, None, 0
+        self._is_known_to_suit = False
 
     @property
     def metrics_names(self) -> list[str]:
@@ -461,7 +492,17 @@ class Model:
 
     def check_batch(self, batch) -> Samples:
         """Return one checked batch, `(x, y, sample_weight)`."""
-        return self._check(*batch)
+        return self._check_for_training(*batch)
+
+    def _check_for_training(self, x, y, sample_weight=None) -> Samples:
+        """Return checked samples; warn at the first ones after `compile` if the output does not suit the loss."""
+        samples = self._check(x, y, sample_weight)
+        if not self._is_known_to_suit:
+            self._is_known_to_suit = True
+            some = samples.glance()
+            for text in unsuited(self.network, self.loss, self.output_shape, some.y, some.weight):
+                warnings.warn(text, stacklevel=6)
+        return samples
 
     @explained
     @interruptible
@@ -537,7 +578,7 @@ class Model:
         else:
             if steps_per_epoch is not None:
                 raise ValueError("steps_per_epoch is for an iterable of batches; with arrays give batch_size")
-            samples = self._check(x, y, sample_weight)
+            samples = self._check_for_training(x, y, sample_weight)
             if validation_split and validation_data is None:
                 samples, validation = split_last(samples, validation_split)
                 warn_of_untrained(samples, validation, stacklevel=5)
@@ -614,7 +655,9 @@ class Model:
     def train_on_batch(self, x, y, sample_weight=None, class_weight=None, return_dict: bool = False):
         """Take one step on these samples; return its loss and metrics. The arguments are those of `fit`."""
         engine = self.engine
-        samples = with_class_weights(self._check(x, y, sample_weight), class_weight, self.output_shape)
+        samples = with_class_weights(
+            self._check_for_training(x, y, sample_weight), class_weight, self.output_shape
+        )
         with self.backend.scope(self.dtype):
             logs = engine.logs(engine.train_on_samples(samples), len(samples))
         return _as_result(logs, return_dict)

@@ -17,9 +17,10 @@ import operator
 from typing import Any
 
 from nnx import schedules, tree
+from nnx.arguments import expect_range
 from nnx.backend import Backend, get_backend
 from nnx.registry import REGISTRIES, Configurable
-from nnx.schedules import rate_at
+from nnx.schedules import is_rate, rate_at
 
 _registry = REGISTRIES["optimizer"]
 
@@ -54,15 +55,16 @@ class Optimizer(Configurable):
         clipvalue: float | None = None,
         global_clipnorm: float | None = None,
     ):
-        if not callable(learning_rate) and not learning_rate >= 0:
-            raise ValueError(f"learning_rate must be 0 or more, or a schedule, got {learning_rate!r}")
+        if not callable(learning_rate) and not is_rate(learning_rate):
+            raise ValueError(
+                f"{type(self).__name__}: learning_rate must be 0 or more, or a schedule, got {learning_rate!r}"
+            )
         limits = {"clipnorm": clipnorm, "clipvalue": clipvalue, "global_clipnorm": global_clipnorm}
         given = {name: limit for name, limit in limits.items() if limit is not None}
         if len(given) > 1:
             raise ValueError(f"give only one of clipnorm, clipvalue and global_clipnorm, got {given}")
-        for name, limit in given.items():
-            if not limit > 0:
-                raise ValueError(f"{name} must be above 0, got {limit}")
+        expect_range(self, above=0, **given)
+        expect_range(self, at_least=0, weight_decay=weight_decay)
         self.learning_rate = learning_rate
         self.weight_decay = weight_decay
         self.clipnorm = clipnorm
@@ -122,6 +124,12 @@ class Optimizer(Configurable):
         return tree.map(lambda g: g * factor, grads)
 
 
+def _expect_moments(optimizer, beta_1: float, beta_2: float, epsilon: float = 0.0) -> None:
+    """Raise a ValueError unless these are the decay rates of running means, and what keeps from dividing by 0."""
+    expect_range(optimizer, at_least=0, below=1, beta_1=beta_1, beta_2=beta_2)
+    expect_range(optimizer, at_least=0, epsilon=epsilon)
+
+
 def _shrink(xp, square, limit):
     """Return the factor that brings an array whose squares sum up to `square` to norm `limit`."""
     return limit / xp.maximum(xp.sqrt(square), limit)
@@ -149,8 +157,7 @@ class SGD(Optimizer):
 
     def __init__(self, learning_rate: Any = 0.01, momentum: float = 0.0, nesterov: bool = False, **settings):
         super().__init__(learning_rate, **settings)
-        if not 0 <= momentum <= 1:
-            raise ValueError(f"momentum must lie between 0 and 1, got {momentum}")
+        expect_range(self, at_least=0, at_most=1, momentum=momentum)
         self.momentum = momentum
         self.nesterov = nesterov
 
@@ -174,6 +181,8 @@ class RMSprop(Optimizer):
     def __init__(self, learning_rate: Any = 0.001, rho: float = 0.9, momentum: float = 0.0,
                  epsilon: float = 1e-7, centered: bool = False, **settings):  # fmt: skip
         super().__init__(learning_rate, **settings)
+        expect_range(self, at_least=0, at_most=1, rho=rho, momentum=momentum)
+        expect_range(self, at_least=0, epsilon=epsilon)
         self.rho = rho
         self.momentum = momentum
         self.epsilon = epsilon
@@ -207,6 +216,7 @@ class Adagrad(Optimizer):
     def __init__(self, learning_rate: Any = 0.001, initial_accumulator_value: float = 0.1,
                  epsilon: float = 1e-7, **settings):  # fmt: skip
         super().__init__(learning_rate, **settings)
+        expect_range(self, at_least=0, initial_accumulator_value=initial_accumulator_value, epsilon=epsilon)
         self.initial_accumulator_value = initial_accumulator_value
         self.epsilon = epsilon
 
@@ -223,6 +233,8 @@ class Adadelta(Optimizer):
 
     def __init__(self, learning_rate: Any = 0.001, rho: float = 0.95, epsilon: float = 1e-7, **settings):
         super().__init__(learning_rate, **settings)
+        expect_range(self, at_least=0, at_most=1, rho=rho)
+        expect_range(self, at_least=0, epsilon=epsilon)
         self.rho = rho
         self.epsilon = epsilon
 
@@ -257,9 +269,7 @@ class Adam(Optimizer):
     def __init__(self, learning_rate: Any = 0.001, beta_1: float = 0.9, beta_2: float = 0.999,
                  epsilon: float = 1e-7, amsgrad: bool = False, **settings):  # fmt: skip
         super().__init__(learning_rate, **settings)
-        for name, beta in (("beta_1", beta_1), ("beta_2", beta_2)):
-            if not 0 <= beta < 1:
-                raise ValueError(f"{name} must be at least 0 and below 1, got {beta}")
+        _expect_moments(self, beta_1, beta_2, epsilon)
         self.beta_1 = beta_1
         self.beta_2 = beta_2
         self.epsilon = epsilon
@@ -296,6 +306,7 @@ class Adamax(Optimizer):
     def __init__(self, learning_rate: Any = 0.001, beta_1: float = 0.9, beta_2: float = 0.999,
                  epsilon: float = 1e-7, **settings):  # fmt: skip
         super().__init__(learning_rate, **settings)
+        _expect_moments(self, beta_1, beta_2, epsilon)
         self.beta_1 = beta_1
         self.beta_2 = beta_2
         self.epsilon = epsilon
@@ -325,6 +336,7 @@ class Nadam(Optimizer):
     def __init__(self, learning_rate: Any = 0.001, beta_1: float = 0.9, beta_2: float = 0.999,
                  epsilon: float = 1e-7, **settings):  # fmt: skip
         super().__init__(learning_rate, **settings)
+        _expect_moments(self, beta_1, beta_2, epsilon)
         self.beta_1 = beta_1
         self.beta_2 = beta_2
         self.epsilon = epsilon
@@ -362,6 +374,7 @@ class Lion(Optimizer):
 
     def __init__(self, learning_rate: Any = 0.001, beta_1: float = 0.9, beta_2: float = 0.99, **settings):
         super().__init__(learning_rate, **settings)
+        _expect_moments(self, beta_1, beta_2)
         self.beta_1 = beta_1
         self.beta_2 = beta_2
 

@@ -1,18 +1,32 @@
 """Names for things: `activation="relu"`, `loss="mse"`, `optimizer="adam"`.
 
 A `Registry` turns what a user may write (a name, a class, an instance, a saved configuration)
-into an object, and suggests the nearest name when it knows none. A `Configurable` object can
-be written into a file as plain data and made again from it: it keeps every argument of its
-`__init__` under the argument's own name.
+into an object, and suggests the nearest name when it knows none. A `Strict` object refuses
+arguments and attributes that it does not know. A `Configurable` object can be written into a file
+as plain data and made again from it: it keeps every argument of its `__init__` under the
+argument's own name.
 """
 
 import functools
 import inspect
-from collections.abc import Mapping
-from types import MappingProxyType
-from typing import Any, ClassVar
+from collections.abc import Callable, Iterator, Mapping
+from types import MappingProxyType, NoneType, UnionType
+from typing import Any, ClassVar, Union, get_args, get_origin, get_type_hints
 
-__all__ = ["REGISTRIES", "Configurable", "Registry", "decode", "encode", "register"]
+__all__ = ["REGISTRIES", "Configurable", "Registry", "Strict", "decode", "encode", "register"]
+
+OTHER_NAMES = {
+    "lr": ("learning_rate",),
+    "decay": ("weight_decay",),
+    "eps": ("epsilon",),
+    "alpha": ("negative_slope",),
+    "p": ("rate",),
+    "out_features": ("units",),
+    "out_channels": ("filters",),
+    "batch_input_shape": ("input_shape",),
+    "bias": ("use_bias",),
+}
+"""What older versions of Keras, or PyTorch, call an argument: the names it has here."""
 
 
 def suggest(kind: str, name: str, known) -> str:
@@ -20,7 +34,8 @@ def suggest(kind: str, name: str, known) -> str:
     import difflib  # here, as all that few need: `import nnx` is to be short
 
     known = sorted(set(known))
-    near = difflib.get_close_matches(name.lower(), known, n=1, cutoff=0.5)
+    near = [other for other in OTHER_NAMES.get(name, ()) if other in known]
+    near = near or difflib.get_close_matches(name.lower(), known, n=1, cutoff=0.5)
     hint = f"did you mean {near[0]!r}? " if near else ""
     return f"unknown {kind} {name!r}: {hint}Known: {', '.join(known)}"
 
@@ -124,7 +139,116 @@ def changes() -> int:
     return _changes
 
 
-class Configurable:
+class Strict:
+    """Base of what users make and set: an object of nnx's own classes refuses what it does not know.
+
+    Its class is called with arguments of `__init__` alone, and those that are declared as numbers,
+    texts or lists must be such. A public attribute can be set if it is one of the arguments or
+    declared in a class: a misspelt one would have no effect. Classes of the user's own are free to
+    have any attribute, and so are names that begin with an underscore.
+
+    >>> from nnx.optimizers import Adam
+    >>> Adam().learning_rte = 0.1
+    Traceback (most recent call last):
+    ...
+    AttributeError: unknown attribute of Adam 'learning_rte': did you mean 'learning_rate'? Known: ...
+    """
+
+    other_arguments: ClassVar[tuple[str, ...]] = ()
+    """Arguments that `__init__` takes beside those it names."""
+
+    def __new__(cls, *arguments, **settings):
+        if (arguments or settings) and (getattr(cls.__init__, "__module__", None) or "").startswith("nnx."):
+            _check_arguments(cls, arguments, settings)
+        return super().__new__(cls)
+
+    def __init__(self):
+        pass
+
+    def __setattr__(self, name, value):
+        if name not in vars(self) and not name.startswith("_") and is_own(self):
+            known = _attributes(type(self))
+            if name not in known and not hasattr(type(self), name):
+                raise AttributeError(
+                    suggest(f"attribute of {type(self).__name__}", name, known | _public(vars(self)))
+                )
+        super().__setattr__(name, value)
+
+
+def _check_arguments(cls, arguments, settings) -> None:
+    """Raise an error that names the argument, unless the class takes these."""
+    known = init_arguments(cls)
+    for name in settings:
+        if name not in known and name not in cls.other_arguments:
+            raise TypeError(suggest(f"argument of {cls.__name__}", name, {*known, *cls.other_arguments}))
+    positions, kinds = _kinds_of_arguments(cls)
+    for name, value in [*zip(positions, arguments, strict=False), *settings.items()]:
+        kind = kinds.get(name)
+        if kind is not None and value is not known[name] and not any(_KINDS[k][1](value) for k in kind):
+            expected = " or ".join(_KINDS[k][0] for k in kind)
+            raise ValueError(f"{cls.__name__}: {name} must be {expected}, got {value!r}")
+    if len(arguments) > len(positions) and not _rest(cls):
+        most = f"at most {len(positions)}" if positions else "no"
+        raise TypeError(f"{cls.__name__} takes {most} arguments without a name, got {len(arguments)}")
+
+
+def is_number(value, method: str = "__float__") -> bool:
+    """Whether a value is one real number, of Python or of an array library; with "__index__", a whole one."""
+    return hasattr(value, method) and getattr(value, "shape", ()) == ()
+
+
+# What an argument that is declared as one of these may be.
+_KINDS: dict[type, tuple[str, Callable[[Any], bool]]] = {
+    int: ("a whole number", lambda value: is_number(value, "__index__")),
+    float: ("a number", is_number),
+    bool: ("True or False", lambda value: is_number(value, "__index__") and value in (0, 1)),
+    str: ("a text", lambda value: isinstance(value, str)),
+    list: (
+        "a list such as [a, b]",
+        lambda value: hasattr(value, "__iter__") and not isinstance(value, (str, bytes, dict)),
+    ),
+    NoneType: ("None", lambda value: value is None),
+}
+
+
+@functools.lru_cache(maxsize=512)
+def _kinds_of_arguments(cls) -> tuple[list[str], dict[str, tuple[type, ...]]]:
+    """Return the positional arguments of a class, and what kinds of value each of its arguments may be."""
+    positions: list[str] = []
+    kinds: dict[str, tuple[type, ...]] = {}
+    owners = []
+    for owner, parameter in _init_parameters(cls):
+        if parameter.kind is parameter.POSITIONAL_OR_KEYWORD and owner is (owners or [owner])[0]:
+            positions.append(parameter.name)
+        if not owners or owners[-1] is not owner:
+            owners.append(owner)
+    for owner in owners:
+        for name, hint in get_type_hints(owner.__init__).items():
+            members = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+            if all(get_origin(m) is None and m in _KINDS for m in members):
+                kinds.setdefault(name, members)
+    return positions, kinds
+
+
+@functools.lru_cache(maxsize=512)
+def _attributes(cls) -> frozenset[str]:
+    """Return the public attributes that objects of a class may have, methods left out."""
+    declared = {
+        name for owner in cls.__mro__ for name in (*init_arguments(owner), *inspect.get_annotations(owner))
+    }
+    fixed = {
+        name
+        for name in dir(cls)
+        if callable(value := getattr(cls, name)) or getattr(value, "fset", 1) is None
+    }
+    return _public({*declared, *dir(cls)} - fixed)
+
+
+def _public(names) -> frozenset[str]:
+    return frozenset(name for name in names if not name.startswith("_") and name != "other_arguments")
+
+
+class Configurable(Strict):
     """An object that remembers its `__init__` arguments as attributes of the same names.
 
     >>> from nnx.layers import Dropout
@@ -180,21 +304,24 @@ def is_own(value) -> bool:
     return type(value).__module__.startswith("nnx.")
 
 
-@functools.lru_cache(maxsize=512)
-def init_arguments(cls) -> Mapping[str, Any]:
-    """Return the arguments of `cls.__init__` and their defaults, those of `**settings` included."""
-    arguments: dict[str, Any] = {}
+def _init_parameters(cls) -> Iterator[tuple[type, inspect.Parameter]]:
+    """Yield the class and the parameter of each argument of `cls.__init__`, those of `**settings` included."""
     for owner in cls.__mro__:
         if "__init__" not in vars(owner) or owner is object:
             continue
         parameters = list(inspect.signature(owner.__init__).parameters.values())[1:]
-        for p in parameters:
-            if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY):
-                arguments.setdefault(p.name, p.default)
-            elif p.kind is p.VAR_POSITIONAL:
-                arguments.setdefault(p.name, ())
+        yield from ((owner, p) for p in parameters if p.kind is not p.VAR_KEYWORD)
         if not any(p.kind is p.VAR_KEYWORD for p in parameters):
             break
+
+
+@functools.lru_cache(maxsize=512)
+def init_arguments(cls) -> Mapping[str, Any]:
+    """Return the arguments of `cls.__init__` and their defaults, those of `**settings` included."""
+    arguments: dict[str, Any] = {}
+    for _, parameter in _init_parameters(cls):
+        rest = parameter.kind is parameter.VAR_POSITIONAL
+        arguments.setdefault(parameter.name, () if rest else parameter.default)
     return MappingProxyType(arguments)
 
 

@@ -5,6 +5,7 @@ L1: l1 * sum |w|        L2: l2 * sum w**2        L1L2: both
 
 from typing import Any
 
+from nnx.arguments import expect_range
 from nnx.registry import REGISTRIES, Configurable
 
 __all__ = ["L1", "L1L2", "L2", "Regularizer", "get", "l1", "l1_l2", "l2"]
@@ -38,9 +39,7 @@ class L1L2(Regularizer):
     """l1 * sum |w| + l2 * sum w**2"""
 
     def __init__(self, l1: float = 0.0, l2: float = 0.0):
-        for name, value in (("l1", l1), ("l2", l2)):
-            if not value >= 0:
-                raise ValueError(f"{name} must be 0 or more, got {value}")
+        expect_range(self, at_least=0, l1=l1, l2=l2)
         self.l1, self.l2 = l1, l2
 
     def penalty(self, xp, w):

@@ -5,12 +5,14 @@ names where Keras has them. They are plain Python: exact, the same on every back
 a reason to compile again.
 """
 
+import itertools
 import math
 from collections.abc import Callable
 from typing import Any
 
+from nnx.arguments import expect_range
 from nnx.blame import raised_by
-from nnx.registry import REGISTRIES, Configurable
+from nnx.registry import REGISTRIES, Configurable, is_number
 
 __all__ = [
     "ConstantSchedule",
@@ -46,6 +48,7 @@ class ConstantSchedule(LearningRateSchedule):
     """
 
     def __init__(self, learning_rate: float):
+        expect_range(self, at_least=0, learning_rate=learning_rate)
         self.learning_rate = learning_rate
 
     def __call__(self, step):
@@ -61,8 +64,10 @@ class ExponentialDecay(LearningRateSchedule):
     """
 
     def __init__(
-        self, initial_learning_rate: float, decay_steps: int, decay_rate: float, staircase: bool = False
+        self, initial_learning_rate: float, decay_steps: float, decay_rate: float, staircase: bool = False
     ):
+        expect_range(self, above=0, decay_steps=decay_steps)
+        expect_range(self, at_least=0, initial_learning_rate=initial_learning_rate, decay_rate=decay_rate)
         self.initial_learning_rate = initial_learning_rate
         self.decay_steps = decay_steps
         self.decay_rate = decay_rate
@@ -81,7 +86,9 @@ class StepDecay(LearningRateSchedule):
     [1.0, 1.0, 0.5, 0.25]
     """
 
-    def __init__(self, initial_learning_rate: float, step_size: int, factor: float = 0.1):
+    def __init__(self, initial_learning_rate: float, step_size: float, factor: float = 0.1):
+        expect_range(self, above=0, step_size=step_size)
+        expect_range(self, at_least=0, initial_learning_rate=initial_learning_rate, factor=factor)
         self.initial_learning_rate = initial_learning_rate
         self.step_size = step_size
         self.factor = factor
@@ -92,17 +99,23 @@ class StepDecay(LearningRateSchedule):
 
 @_registry.register("piecewise_constant_decay")
 class PiecewiseConstantDecay(LearningRateSchedule):
-    """values[i] up to and including step boundaries[i], values[-1] after the last boundary.
+    """values[i] up to and including step boundaries[i], which rise; values[-1] after the last boundary.
 
     >>> [PiecewiseConstantDecay([100], [0.1, 0.01])(step) for step in (100, 101)]
     [0.1, 0.01]
     """
 
-    def __init__(self, boundaries, values):
+    def __init__(self, boundaries: list, values: list):
         if len(values) != len(boundaries) + 1:
             raise ValueError(
                 f"PiecewiseConstantDecay needs one value more than boundaries, got {len(values)} values "
                 f"and {len(boundaries)} boundaries"
+            )
+        if any(first >= second for first, second in itertools.pairwise(boundaries)):
+            raise ValueError(f"PiecewiseConstantDecay: boundaries must rise, got {list(boundaries)}")
+        if wrong := [value for value in values if not is_rate(value)]:
+            raise ValueError(
+                f"PiecewiseConstantDecay: values must be learning rates of 0 or more, got {wrong[0]!r}"
             )
         self.boundaries, self.values = list(boundaries), list(values)
 
@@ -118,8 +131,16 @@ class PolynomialDecay(LearningRateSchedule):
     0.5
     """
 
-    def __init__(self, initial_learning_rate: float, decay_steps: int, end_learning_rate: float = 0.0001,
+    def __init__(self, initial_learning_rate: float, decay_steps: float, end_learning_rate: float = 0.0001,
                  power: float = 1.0, cycle: bool = False):  # fmt: skip
+        expect_range(self, above=0, decay_steps=decay_steps)
+        expect_range(
+            self,
+            at_least=0,
+            initial_learning_rate=initial_learning_rate,
+            end_learning_rate=end_learning_rate,
+            power=power,
+        )
         self.initial_learning_rate = initial_learning_rate
         self.decay_steps = decay_steps
         self.end_learning_rate = end_learning_rate
@@ -156,8 +177,17 @@ class CosineDecay(LearningRateSchedule):
     0.5
     """
 
-    def __init__(self, initial_learning_rate: float, decay_steps: int, alpha: float = 0.0,
-                 warmup_target: float | None = None, warmup_steps: int = 0):  # fmt: skip
+    def __init__(self, initial_learning_rate: float, decay_steps: float, alpha: float = 0.0,
+                 warmup_target: float | None = None, warmup_steps: float = 0):  # fmt: skip
+        expect_range(self, above=0, decay_steps=decay_steps)
+        expect_range(
+            self,
+            at_least=0,
+            initial_learning_rate=initial_learning_rate,
+            alpha=alpha,
+            warmup_target=warmup_target,
+            warmup_steps=warmup_steps,
+        )
         self.initial_learning_rate = initial_learning_rate
         self.decay_steps = decay_steps
         self.alpha = alpha
@@ -183,13 +213,11 @@ class CosineDecayRestarts(LearningRateSchedule):
     [1.0, 1.0]
     """
 
-    def __init__(self, initial_learning_rate: float, first_decay_steps: int, t_mul: float = 2.0,
+    def __init__(self, initial_learning_rate: float, first_decay_steps: float, t_mul: float = 2.0,
                  m_mul: float = 1.0, alpha: float = 0.0):  # fmt: skip
-        if not (first_decay_steps > 0 and t_mul >= 1):
-            raise ValueError(
-                f"CosineDecayRestarts needs first_decay_steps above 0 and t_mul of 1 or more, "
-                f"got {first_decay_steps} and {t_mul}"
-            )
+        expect_range(self, above=0, first_decay_steps=first_decay_steps)
+        expect_range(self, at_least=1, t_mul=t_mul)
+        expect_range(self, at_least=0, initial_learning_rate=initial_learning_rate, m_mul=m_mul, alpha=alpha)
         self.initial_learning_rate = initial_learning_rate
         self.first_decay_steps = first_decay_steps
         self.t_mul = t_mul
@@ -227,7 +255,12 @@ class Warmup(LearningRateSchedule):
     [0.0, 0.05, 0.1, 0.1]
     """
 
-    def __init__(self, warmup_steps: int, after: float | Callable[[int], float]):
+    def __init__(self, warmup_steps: float, after: float | Callable[[int], float]):
+        expect_range(self, at_least=0, warmup_steps=warmup_steps)
+        if not callable(after) and not is_rate(after):
+            raise ValueError(
+                f"Warmup: after must be a learning rate of 0 or more, or a schedule, got {after!r}"
+            )
         self.warmup_steps = warmup_steps
         self.after = after
 
@@ -249,8 +282,17 @@ class OneCycle(LearningRateSchedule):
     1.0
     """
 
-    def __init__(self, max_learning_rate: float, total_steps: int, warmup_fraction: float = 0.3,
+    def __init__(self, max_learning_rate: float, total_steps: float, warmup_fraction: float = 0.3,
                  start_factor: float = 1 / 25, end_factor: float = 1 / 250_000):  # fmt: skip
+        expect_range(self, above=0, total_steps=total_steps)
+        expect_range(self, at_least=0, at_most=1, warmup_fraction=warmup_fraction)
+        expect_range(
+            self,
+            at_least=0,
+            max_learning_rate=max_learning_rate,
+            start_factor=start_factor,
+            end_factor=end_factor,
+        )
         self.max_learning_rate = max_learning_rate
         self.total_steps = total_steps
         self.warmup_fraction = warmup_fraction
@@ -262,15 +304,22 @@ class OneCycle(LearningRateSchedule):
         if step < top:
             factor = 1 - (1 - self.start_factor) * _cosine(step / top)
         else:
-            fallen = (step - top) / max(last - top, 1)
+            fallen = (step - top) / (last - top) if last > top else float(step > last)
             factor = self.end_factor + (1 - self.end_factor) * _cosine(fallen)
         return self.max_learning_rate * factor
+
+
+def is_rate(value: Any) -> bool:
+    """Whether a value can be a learning rate: one number, finite and not negative."""
+    return is_number(value) and 0 <= float(value) < math.inf
 
 
 def rate_at(rate: Any, step: int) -> float:
     """Return a learning rate, a number or any function of the step, at one step."""
     try:
         value: Any = rate(step) if callable(rate) else rate
+        if not is_rate(value):
+            raise ValueError(f"the learning rate must be a finite number of 0 or more, got {value!r}")
         return float(value)
     except Exception as error:
         raised_by(error, "learning-rate schedule", rate, f" at step {step}")

@@ -37,8 +37,8 @@ class Sequential(Model):
 
     network: Chain
 
-    def __init__(self, layers=None, name: str | None = None, *, seed: int | None = None, dtype: str = "float32",
-                 backend=None):  # fmt: skip
+    def __init__(self, layers: list | None = None, name: str | None = None, *, seed: int | None = None,
+                 dtype: str = "float32", backend=None):  # fmt: skip
         super().__init__(Chain([]), seed=seed, dtype=dtype, backend=backend)
         self.name = name or "sequential"
         self._reached: tuple = None, None, None

@@ -17,8 +17,8 @@ LIBRARIES = {"numpy", "cupy", "cupyx", "jax", "jaxlib", "array_api_compat", "sci
 HOST = {
     "backend", "ahead", "classes", "compare/__init__", "compare/trace", "compare/trial", "compare/script", "data",
     "datasets", "diagnosis", "distributed", "files", "frames", "functional", "initializers", "metrics", "model",
-    "nonfinite", "outofcore", "random", "reports", "resume", "rows", "saving", "sequential", "sources", "streams",
-    "tables", "targets", "testing", "training", "utils", "watch", "__main__",
+    "fingerprint", "nonfinite", "outofcore", "purity", "random", "reports", "resume", "rows", "saving", "sequential",
+    "sources", "streams", "suitability", "tables", "targets", "testing", "training", "utils", "watch", "__main__",
 }  # fmt: skip
 HOST_FOLDERS = {"estimators", "export", "plot"}
 

@@ -77,6 +77,125 @@ def test_early_stopping_knows_that_accuracy_should_rise():
     assert len(model.history.epoch) == 3
 
 
+class Unknown(nnx.metrics.MeanSquaredError):
+    """A metric that does not say what is better."""
+
+    higher_is_better = None
+
+
+@pytest.mark.parametrize(
+    ("metric", "monitor", "rises"),
+    [
+        (nnx.metrics.AUC(name="roc_auc"), "val_roc_auc", True),
+        (nnx.metrics.MeanSquaredError(name="accuracy_gap"), "val_accuracy_gap", False),
+        ("accuracy", "accuracy", True),
+        ("mae", "val_loss", False),
+    ],
+)
+def test_the_metric_says_what_is_better(metric, monitor, rises):
+    model = nnx.Sequential([nnx.layers.Dense(1, "sigmoid", input_shape=(2,))], seed=0)
+    model.compile("sgd", "binary_crossentropy", metrics=[metric])
+    for callback in (callbacks.EarlyStopping(monitor), callbacks.ModelCheckpoint("x", monitor)):
+        callback.set_model(model)
+        assert callback.rises is rises
+
+
+def test_a_metric_of_one_of_several_outputs_says_what_is_better():
+    heads = {"out": nnx.layers.Dense(1, "sigmoid"), "size": nnx.layers.Dense(1)}
+    model = nnx.Sequential([nnx.layers.Outputs(heads)], seed=0)
+    model.compile("sgd", {"out": "bce", "size": "mse"}, metrics={"out": ["accuracy"], "size": ["mae"]})
+    found = {}
+    for monitor in ("val_out_accuracy", "val_size_mae", "val_out_loss"):
+        callback = callbacks.ReduceLROnPlateau(monitor)
+        callback.set_model(model)
+        found[monitor] = callback.rises
+    assert found == {"val_out_accuracy": True, "val_size_mae": False, "val_out_loss": False}
+
+
+@pytest.mark.parametrize("monitor", ["unknown", "score"])
+@pytest.mark.parametrize("kind", [callbacks.EarlyStopping, callbacks.ReduceLROnPlateau])
+def test_an_unknown_direction_asks_for_the_mode(monitor, kind):
+    scores = callbacks.LambdaCallback(on_epoch_end=lambda epoch, logs: logs.update(score=1.0))
+    model = nnx.Sequential([nnx.layers.Dense(1)], seed=0)
+    model.compile("sgd", "mse", metrics=[Unknown()])
+    with pytest.raises(ValueError, match=f"{monitor}' is better is not known.*mode='max' or mode='min'"):
+        model.fit(X, Y, verbose=0, callbacks=[scores, kind(monitor)])
+    model.fit(X, Y, verbose=0, callbacks=[scores, kind(monitor, mode="max")])
+
+
+def test_no_warning_between_two_validations(tmp_path):
+    watching = [
+        callbacks.EarlyStopping(patience=3),
+        callbacks.ReduceLROnPlateau(),
+        callbacks.ModelCheckpoint(tmp_path / "best.nnx", save_best_only=True),
+    ]
+    regressor().fit(X, Y, epochs=4, validation_split=0.5, validation_freq=2, verbose=0, callbacks=watching)
+    with pytest.warns(UserWarning, match="val_los'"):
+        regressor().fit(
+            X, Y, epochs=2, validation_split=0.5, validation_freq=2, verbose=0,
+            callbacks=[callbacks.EarlyStopping("val_los")],
+        )  # fmt: skip
+
+
+def test_a_worse_model_of_a_later_fit_does_not_replace_the_best(tmp_path):
+    keep = callbacks.ModelCheckpoint(tmp_path / "best.nnx", "loss", save_best_only=True)
+    model = regressor()
+    model.fit(X, Y, epochs=2, verbose=0, callbacks=[keep])
+    best, saved = keep.best, (tmp_path / "best.nnx").read_bytes()
+    model.set_weights([100 * weight for weight in model.get_weights()])
+    model.fit(X, Y, verbose=0, callbacks=[keep])
+    assert keep.best == best
+    assert (tmp_path / "best.nnx").read_bytes() == saved
+
+
+def test_a_first_model_must_be_better_than_the_threshold(tmp_path):
+    keep = callbacks.ModelCheckpoint(
+        tmp_path / "best.nnx", "loss", save_best_only=True, initial_value_threshold=-1.0
+    )
+    regressor().fit(X, Y, verbose=0, callbacks=[keep])
+    assert not (tmp_path / "best.nnx").exists()
+
+
+def test_a_path_of_numbers_that_are_not_reported_says_which_are(tmp_path):
+    keep = callbacks.ModelCheckpoint(f"{tmp_path}/{{val_acc}}.nnx")
+    with pytest.raises(ValueError, match=r"cannot be filled in .'val_acc'.. Epoch 1 reports loss, epoch"):
+        regressor().fit(X, Y, verbose=0, callbacks=[keep])
+
+
+def test_a_log_is_not_continued_with_other_columns(tmp_path):
+    path, model = tmp_path / "log.csv", regressor()
+    model.fit(X, Y, verbose=0, callbacks=[callbacks.CSVLogger(path)])
+    before = path.read_text()
+    with pytest.raises(
+        ValueError, match="has the columns epoch, loss, while this training reports epoch, loss, val"
+    ):
+        model.fit(X, Y, validation_split=0.5, verbose=0, callbacks=[callbacks.CSVLogger(path, append=True)])
+    assert path.read_text() == before
+    model.fit(X, Y, verbose=0, callbacks=[callbacks.CSVLogger(path, append=True)])
+    assert len(path.read_text().splitlines()) == 3
+
+
+def test_a_column_that_comes_later_is_told_of(tmp_path):
+    def add(epoch, logs):
+        if epoch:
+            logs["late"] = 1.0
+
+    later = callbacks.LambdaCallback(on_epoch_end=add)
+    with pytest.warns(UserWarning, match="epoch 2 reports late, for which"):
+        regressor().fit(
+            X, Y, epochs=3, verbose=0, callbacks=[later, callbacks.CSVLogger(tmp_path / "log.csv")]
+        )
+
+
+@pytest.mark.parametrize("rate", [None, "0.1", -1.0, math.nan, [0.1]])
+def test_a_scheduler_that_returns_no_rate(rate):
+    def halved(epoch):
+        return rate
+
+    with pytest.raises(ValueError, match=r"halved\(0\) must return a learning rate"):
+        regressor().fit(X, Y, verbose=0, callbacks=[callbacks.LearningRateScheduler(halved)])
+
+
 def test_watching_what_is_not_reported_warns_with_what_is():
     with pytest.warns(
         UserWarning, match="watches 'val_los', which this training does not report. It reports: loss"
@@ -251,7 +370,7 @@ def test_a_batch_hook_can_stop_training():
 
 
 def test_unknown_hook():
-    with pytest.raises(ValueError, match=r"there is no hook 'on_epoch_finish'\. Known: on_train_begin"):
+    with pytest.raises(TypeError, match="LambdaCallback 'on_epoch_finish': did you mean 'on_epoch_"):
         callbacks.LambdaCallback(on_epoch_finish=print)
 
 

@@ -1,5 +1,8 @@
 """What a user does wrong is told in one line that names the value, the expectation and the remedy."""
 
+import copy
+import inspect
+import pickle
 import re
 import traceback
 
@@ -95,6 +98,28 @@ CASES = {
     "regularizer": (lambda: layers.Dense(3, kernel_regularizer="l3"), ValueError, "did you mean 'l2'"),
     "nothing near": (lambda: layers.Dense(3, "xyzzy"), ValueError, "unknown activation 'xyzzy': Known: elu, exponential"),
     "argument": (lambda: layers.Dense(3, activaton="relu"), TypeError, "unknown argument of Dense 'activaton': did you mean 'activation'"),
+    "older name": (lambda: nnx.optimizers.Adam(lr=0.1), TypeError, "unknown argument of Adam 'lr': did you mean 'learning_rate'"),
+    "argument of a callback": (lambda: nnx.callbacks.EarlyStopping(patients=3), TypeError, "did you mean 'patience'"),
+    "argument of a model": (lambda: nnx.Sequential([], sed=3), TypeError, "did you mean 'seed'"),
+    "text for a rate": (lambda: nnx.optimizers.Adam("0.1"), ValueError, "Adam: learning_rate must be 0 or more, or a schedule, got '0.1'"),
+    "no rate": (lambda: nnx.optimizers.Adam(learning_rate=None), ValueError, "learning_rate must be 0 or more, or a schedule, got None"),
+    "text for a number": (lambda: layers.Dropout("0.5"), ValueError, "Dropout: rate must be a number, got '0.5'"),
+    "text for units": (lambda: layers.Dense("64"), ValueError, "Dense: units must be a whole number, got '64'"),
+    "text for a switch": (lambda: layers.Dense(4, use_bias="no"), ValueError, "use_bias must be True or False, got 'no'"),
+    "negative units": (lambda: layers.Dense(-2), ValueError, "positive whole number, got -2"),
+    "layers without a list": (lambda: nnx.Sequential(layers.Dense(1), layers.Dense(2)), ValueError, r"Sequential: layers must be a list such as \[a, b\]"),
+    "too many arguments": (lambda: layers.Tanh(3), ValueError, "Tanh: name must be a text"),
+    "arguments of none": (lambda: nnx.activations.Tanh(3), TypeError, "Tanh takes no arguments without a name, got 1"),
+    "decay rate": (lambda: nnx.optimizers.RMSprop(rho=2.0), ValueError, "RMSprop: rho must be at least 0 and at most 1, got 2.0"),
+    # attributes
+    "attribute of a layer": (lambda: setattr(layers.Dense(1), "activatoin", "relu"), AttributeError, "unknown attribute of Dense 'activatoin': did you mean 'activation'"),
+    "attribute of an optimizer": (lambda: setattr(nnx.optimizers.Adam(), "lr", 0), AttributeError, "unknown attribute of Adam 'lr': did you mean 'learning_rate'"),
+    "attribute of a model": (lambda: setattr(model(), "optimzer", 0), AttributeError, "unknown attribute of Sequential 'optimzer': did you mean 'optimizer'"),
+    "attribute of a callback": (lambda: setattr(nnx.callbacks.EarlyStopping(), "patienc", 3), AttributeError, "did you mean 'patience'"),
+    "attribute of a loss": (lambda: setattr(nnx.losses.Huber(), "detla", 3), AttributeError, "did you mean 'delta'"),
+    "frozen layer": (lambda: setattr(layers.Dense(1), "trainable", False), ValueError, "cannot be frozen yet"),
+    "frozen from the start": (lambda: layers.Dense(1, trainable=False), ValueError, "cannot be frozen yet"),
+    "frozen model": (lambda: setattr(model(), "trainable", False), ValueError, "cannot be frozen yet"),
     # not ready
     "not compiled": (lambda: sequential(layers.Dense(1)).fit(X, Y), nnx.NotReadyError, r"call model.compile\(optimizer='adam', loss="),
     "evaluate, not compiled": (lambda: sequential(layers.Dense(1)).evaluate(X, Y), nnx.NotReadyError, "not compiled"),
@@ -136,6 +161,42 @@ def _new():
     new = nnx.Sequential([layers.Dense(3, "softmax")], seed=0)
     new.compile("adam", "sparse_categorical_crossentropy")
     return new
+
+
+class Counting(layers.Dense):
+    """A layer of one's own."""
+
+    def __init__(self, units, **settings):
+        super().__init__(units, **settings)
+        self.factor = 2
+
+
+def test_attributes_that_may_be_set():
+    own = Counting(2)
+    own.calls, own.factor = 3, 4
+    layer = layers.Dense(1)
+    layer.units, layer.name, layer.trainable, layer._note = 2, "a", True, "free"
+    for copied in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer)), copy.copy(layer)):
+        assert (copied.units, copied._note) == (2, "free")
+        with pytest.raises(AttributeError):
+            copied.unit = 3
+    vars(layer)["forward"] = None
+    new = model()
+    new.stop_training, new.name = True, "b"
+
+
+def test_all_classes_of_nnx_have_the_attributes_that_they_set():
+    """Each is made from its own configuration: what `__init__` sets is known."""
+    made = [registry.find(name) for registry in nnx.registry.REGISTRIES.values() for name in registry.names()]
+    needless = [
+        cls
+        for cls in made
+        if all(p is not inspect.Parameter.empty for p in nnx.registry.init_arguments(cls).values())
+    ]
+    assert len(needless) > 60
+    for cls in needless:
+        if cls not in (layers.Parallel, layers.Inputs, layers.Outputs):
+            assert isinstance(cls(), cls)
 
 
 @pytest.mark.parametrize("name", CASES)

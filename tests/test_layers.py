@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import nnx
-from nnx import layers
+from nnx import layers, tree
 from nnx.testing import check_layer
 
 shapes = st.lists(st.integers(1, 5), min_size=1, max_size=3).map(tuple)
@@ -579,3 +579,24 @@ def test_a_layer_without_pullback_is_derived_on_jax_and_refused_elsewhere():
     assert model.to("numpy").predict(x).shape == (20, 1)
     with pytest.raises(TypeError, match="return \\(y, pullback\\) from forward, or train on the jax backend"):
         model.fit(x, x.sum(axis=1), epochs=1, verbose=0)
+
+
+@pytest.mark.parametrize(
+    ("make", "shape"),
+    [
+        (lambda: layers.Dense(2, use_bias=False, bias_regularizer="l2"), (4,)),
+        (lambda: layers.Conv1D(2, 2, use_bias=False, bias_regularizer="l2"), (4, 2)),
+        (lambda: layers.Conv2DTranspose(2, 2, use_bias=False, bias_regularizer="l2"), (4, 4, 2)),
+        (lambda: layers.DepthwiseConv2D(2, use_bias=False, bias_regularizer="l2"), (4, 4, 2)),
+        (lambda: layers.SeparableConv2D(2, 2, use_bias=False, bias_regularizer="l2"), (4, 4, 2)),
+        (lambda: layers.GRU(2, use_bias=False, bias_regularizer="l2"), (4, 2)),
+        (lambda: layers.MultiHeadAttention(1, 2, use_bias=False, bias_regularizer="l2"), (4, 2)),
+        (lambda: layers.LayerNormalization(center=False, beta_regularizer="l2"), (4,)),
+        (lambda: layers.LayerNormalization(scale=False, gamma_regularizer="l2"), (4,)),
+    ],
+)
+def test_a_regularizer_of_a_weight_that_is_not_there_is_ignored(make, shape):
+    layer = make()
+    params, _ = layer.init(np.random.default_rng(0), shape)
+    paths = {"/".join(path) for path in tree.paths(params)}
+    assert set(layer.regularizers()) <= paths

@@ -1,6 +1,7 @@
 """Learning-rate schedules against Keras and PyTorch (see reference/make_reference.py)."""
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -59,9 +60,44 @@ def test_one_cycle_without_a_warm_up_only_falls():
     assert rates == sorted(rates, reverse=True)
 
 
+@pytest.mark.parametrize(
+    ("total", "warmup", "last"),  # the last step is PyTorch's lowest, however short the descent is
+    [(10, 0.95, 9), (1, 0.3, 0), (2, 0.9, 1), (3, 0.3, 2), (10, 0.99, 9), (10, 1.0, 10)],
+)
+def test_one_cycle_ends_at_its_lowest_rate(total, warmup, last):
+    schedule = schedules.OneCycle(1.0, total_steps=total, warmup_fraction=warmup)
+    assert schedule(last) == schedule(last + 5) == pytest.approx(1 / 250_000)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: schedules.OneCycle(0.1, 0),
+        lambda: schedules.OneCycle(0.1, 10, warmup_fraction=1.5),
+        lambda: schedules.ExponentialDecay(0.1, 0, 0.9),
+        lambda: schedules.StepDecay(0.1, 0),
+        lambda: schedules.PolynomialDecay(0.1, -1),
+        lambda: schedules.CosineDecay(0.1, 0),
+        lambda: schedules.CosineDecay(0.1, 10, warmup_target=1.0, warmup_steps=-1),
+        lambda: schedules.Warmup(-1, 0.1),
+        lambda: schedules.Warmup(10, "0.1"),
+        lambda: schedules.PiecewiseConstantDecay([5, 3], [1.0, 0.5, 0.1]),
+        lambda: schedules.PiecewiseConstantDecay([5], [1.0, "0.5"]),
+        lambda: schedules.ConstantSchedule("0.1"),
+        lambda: schedules.rate_at(lambda step: None, 0),
+        lambda: schedules.rate_at(lambda step: "0.1", 0),
+        lambda: schedules.rate_at(lambda step: -0.1, 0),
+        lambda: schedules.rate_at(lambda step: math.nan, 0),
+    ],
+)
+def test_what_is_no_schedule_is_refused(make):
+    with pytest.raises(ValueError, match="must"):
+        make()
+
+
 @pytest.mark.parametrize("settings", [{"first_decay_steps": 0}, {"first_decay_steps": 10, "t_mul": 0.5}])
 def test_restarts_that_would_never_end_are_refused(settings):
-    with pytest.raises(ValueError, match="t_mul"):
+    with pytest.raises(ValueError, match=r"first_decay_steps must be above 0|t_mul must be at least 1"):
         schedules.CosineDecayRestarts(0.1, **settings)
 
 

@@ -6,9 +6,10 @@ from typing import Any
 
 from nnx.blame import raised_by
 from nnx.interrupt import undivided
+from nnx.registry import Strict
 
 
-class Callback:
+class Callback(Strict):
     """Base of all callbacks: override the hooks you want.
 
     `logs` holds the numbers of the epoch so far, such as `logs["val_loss"]`. A callback that
@@ -84,11 +85,15 @@ BATCH_HOOKS = ("on_train_batch_begin", "on_train_batch_end")
 class CallbackList(Callback):
     """Several callbacks as one; those for the first rank only if this is it."""
 
+    each_batch: bool
+    begun: list[Callback]
+    epoch: int | None
+
     def __init__(self, callbacks, rank: int = 0):
         super().__init__()
         self.callbacks = list(callbacks)
-        self.begun: list[Callback] = []
-        self.epoch: int | None = None
+        self.begun = []
+        self.epoch = None
         for callback in self.callbacks:
             if not isinstance(callback, Callback):
                 raise TypeError(f"callbacks must be nnx.callbacks.Callback objects, got {callback!r}")
@@ -156,11 +161,10 @@ class CallbackList(Callback):
 class LambdaCallback(Callback):
     """A callback made of functions: `LambdaCallback(on_epoch_end=lambda epoch, logs: ...)`."""
 
+    other_arguments = tuple(hook for hook in vars(Callback) if hook.startswith("on_"))
+
     def __init__(self, **hooks):
         super().__init__()
         for name, function in hooks.items():
-            if not name.startswith("on_") or not hasattr(Callback, name):
-                known = ", ".join(hook for hook in vars(Callback) if hook.startswith("on_"))
-                raise ValueError(f"LambdaCallback: there is no hook {name!r}. Known: {known}")
             if function is not None:
                 setattr(self, name, function)

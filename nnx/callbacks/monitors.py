@@ -5,7 +5,9 @@ import os
 import warnings
 from pathlib import Path
 
+from nnx.arguments import expect_range
 from nnx.callbacks.base import Callback
+from nnx.registry import REGISTRIES
 from nnx.resume import STATE
 
 
@@ -22,21 +24,31 @@ class Monitor(Callback):
 
     @property
     def rises(self) -> bool:
-        """Whether larger is better: as said by `mode`, or for names of scores."""
+        """Whether larger is better: as said by `mode`, or by the metric of that name.
+
+        Raises
+        ------
+        ValueError
+            If neither says so.
+        """
         if self.mode != "auto":
             return self.mode == "max"
-        return self.monitor.removeprefix("val_").startswith(
-            ("acc", "auc", "precision", "recall", "f1", "r2")
-        ) or ("accuracy" in self.monitor)
+        found = is_higher_better(self.monitor, self.model)
+        if found is None:
+            kind = type(self).__name__
+            raise ValueError(
+                f"{kind}: whether a larger or a smaller {self.monitor!r} is better is not known: it is neither a loss "
+                f"nor of a metric that has higher_is_better. Say so by mode='max' or mode='min'"
+            )
+        return found
 
-    @property
-    def worst(self) -> float:
-        return -math.inf if self.rises else math.inf
-
-    def value(self, logs) -> float | None:
-        """Return the number watched, or None, with a warning, if this epoch has none."""
+    def value(self, epoch: int, logs) -> float | None:
+        """Return the number watched, or None, with a warning unless it comes with a later validation."""
         if self.monitor in (logs or {}):
             return logs[self.monitor]
+        is_validated = (epoch + 1) % self.params.get("validation_freq", 1) == 0
+        if self.monitor.startswith("val_") and self.params.get("do_validation") and not is_validated:
+            return None
         warnings.warn(
             f"{type(self).__name__} watches {self.monitor!r}, which this training does not report. It reports: "
             f"{', '.join(logs or {})}",
@@ -44,8 +56,25 @@ class Monitor(Callback):
         )
         return None
 
-    def is_better(self, value: float, best: float) -> bool:
+    def is_better(self, value: float, best: float | None) -> bool:
+        """Whether a number is better than the best one so far, None if there is none."""
+        if best is None:
+            best = -math.inf if self.rises else math.inf
         return value > best + self.min_delta if self.rises else value < best - self.min_delta
+
+
+def is_higher_better(name: str, model=None) -> bool | None:
+    """Return whether larger numbers of this name in the logs are better; None if that is not known.
+
+    The metric of the model that has the name says so, else the one that is registered under it.
+    """
+    name = name.removeprefix("val_")
+    if name in ("loss", *(() if model is None else model.loss.parts)):
+        return False
+    for metric, _ in () if model is None else model.metrics_used:
+        if metric.name == name:
+            return metric.higher_is_better
+    return getattr(REGISTRIES["metric"].known(name), "higher_is_better", None)
 
 
 class EarlyStopping(Monitor):
@@ -62,7 +91,8 @@ class EarlyStopping(Monitor):
     verbose : int
         1 prints when it stops.
     mode : {"auto", "min", "max"}
-        Whether smaller or larger is better; "auto" knows the usual names.
+        Whether smaller or larger is better. "auto" asks the metric; a loss is to be small. For a metric
+        of your own without `higher_is_better`, or a number that a callback adds, say which.
     baseline : float, optional
         Training stops if it is not better than this within `patience` epochs.
     restore_best_weights : bool
@@ -72,6 +102,13 @@ class EarlyStopping(Monitor):
     """
 
     keeps = ("wait", "stopped_epoch", "best_epoch", "best", "best_weights")
+    wait: int
+    """Epochs since it was better."""
+    stopped_epoch: int
+    best_epoch: int
+    best: float | None
+    """The best number of this training so far."""
+    best_weights: dict | None
 
     def __init__(self, monitor: str = "val_loss", min_delta: float = 0.0, patience: int = 0, verbose: int = 0,
                  mode: str = "auto", baseline: float | None = None, restore_best_weights: bool = False,
@@ -81,15 +118,19 @@ class EarlyStopping(Monitor):
         self.verbose = verbose
         self.baseline = baseline
         self.restore_best_weights = self.keeps_weights = restore_best_weights
+        expect_range(self, at_least=0, patience=patience, start_from_epoch=start_from_epoch)
         self.start_from_epoch = start_from_epoch
+        self._begin()
+
+    def _begin(self):
+        self.wait, self.stopped_epoch, self.best_epoch = 0, 0, 0
+        self.best = self.best_weights = None
 
     def on_train_begin(self, logs=None):
-        self.wait, self.stopped_epoch, self.best_epoch = 0, 0, 0
-        self.best = self.worst
-        self.best_weights = None
+        self._begin()
 
     def on_epoch_end(self, epoch, logs=None):
-        value = self.value(logs)
+        value = self.value(epoch, logs)
         if value is None or epoch < self.start_from_epoch:
             return
         if self.restore_best_weights and self.best_weights is None:
@@ -130,6 +171,11 @@ class ModelCheckpoint(Monitor):
         Whether an epoch that is not better than all before is left out.
     save_weights_only : bool
         Whether architecture and optimizer are left out.
+    mode : {"auto", "min", "max"}
+        As for `EarlyStopping`.
+    initial_value_threshold : float, optional
+        What the first model must be better than to be saved. After that `best` counts, which is kept from
+        one `fit` to the next: a worse model does not replace the file.
     save_state : bool
         Whether after each epoch the state of the whole training is written to `state.nnx` in the same
         folder, so that `fit(..., resume=folder)` can go on from there if this process is killed.
@@ -137,9 +183,13 @@ class ModelCheckpoint(Monitor):
 
     first_rank_only = True
     keeps = ("best",)
+    best: float | None
+    """The best number so far, in all trainings with this callback."""
+    state_path: Path | None
 
     def __init__(self, filepath, monitor: str = "val_loss", verbose: int = 0, save_best_only: bool = False,
-                 save_weights_only: bool = False, mode: str = "auto", save_state: bool = False):  # fmt: skip
+                 save_weights_only: bool = False, mode: str = "auto",
+                 initial_value_threshold: float | None = None, save_state: bool = False):  # fmt: skip
         super().__init__(monitor, mode)
         if save_state and "{" in str(Path(filepath).parent):
             raise ValueError(
@@ -150,18 +200,25 @@ class ModelCheckpoint(Monitor):
         self.verbose = verbose
         self.save_best_only = save_best_only
         self.save_weights_only = save_weights_only
-
-    def on_train_begin(self, logs=None):
-        self.best = self.worst
+        self.best = self.initial_value_threshold = initial_value_threshold
 
     def on_epoch_end(self, epoch, logs=None):
         if self.save_best_only:
-            value = self.value(logs)
+            value = self.value(epoch, logs)
             if value is None or not self.is_better(value, self.best):
                 return
             self.best = value
-        path = Path(os.fspath(self.filepath).format(epoch=epoch + 1, **(logs or {})))
+        path = self._path({**(logs or {}), "epoch": epoch + 1})
         path.parent.mkdir(parents=True, exist_ok=True)
         (self.model.save_weights if self.save_weights_only else self.model.save)(path)
         if self.verbose:
             print(f"epoch {epoch + 1}: saved {path}")
+
+    def _path(self, numbers: dict) -> Path:
+        try:
+            return Path(os.fspath(self.filepath).format(**numbers))
+        except (KeyError, IndexError, ValueError) as error:
+            raise ValueError(
+                f"ModelCheckpoint: filepath {os.fspath(self.filepath)!r} cannot be filled in ({error}). Epoch "
+                f"{numbers['epoch']} reports {', '.join(numbers)}"
+            ) from None

@@ -40,7 +40,7 @@ class OptunaPruning(Monitor):
         self.trial = trial
 
     def on_epoch_end(self, epoch, logs=None):
-        value = self.value(logs)
+        value = self.value(epoch, logs)
         if value is None:
             return
         self.trial.report(value, epoch)

@@ -3,8 +3,10 @@
 import inspect
 from collections.abc import Callable
 
+from nnx.arguments import expect_range
 from nnx.callbacks.base import Callback
 from nnx.callbacks.monitors import Monitor
+from nnx.schedules import is_rate
 
 
 class ReduceLROnPlateau(Monitor):
@@ -12,27 +14,31 @@ class ReduceLROnPlateau(Monitor):
 
     keeps_weights = False
     keeps = ("best", "wait", "cooldown_left")
+    best: float | None
+    wait: int
+    cooldown_left: int
 
     def __init__(self, monitor: str = "val_loss", factor: float = 0.1, patience: int = 10, verbose: int = 0,
                  mode: str = "auto", min_delta: float = 1e-4, cooldown: int = 0, min_lr: float = 0.0):  # fmt: skip
         super().__init__(monitor, mode, min_delta)
-        if not factor < 1:
-            raise ValueError(f"ReduceLROnPlateau: factor must be below 1, got {factor}")
+        expect_range(self, at_least=0, below=1, factor=factor)
+        expect_range(self, at_least=0, patience=patience, cooldown=cooldown, min_lr=min_lr)
         self.factor = factor
         self.patience = patience
         self.verbose = verbose
         self.cooldown = cooldown
         self.min_lr = min_lr
+        self.best, self.wait, self.cooldown_left = None, 0, 0
 
     def on_train_begin(self, logs=None):
-        self.best, self.wait, self.cooldown_left = self.worst, 0, 0
+        self.best, self.wait, self.cooldown_left = None, 0, 0
         _require_plain_rate(self)
 
     def on_epoch_end(self, epoch, logs=None):
         rate = float(self.model.optimizer.learning_rate)
         if logs is not None:
             logs["learning_rate"] = rate
-        value = self.value(logs)
+        value = self.value(epoch, logs)
         if value is None:
             return
         if self.cooldown_left > 0:
@@ -51,12 +57,23 @@ class ReduceLROnPlateau(Monitor):
 
 
 class LearningRateScheduler(Callback):
-    """Set the learning rate before each epoch to `schedule(epoch, learning_rate)` or `schedule(epoch)`."""
+    """Set the learning rate before each epoch to `schedule(epoch, learning_rate)` or `schedule(epoch)`.
+
+    Raises
+    ------
+    ValueError
+        In `fit`, if it returns anything but a finite number of 0 or more.
+    """
 
     keeps_weights = False
 
     def __init__(self, schedule: Callable, verbose: int = 0):
         super().__init__()
+        if not callable(schedule):
+            raise TypeError(
+                f"LearningRateScheduler: schedule must be a function of the epoch and the learning rate, "
+                f"got {schedule!r}"
+            )
         self.schedule = schedule
         self.verbose = verbose
 
@@ -67,6 +84,12 @@ class LearningRateScheduler(Callback):
         rate = float(self.model.optimizer.learning_rate)
         takes_rate = len(inspect.signature(self.schedule).parameters) > 1
         new = self.schedule(epoch, rate) if takes_rate else self.schedule(epoch)
+        if not is_rate(new):
+            name = getattr(self.schedule, "__name__", type(self.schedule).__name__)
+            raise ValueError(
+                f"LearningRateScheduler: {name}({epoch}) must return a learning rate, a finite number of 0 or more, "
+                f"got {new!r}" + (": does it lack a return?" if new is None else "")
+            )
         self.model.optimizer.learning_rate = float(new)
         if self.verbose:
             print(f"epoch {epoch + 1}: learning rate set to {new:g}")

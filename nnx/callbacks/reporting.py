@@ -4,6 +4,7 @@ import math
 import os
 import sys
 import time
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +83,8 @@ def format_number(value: float | list[float]) -> str:
 class CSVLogger(Callback):
     """Write the numbers of each epoch to a CSV file, a line an epoch, as they come.
 
+    With `append` the lines follow those of the file, which must have the same columns.
+
     A training that goes on (`fit(resume=)`) goes on with the file: lines of epochs that are done again
     are taken off.
     """
@@ -97,14 +100,15 @@ class CSVLogger(Callback):
         self.append = append
         self._file: Any = None
         self._writer: Any = None
+        self._told: set[str] = set()
 
     def on_train_begin(self, logs=None):
         path = Path(self.filename)
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._has_header = self.append and path.exists() and path.stat().st_size > 0
+        self._header = self._columns_of(path) if self.append and path.exists() else []
         keep = self.append or self.params.get("resumed")
         self._file = path.open("a" if keep else "w", newline="", encoding="utf-8")
-        self._writer = None
+        self._writer, self._told = None, set()
 
     def get_state(self):
         """Return the columns, and where the lines so far end in the file, which are on the disk then."""
@@ -132,6 +136,12 @@ class CSVLogger(Callback):
         self._file.truncate()
         self._writer = self._make_writer(state["columns"])
 
+    def _columns_of(self, path) -> list[str]:
+        import csv
+
+        with path.open(newline="", encoding="utf-8") as file:
+            return next(csv.reader(file, delimiter=self.separator), [])
+
     def _make_writer(self, names):
         import csv
 
@@ -148,9 +158,21 @@ class CSVLogger(Callback):
                     name for name in logs or {} if not name.startswith("val_") and name != "learning_rate"
                 ]
                 names += [f"val_{name}" for name in measured if f"val_{name}" not in row]
-            self._writer = self._make_writer(names)
-            if not self._has_header:
+            if self._header and set(self._header) != set(names):
+                raise ValueError(
+                    f"CSVLogger: {self.filename} has the columns {', '.join(self._header)}, while this training "
+                    f"reports {', '.join(names)}: append to a file of the same columns, or write to another one"
+                )
+            self._writer = self._make_writer(self._header or names)
+            if not self._header:
                 self._writer.writeheader()
+        if left_out := row.keys() - set(self._writer.fieldnames) - self._told:
+            self._told |= left_out
+            warnings.warn(
+                f"CSVLogger: epoch {epoch + 1} reports {', '.join(sorted(left_out))}, for which {self.filename} has no "
+                f"column, as the first epoch did not report it: it is left out of the file",
+                stacklevel=2,
+            )
         self._writer.writerow(row)
         self._file.flush()
 

@@ -73,12 +73,15 @@ class Layer(Configurable):
         """
         return None
 
-    def __init__(self, name: str | None = None, input_shape=None, **unknown):
-        if "input_dim" in unknown:  # Keras's older spelling
-            input_shape = (unknown.pop("input_dim"),)
-        if unknown:
+    other_arguments = ("input_dim", "trainable")
+
+    def __init__(self, name: str | None = None, input_shape=None, **others):
+        if "input_dim" in others:  # Keras's older spelling
+            input_shape = (others.pop("input_dim"),)
+        self.trainable = others.pop("trainable", True)
+        if others:
             raise TypeError(
-                suggest(f"argument of {type(self).__name__}", next(iter(unknown)), init_arguments(type(self)))
+                suggest(f"argument of {type(self).__name__}", next(iter(others)), init_arguments(type(self)))
             )
         if name is not None and "/" in name:
             raise ValueError(f"a layer's name must not contain '/', got {name!r}")
@@ -93,7 +96,9 @@ class Layer(Configurable):
     @trainable.setter
     def trainable(self, value: bool):
         if not value:
-            raise ValueError(f"{type(self).__name__}: layers cannot be frozen yet (trainable=False)")
+            raise ValueError(
+                f"{type(self).__name__}: layers cannot be frozen yet (trainable=False): all weights are trained"
+            )
 
     def init(self, rng, in_shape: Shape) -> tuple[Tree, Shape]:
         """Return starting weights, drawn on the host from `rng`, and the shape of one output."""

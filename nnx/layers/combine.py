@@ -67,7 +67,7 @@ class Chain(Container):
     array([[0., 2.]], dtype=float32)
     """
 
-    def __init__(self, layers, **settings):
+    def __init__(self, layers: list, **settings):
         super().__init__(**settings)
         self.layers = [as_layer(layer) for layer in layers]
         self._keys: set[str] = set()

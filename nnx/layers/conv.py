@@ -157,7 +157,7 @@ class Convolution(Layer):
         return {"kernel": self.kernel_regularizer}
 
     def regularizers(self):
-        found = {**self.weight_regularizers(), "bias": self.bias_regularizer}
+        found = {**self.weight_regularizers(), "bias": self.bias_regularizer if self.use_bias else None}
         return {name: penalty for name, penalty in found.items() if penalty is not None}
 
 

@@ -90,7 +90,7 @@ class Dense(Layer):
         return y if x.ndim == 2 else xp.reshape(y, (*x.shape[:-1], self.units)), pullback
 
     def regularizers(self):
-        found = {"kernel": self.kernel_regularizer, "bias": self.bias_regularizer}
+        found = {"kernel": self.kernel_regularizer, "bias": self.bias_regularizer if self.use_bias else None}
         return {name: penalty for name, penalty in found.items() if penalty is not None}
 
     def flops(self, in_shape):

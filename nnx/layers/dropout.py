@@ -10,6 +10,7 @@ using convolutional networks", 2015 (arXiv:1411.4280).
 """
 
 from nnx import kernels
+from nnx.arguments import expect_range
 from nnx.layers.base import Layer, describe_shape, register
 
 
@@ -38,8 +39,7 @@ class Dropout(Layer):
 
     def __init__(self, rate: float, seed: int | None = None, **settings):
         super().__init__(**settings)
-        if not 0 <= rate < 1:
-            raise ValueError(f"{type(self).__name__}: rate must be at least 0 and below 1, got {rate}")
+        expect_range(self, at_least=0, below=1, rate=rate)
         self.rate = rate
         self.seed = seed
 

@@ -11,6 +11,7 @@ neural networks", 2017 (arXiv:1706.02515).
 import math
 
 from nnx import activations, kernels
+from nnx.arguments import expect_range
 from nnx.layers.base import Layer, register
 from nnx.layers.dropout import Dropout
 
@@ -41,8 +42,7 @@ class GaussianNoise(Layer):
 
     def __init__(self, stddev: float, seed: int | None = None, **settings):
         super().__init__(**settings)
-        if stddev < 0:
-            raise ValueError(f"GaussianNoise: stddev must not be negative, got {stddev}")
+        expect_range(self, at_least=0, stddev=stddev)
         self.stddev = stddev
         self.seed = seed
 

@@ -11,6 +11,7 @@ Source: Ioffe and Szegedy, "Batch Normalization", 2015 (arXiv:1502.03167).
 """
 
 from nnx import initializers, kernels
+from nnx.arguments import expect_range
 from nnx.layers.base import Layer, describe_shape, expect_features, register, size
 from nnx.random import generator
 
@@ -56,6 +57,8 @@ class BatchNormalization(Layer):
         **settings,
     ):
         super().__init__(**settings)
+        expect_range(self, at_least=0, at_most=1, momentum=momentum)
+        expect_range(self, at_least=0, epsilon=epsilon)
         self.axis = axis
         self.momentum = momentum
         self.epsilon = epsilon

@@ -21,6 +21,7 @@ class _Branches(Container):
     """Several layers side by side, in order or by name, whose outputs are merged if `merge` is given."""
 
     merge: str | None
+    named: bool
 
     def __init__(self, *branches, **settings):
         super().__init__(**settings)
@@ -171,7 +172,7 @@ class Parallel(_Branches):
     array([[ 0.,  2., -1.,  2.]], dtype=float32)
     """
 
-    def __init__(self, *branches, merge: str = "concat", **settings):
+    def __init__(self, *branches, merge: str | None = "concat", **settings):
         self.merge = merge
         super().__init__(*branches, **settings)
         if merge is None:

@@ -12,6 +12,7 @@ Sources: Vaswani et al., "Attention is all you need", 2017 (arXiv:1706.03762), s
 import math
 
 from nnx import initializers, kernels, regularizers
+from nnx.arguments import expect_range
 from nnx.layers.base import HALF, Layer, describe_shape, positive_int, register, size
 
 
@@ -52,6 +53,7 @@ class SinusoidalPositions(_Positions):
 
     def __init__(self, max_wavelength: float = 10000.0, **settings):
         super().__init__(**settings)
+        expect_range(self, above=0, max_wavelength=max_wavelength)
         self.max_wavelength = max_wavelength
 
     def forward(self, ctx, params, x):
@@ -143,6 +145,7 @@ class RotaryPositions(_Positions):
 
     def __init__(self, max_wavelength: float = 10000.0, **settings):
         super().__init__(**settings)
+        expect_range(self, above=0, max_wavelength=max_wavelength)
         self.max_wavelength = max_wavelength
 
     def out_shape(self, in_shape):

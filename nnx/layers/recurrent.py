@@ -12,6 +12,7 @@ Sources are named in `cells`; dropout that is the same at all time steps is from
 from typing import Any
 
 from nnx import activations, initializers, kernels, regularizers
+from nnx.arguments import expect_range
 from nnx.layers.base import Layer, describe_shape, positive_int, register
 from nnx.layers.cells import (
     Backward,
@@ -34,6 +35,9 @@ class Recurrent(Layer):
     """
 
     supports_masking = True
+
+    cell: Cell
+    """The formulas of a time step."""
 
     def __init__(
         self,
@@ -70,9 +74,7 @@ class Recurrent(Layer):
         self.recurrent_regularizer = regularizers.get(recurrent_regularizer)
         self.bias_regularizer = regularizers.get(bias_regularizer)
         self.activity_regularizer = regularizers.get(activity_regularizer)
-        for name, rate in (("dropout", dropout), ("recurrent_dropout", recurrent_dropout)):
-            if not 0 <= rate < 1:
-                raise ValueError(f"{type(self).__name__}: {name} must be at least 0 and below 1, got {rate}")
+        expect_range(self, at_least=0, below=1, dropout=dropout, recurrent_dropout=recurrent_dropout)
         if stateful:
             raise ValueError(
                 f"{type(self).__name__}: stateful=True is not supported: a layer keeps nothing between batches. With "

@@ -11,6 +11,7 @@ Normalization", 2019 (arXiv:1910.07467).
 """
 
 from nnx import initializers, kernels, regularizers
+from nnx.arguments import expect_range
 from nnx.layers.base import Layer, describe_shape, expect_features, register, size
 
 
@@ -33,6 +34,7 @@ class _SampleNormalization(Layer):
     ):
         super().__init__(**settings)
         self.axis = axis if isinstance(axis, int) else list(axis)
+        expect_range(self, at_least=0, epsilon=epsilon)
         self.epsilon = epsilon
         self.center = center
         self.scale = scale
@@ -201,6 +203,7 @@ class RMSNormalization(Layer):
     def __init__(self, axis=-1, epsilon: float = 1e-6, **settings):
         super().__init__(**settings)
         self.axis = axis if isinstance(axis, int) else list(axis)
+        expect_range(self, at_least=0, epsilon=epsilon)
         self.epsilon = epsilon
 
     def init(self, rng, in_shape):

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from nnx.callbacks import EarlyStopping
+from nnx.callbacks.monitors import is_higher_better
 from nnx.plot.axes import BLUE, GREY, ORANGE, new_axes, tidy
 
 
@@ -42,8 +42,9 @@ def learning_curves(history, metric: str = "loss", ax=None):
         every = len(training) // len(validation)  # the validation_freq of `fit`
         epochs = epochs[every - 1 :: every][: len(validation)]
         ax.plot(epochs, validation, color=ORANGE, label="validation")
-    if np.isfinite(validation).any():
-        find_best = np.nanargmax if EarlyStopping(metric).rises else np.nanargmin
+    rises = is_higher_better(metric, getattr(history, "model", None))
+    if rises is not None and np.isfinite(validation).any():
+        find_best = np.nanargmax if rises else np.nanargmin
         epoch, value = epochs[find_best(validation)], validation[find_best(validation)]
         label = f"best: {value:.4g} in epoch {epoch}"
         ax.axvline(epoch, color=GREY, linewidth=0.8, linestyle=":")
