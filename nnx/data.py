@@ -345,13 +345,13 @@ def _as_whole(value) -> int | None:
 
 
 def _whole_remedy(value) -> str:
-    is_whole = isinstance(value, Real) and not isinstance(value, bool) and float(value).is_integer()
-    return f": give {int(value)}" if is_whole and not isinstance(value, Integral) else ""
+    is_real = isinstance(value, Real) and not isinstance(value, Integral)
+    return f": give {int(float(value))}" if is_real and float(value).is_integer() else ""
 
 
 def check_share(name: str, value) -> float:
     """Return `value` if it is a number, from 0 on and below 1."""
-    if isinstance(value, (bool, np.bool_)) or not isinstance(value, Real) or not 0 <= value < 1:
+    if isinstance(value, (bool, np.bool_)) or not isinstance(value, Real) or not 0 <= float(value) < 1:
         raise ValueError(f"{name} must lie between 0 and 1, got {value!r}")
     return float(value)
 

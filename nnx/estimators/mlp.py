@@ -249,21 +249,21 @@ class MLPClassifier(ClassifierMixin, Perceptron):
                 "class_weight='balanced' needs all labels at once, which partial_fit does not see: give a dict"
             )
         if isinstance(self.class_weight, dict) and np.ndim(y) == 1:
-            weight = self._named_weights(y)
+            weight = self._named_weights(self.class_weight, y)
         elif self.class_weight == "balanced" and sample_weight is not None:
             weight = _balanced(np.asarray(y), sample_weight)
         else:
             weight = compute_sample_weight(self.class_weight, y)
         return weight if sample_weight is None else weight * sample_weight
 
-    def _named_weights(self, y) -> np.ndarray:
+    def _named_weights(self, class_weight: dict, y) -> np.ndarray:
         """Return the weight of each label's class, 1 for a class not named."""
-        if unknown := [label for label in self.class_weight if label not in self.classes_]:
+        if unknown := [label for label in class_weight if label not in self.classes_]:
             raise ValueError(
                 f"class_weight names {unknown[0]!r}, which is not one of the classes {self.classes_}"
             )
         found = np.ones(len(y))
-        for label, weight in self.class_weight.items():
+        for label, weight in class_weight.items():
             found[np.asarray(y) == label] = check_weight(label, weight)
         return found
 
