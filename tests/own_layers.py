@@ -285,7 +285,7 @@ class NumpyFunctions(_Weighted):
 
         def pullback(dy):
             dx = np.einsum("...j,ij->...i", dy, np.eye(n, dtype=x.dtype) + mixing)
-            return dx, {"w": np.einsum("...i->i", dy)}
+            return dx, {"w": np.einsum("ki->i", dy.reshape((-1, n)))}
 
         return np.where(np.isfinite(y), y, 0.0) + params["w"], pullback
 

@@ -601,7 +601,7 @@ def numpy(compiled: bool, numba: bool = False) -> nnx.Backend:
     """Return a NumPy backend of its own, whose new memory is full of nan."""
     backend = numpy_backend.NumpyBackend()
     backend.replays, backend.empty = compiled, full_of_nan
-    backend.fusion = numpy_fusion.Fusion(use_numba=numba)
+    backend.fusion = numpy_fusion.Fusion(numba, empty=full_of_nan)
     return backend
 
 
