@@ -11,6 +11,9 @@ param *= 1 - learning_rate * weight_decay before the rule (Loshchilov and Hutter
 arXiv:1711.05101).
 """
 
+import functools
+import itertools
+import operator
 from typing import Any
 
 from nnx import schedules, tree
@@ -299,12 +302,18 @@ class Adamax(Optimizer):
 
     def scalars(self, step):
         rate = rate_at(self.learning_rate, step)
-        return {"learning_rate": rate, "corrected_rate": rate / (1 - self.beta_1 ** (step + 1))}
+        return {"learning_rate": rate, "corrected_rate": rate / (1 - float(self.beta_1) ** (step + 1))}
 
     def rule(self, xp, param, grad, mean, largest, *, learning_rate, corrected_rate):
         mean = mean + (grad - mean) * (1 - self.beta_1)
         largest = xp.maximum(self.beta_2 * largest, xp.abs(grad))
         return param - corrected_rate * mean / (largest + self.epsilon), mean, largest
+
+
+@functools.cache
+def _nadam_schedule() -> list[float]:
+    """Return the products of 1 - 0.96**t / 2 up to each t; from the last on each factor is 1 in float64."""
+    return [*itertools.accumulate((1 - 0.5 * 0.96**t for t in range(1, 1000)), operator.mul, initial=1.0)]
 
 
 @_registry.register("nadam")
@@ -319,16 +328,13 @@ class Nadam(Optimizer):
         self.beta_1 = beta_1
         self.beta_2 = beta_2
         self.epsilon = epsilon
-        self._products = [1.0]
 
     def _momentum(self, t: int) -> float:
         return self.beta_1 * (1 - 0.5 * 0.96**t)
 
     def _product(self, t: int) -> float:
         """Return the product of the momenta of steps 1 to t."""
-        while len(self._products) <= t:
-            self._products.append(self._products[-1] * self._momentum(len(self._products)))
-        return self._products[t]
+        return float(self.beta_1) ** t * _nadam_schedule()[min(t, len(_nadam_schedule()) - 1)]
 
     def scalars(self, step):
         rate, t = rate_at(self.learning_rate, step), step + 1
@@ -336,7 +342,7 @@ class Nadam(Optimizer):
             "learning_rate": rate,
             "mean_rate": rate * self._momentum(t + 1) / (1 - self._product(t + 1)),
             "grad_rate": rate * (1 - self._momentum(t)) / (1 - self._product(t)),
-            "square_correction": 1 / (1 - self.beta_2**t),
+            "square_correction": 1 / (1 - float(self.beta_2) ** t),
         }
 
     def rule(
