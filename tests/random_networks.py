@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import own_layers as own
+from conftest import full_of_nan
 from nnx.backends import numpy_backend, numpy_fusion
 
 import nnx
@@ -588,20 +589,11 @@ def text(seed: int, with_own: bool = True) -> str:
 # Running
 
 
-def full_of_nan(shape, dtype=float):
-    """Return an array of what must not be read: nan, or the largest numbers."""
-    made = np.empty(shape, dtype)
-    made.fill(
-        np.nan if made.dtype.kind == "f" else True if made.dtype.kind == "b" else np.iinfo(made.dtype).max
-    )
-    return made
-
-
 def numpy(compiled: bool, numba: bool = False) -> nnx.Backend:
     """Return a NumPy backend of its own, whose new memory is full of nan."""
     backend = numpy_backend.NumpyBackend()
-    backend.replays, backend.empty = compiled, full_of_nan
-    backend.fusion = numpy_fusion.Fusion(numba, empty=full_of_nan)
+    backend.replays, backend.empty = compiled, full_of_nan(np.empty)
+    backend.fusion = numpy_fusion.Fusion(numba, empty=backend.empty)
     return backend
 
 

@@ -14,7 +14,7 @@ from fuzz_networks import check
 from random_networks import differences, numpy, run
 
 # Networks that showed a fault once, and a few in which much comes together.
-KNOWN = (23, 36, 47, 94, 126, 1076, 2008)
+KNOWN = (23, 47, 126, 1076, 10053, 10092)
 
 
 def expect_agreement(seed: int, ways, with_own: bool = True):
@@ -35,7 +35,7 @@ def test_known_networks_agree(seed):
 
 
 @pytest.mark.parametrize("with_own", [True, False], ids=["layers as users write them", "nnx alone"])
-@pytest.mark.parametrize("part", range(3))
+@pytest.mark.parametrize("part", range(2))
 def test_drawn_networks_agree(part, with_own):
     for seed in drawn(4):
         expect_agreement(seed, ("compiled", "blocks", "float32", "saved"), with_own)
@@ -47,10 +47,9 @@ def test_a_drawn_network_agrees_compiled_by_numba():
     expect_agreement(*drawn(1), ("numba",))
 
 
-def test_drawn_networks_agree_on_jax():
+def test_a_drawn_network_agrees_on_jax():
     usable_or_skip("jax")
-    for seed in drawn(2):
-        expect_agreement(seed, ("jax", "moved"), with_own=False)
+    expect_agreement(*drawn(1), ("jax", "moved"), with_own=False)
 
 
 def test_a_program_can_be_run_by_itself(capsys):
