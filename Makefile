@@ -26,6 +26,9 @@ test-lowest: .venv-lowest/stamp  ## run what can depend on versions on the lowes
 	.venv-lowest/bin/python -m pytest -n auto -m 'not slow' -k 'not memory and not jobs and not nproc' \
 	  -W default::DeprecationWarning $(LOWEST_TESTS) $(ARGS)
 
+fuzz: .venv/dev.stamp  ## train random networks in all ways that must agree; for example ARGS='--seconds 3600'
+	$(BIN)/python tests/fuzz_networks.py $(ARGS)
+
 lint: .venv/dev.stamp  ## check format, style and types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -80,5 +83,5 @@ clean:  ## remove the environment and all caches; keeps runs/
 	$(INSTALL) -e '.[bench]'
 	@touch $@
 
-.PHONY: help train test test-cupy test-lowest lint api bench bench-peers bench-report clean
+.PHONY: help fuzz train test test-cupy test-lowest lint api bench bench-peers bench-report clean
 .DELETE_ON_ERROR:

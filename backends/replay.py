@@ -65,7 +65,8 @@ class Replay:
 
     def _trace_one(self, key, earlier: "Trace | None", carry, totals, rows, data, i):
         """Run step `i`, and remember what is now known of steps like it."""
-        written = {id(leaf): (leaf, leaf.copy()) for leaf in flatten(carry)}
+        arrays = filter(self.backend.is_array, flatten(carry))  # a number, such as a state of shape (), stays
+        written = {id(array): (array, array.copy()) for array in arrays}
         trace = Trace(self.backend)
         try:
             row = {name: rows[name][i] for name in sorted(rows)}
@@ -82,8 +83,8 @@ class Replay:
             carry, totals = _restore([carry, totals], (leaf.value for leaf in flatten(outputs)))
         except Exception as error:  # the plain step knows best what is wrong, if anything
             found = Plain(f"{type(error).__name__}: {error}")
-            for leaf, copy in written.values():
-                leaf[...] = copy
+            for array, copy in written.values():
+                array[...] = copy
             carry, totals = self.plain(carry, totals, rows, data, i, i + 1)
         remember(self.programs, key, found, MOST_PROGRAMS)
         if isinstance(found, Program):

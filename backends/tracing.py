@@ -52,7 +52,7 @@ class Traced(NDArrayOperatorsMixin):
         return self.trace.call("T", (self,))
 
     def __pow__(self, exponent):
-        if isinstance(self.value, (int, float)):
+        if type(self.value) in (int, float):
             return super().__pow__(exponent)
         # Before NumPy 2.3 its ufunc rounds otherwise than its operator, which the plain step uses.
         return self.trace.call(operator.pow, (self, exponent))
@@ -168,7 +168,7 @@ class Trace:
         """
         settings = settings or {}
         given, named = untraced(arguments), untraced(settings)
-        numbers_only = all(isinstance(a, (int, float)) for a in given)
+        numbers_only = all(type(a) in (int, float) for a in given)  # a float64 of NumPy is a float, too
         if not numbers_only:
             function = self.backend.native(function)
         if writes_in_place(function, named):

@@ -515,6 +515,31 @@ def test_a_gradient_that_counts_twice_is_copied():
     np.testing.assert_array_equal(weights[:6], weights[6:])
 
 
+@pytest.mark.parametrize("is_compiled", [True, False])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_a_state_of_one_number_stays_a_number_of_the_library(dtype, is_compiled):
+    class Counts(layers.Layer):
+        def init_state(self, in_shape):
+            return {"passes": np.zeros(())}
+
+        def forward(self, ctx, params, x):
+            if ctx.training:
+                if not is_compiled:
+                    float(x[0, 0])  # ends the trace
+                ctx.state["passes"] = ctx.state["passes"] + 1.0
+            return x, lambda dy: (dy, {})
+
+    found = []
+    for replays in (True, False):
+        with nnx.use_backend(fresh(replays)):
+            model = nnx.Sequential([Counts(), layers.Dense(3)], seed=0, dtype=dtype)
+            model.compile("sgd", "mse")
+            for batch_size in (16, 20):  # another shape is traced anew
+                model.fit(X, VALUES, batch_size=batch_size, epochs=2, verbose=0)
+        found.append(float(model.state["counts"]["passes"]))
+    assert found == [18.0, 18.0]
+
+
 def test_numbers_keep_their_kind_beside_integers():
     def step(backend, carry, row, data):
         half = backend.kernel(lambda xp, n: n * 0.5 + 1, carry["n"]["n"])

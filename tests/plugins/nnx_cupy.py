@@ -15,7 +15,7 @@ import nnx
 # Files that touch no device, or one of their own choice, or whose subject is not on it (`test_cupy` has one of each).
 HOST_ONLY = {
     "test_ahead", "test_architecture", "test_compare", "test_data_sources", "test_datasets",
-    "test_defaults", "test_estimators", "test_export_numpy",
+    "test_defaults", "test_differential", "test_estimators", "test_export_numpy",
     "test_hostile", "test_info", "test_initializers", "test_log", "test_network_estimators", "test_numpy_fusion",
     "test_onnx", "test_plot", "test_resume", "test_schedules", "test_search", "test_train",
 }  # fmt: skip
