@@ -10,12 +10,10 @@ the code of its class, and what that code refers to: closures, defaults, and the
 Arrays and containers count by their content, everything else by identity.
 """
 
-import array
 import collections
 import functools
 import marshal
 import operator
-import random
 import sys
 import types
 from collections.abc import Hashable, Iterator
@@ -143,7 +141,7 @@ class Fingerprint:
     def _of_object(self, value) -> Hashable:
         if isinstance(value, np.ndarray):
             return self._array(value)
-        if isinstance(value, (bytearray, memoryview, array.array)):
+        if isinstance(value, (bytearray, memoryview)) or type(value).__module__ == "array":
             return type(value), bytes(value)
         if isinstance(value, _CONTAINERS):
             return self._container(value)
@@ -159,7 +157,7 @@ class Fingerprint:
             return self._builtin(value)
         if isinstance(value, functools.partial):
             return "partial", self.of(value.func), self.of(value.args), self.of(value.keywords)
-        if isinstance(value, (random.Random, np.random.Generator, np.random.RandomState)):
+        if _is_generator(value):
             self.may_change = True
             return Identity(value), generator_state(value) if self.draws else None
         if isinstance(value, Iterator):
@@ -268,11 +266,16 @@ def settings_of(cls) -> tuple[str, ...]:
 
 def generator_state(generator) -> Hashable:
     """Return the state of a generator of random numbers of Python or NumPy."""
-    if isinstance(generator, random.Random):
-        return generator.getstate()
     if isinstance(generator, np.random.RandomState):
         return repr(generator.get_state())
-    return repr(generator.bit_generator.state)
+    if isinstance(generator, np.random.Generator):
+        return repr(generator.bit_generator.state)
+    return generator.getstate()
+
+
+def _is_generator(value) -> bool:
+    of_python = getattr(sys.modules.get("random"), "Random", ())  # not imported for its own sake
+    return isinstance(value, of_python) or isinstance(value, (np.random.Generator, np.random.RandomState))
 
 
 def difference(before, after) -> str:

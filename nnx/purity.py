@@ -5,7 +5,6 @@ generator of its own, does something else each time. So the first step is watche
 refers to is not the same afterwards, all steps run as Python, and one line of the log says why.
 """
 
-import random
 from collections.abc import Callable
 from typing import Any
 
@@ -75,6 +74,8 @@ class Guard:
         return result
 
     def _look(self) -> tuple:
+        import random  # takes a while, and is seldom needed
+
         taken = Fingerprint(draws=True)
         found = tuple(map(taken.of, self.parts))
         self.first_as_python = taken.may_change

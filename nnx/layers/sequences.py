@@ -216,7 +216,7 @@ class TimeDistributed(Container):
     def with_layer(self, layer):
         """Return the same, weights included, with another layer in its place."""
         changed = copy.copy(self)
-        changed.layer, changed.layers = layer, [layer]
+        vars(changed).update(layer=layer, layers=[layer])
         return changed
 
     def _step(self, in_shape):
