@@ -42,7 +42,7 @@ class JaxBackend(Backend):
             self.device = jax.devices()[0]
         except RuntimeError as error:
             raise BackendError(f"JAX is installed, but finds no device to run on: {error}") from None
-        _register(jax)
+        _register_totals()
         self.jax = jax
         self.process = os.getpid()
         self.xp = jax.numpy
@@ -376,8 +376,10 @@ class Total:
 
 
 @functools.cache
-def _register(jax) -> None:
+def _register_totals() -> None:
     """Tell JAX what a `Total` is made of."""
+    import jax
+
     jax.tree_util.register_pytree_node(
         Total, lambda t: ((t.high, t.low), None), lambda _, parts: Total(*parts)
     )

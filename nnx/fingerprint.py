@@ -86,7 +86,7 @@ def kernel_key(function) -> Hashable | None:
     if isinstance(owner, Configurable) and is_own(owner):  # such as an activation: the usual case, and quick
         settings = [getattr(owner, name) for name in settings_of(type(owner))]
         if {*map(type, settings)} <= _NUMBERS_AND_TEXT:
-            return function.__func__, type(owner), repr(settings)
+            return getattr(function, "__func__", None), type(owner), repr(settings)
     try:
         return Fingerprint(refuse_arrays=True).of(function)
     except HoldsArrayError:
@@ -275,7 +275,7 @@ def generator_state(generator) -> Hashable:
 
 def _is_generator(value) -> bool:
     of_python = getattr(sys.modules.get("random"), "Random", ())  # not imported for its own sake
-    return isinstance(value, of_python) or isinstance(value, (np.random.Generator, np.random.RandomState))
+    return isinstance(value, (of_python, np.random.Generator, np.random.RandomState))
 
 
 def difference(before, after) -> str:

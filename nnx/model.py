@@ -93,7 +93,8 @@ class Model(Strict):
     """
 
     name: str
-    network: Layer
+    network: Any
+    """The layer that it runs: of a `Sequential` a `Chain`."""
     input_shape: Shape | None
     history: History
     """Of the last `fit`."""
@@ -497,7 +498,7 @@ class Model(Strict):
     def _check_for_training(self, x, y, sample_weight=None) -> Samples:
         """Return checked samples; warn at the first ones after `compile` if the output does not suit the loss."""
         samples = self._check(x, y, sample_weight)
-        if not self._is_known_to_suit:
+        if not self._is_known_to_suit and self.loss is not None:
             self._is_known_to_suit = True
             some = samples.glance()
             for text in unsuited(self.network, self.loss, self.output_shape, some.y, some.weight):

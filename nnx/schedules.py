@@ -314,7 +314,7 @@ def is_rate(value: Any) -> bool:
     return is_number(value) and 0 <= float(value) < math.inf
 
 
-def rate_at(rate: Any, step: int) -> float:
+def rate_at(rate: Any, step: float) -> float:
     """Return a learning rate, a number or any function of the step, at one step."""
     try:
         value: Any = rate(step) if callable(rate) else rate

@@ -35,8 +35,6 @@ class Sequential(Model):
     array([0., 1., 1., 0.], dtype=float32)
     """
 
-    network: Chain
-
     def __init__(self, layers: list | None = None, name: str | None = None, *, seed: int | None = None,
                  dtype: str = "float32", backend=None):  # fmt: skip
         super().__init__(Chain([]), seed=seed, dtype=dtype, backend=backend)

@@ -115,7 +115,7 @@ class NetworkEstimator(RoutedParameters):
         if isinstance(built, Layer):
             return Model(built, dtype=dtype)
         if isinstance(built, (list, tuple)) and built:
-            return Sequential(built, dtype=dtype)
+            return Sequential([*built], dtype=dtype)
         raise TypeError(f"build must return an nnx model, a layer or a list of layers, got {built!r}")
 
     def _optimizer(self, model) -> optimizers.Optimizer:

@@ -212,7 +212,7 @@ def as_layer(what) -> Layer:
     if isinstance(what, Layer):
         return what
     if isinstance(what, (list, tuple)):
-        return Chain(what)
+        return Chain([*what])
     network = getattr(what, "network", None)
     if isinstance(network, Layer):
         if what.built:

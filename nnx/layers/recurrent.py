@@ -36,9 +36,6 @@ class Recurrent(Layer):
 
     supports_masking = True
 
-    cell: Cell
-    """The formulas of a time step."""
-
     def __init__(
         self,
         units: int,

@@ -67,7 +67,7 @@ class ZeroPadding2D(_ZeroPadding):
 
 class _Cropping(Layer):
     rank = 2
-    data_format: str
+    data_format: str | None
 
     def _set(self, cropping, data_format=None):
         self.cropping = pairs(self, "cropping", cropping, self.rank)
