@@ -240,8 +240,9 @@ class Fusion:
         if flat and contiguous:
             given = tuple(a.reshape(-1) if cut else a for a, cut in zip(arguments, is_cut, strict=True))
             targets = tuple(r.reshape(-1) for r in results)
+        # The compiled loop reads one element a column: an array of one element for all columns is no such row.
         in_rows = main.ndim == 2 and all(
-            cut or np.ndim(a) < 2 for a, cut in zip(arguments, is_cut, strict=True)
+            cut or np.shape(a) in ((), main.shape[1:]) for a, cut in zip(arguments, is_cut, strict=True)
         )
         if contiguous and (flat or in_rows) and (loop := self.compiled(plan, not flat)) is not None:
             loop(*given, *(t for t, target in zip(targets, into, strict=True) if target is None))

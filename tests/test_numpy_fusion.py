@@ -240,3 +240,11 @@ def test_a_numba_that_cannot_be_imported_is_done_without(monkeypatch):
     monkeypatch.setattr(backend, "fusion", fusion)
     x = RNG.standard_normal(100_000)
     np.testing.assert_array_equal(backend.kernel(kernels.add, x, 1.0), x + 1.0)
+
+
+def test_one_element_for_all_columns_is_broadcast():
+    x, slope = np.random.default_rng(0).normal(size=(400, 6)), np.array([0.25])
+    (found,) = Fusion().run(
+        lambda xp, x, slope: (xp.maximum(x, 0.0) + slope * xp.minimum(x, 0.0),), (x, slope), (None,)
+    )
+    np.testing.assert_array_equal(found, np.where(x > 0, x, 0.25 * x))
