@@ -32,6 +32,9 @@ class OutputLosses(losses.Loss):
     ['loss', 'price_loss', 'kind_loss']
     """
 
+    each: dict[Any, losses.Loss]
+    factors: dict[Any, float]
+
     def __init__(self, losses, weights=None):
         self.losses, self.weights = losses, weights
         self.each = {key: get_loss(loss) for key, loss in _items(losses)}
