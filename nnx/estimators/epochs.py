@@ -24,6 +24,14 @@ class Epochs(Callback):
         Whether there is one epoch, as in `partial_fit`.
     """
 
+    schedule: str
+    """How the learning rate changes: "constant" if it does not."""
+    restores: bool
+    """Whether the best weights are kept, and put back at the end."""
+    best: dict | None
+    """The best weights so far, and in `best_value` the loss that they gave."""
+    best_value: float
+
     def __init__(self, estimator, samples: int, score, changes_rate: bool, once: bool):
         super().__init__()
         self.estimator, self.samples, self.score, self.once = estimator, samples, score, once
