@@ -275,7 +275,7 @@ def _compare(path, saved: dict, now: dict) -> None:
 
 
 def _compare_seed(path, model, saved: int) -> None:
-    if model.seed_is_given and model.seed != saved:
+    if model._seed_is_given and model.seed != saved:
         raise ValueError(_another(path, "seed", saved, model.seed))
 
 
