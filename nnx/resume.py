@@ -157,7 +157,9 @@ def _check_kept(path, name: str, callback, state: dict) -> None:
         raise ValueError(f"{path} is damaged: what {name} keeps differs in {different}")
     for key, value in state.items():
         begins = getattr(callback, key, None)
-        if _is_number(begins):
+        if key == "best":
+            fits = value is None or (_is_number(value) and value == value)
+        elif _is_number(begins):
             fits = _is_number(value) and value == value and (type(begins) is float or value >= 0)
             fits = fits and (type(value) is int or type(begins) is float)
         elif key == "best_weights":
