@@ -139,7 +139,7 @@ class Model(Strict):
         self.metrics_used = []
 
     @property
-    def seed_is_given(self) -> bool:
+    def _seed_is_given(self) -> bool:
         """Whether the program chose the seed; else it was drawn."""
         return self.seed != self._drawn_seed
 

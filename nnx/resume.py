@@ -157,7 +157,9 @@ def _check_kept(path, name: str, callback, state: dict) -> None:
         raise ValueError(f"{path} is damaged: what {name} keeps differs in {different}")
     for key, value in state.items():
         begins = getattr(callback, key, None)
-        if _is_number(begins):
+        if key == "best":
+            fits = value is None or (_is_number(value) and value == value)
+        elif _is_number(begins):
             fits = _is_number(value) and value == value and (type(begins) is float or value >= 0)
             fits = fits and (type(value) is int or type(begins) is float)
         elif key == "best_weights":
@@ -275,7 +277,7 @@ def _compare(path, saved: dict, now: dict) -> None:
 
 
 def _compare_seed(path, model, saved: int) -> None:
-    if model.seed_is_given and model.seed != saved:
+    if model._seed_is_given and model.seed != saved:
         raise ValueError(_another(path, "seed", saved, model.seed))
 
 

@@ -1,5 +1,7 @@
 """`Sequential`: layers one after another, with everything to train and use them."""
 
+from typing import cast
+
 import numpy as np
 
 from nnx import files, initializers, ownership, saving, tree
@@ -44,17 +46,22 @@ class Sequential(Model):
         self._take([as_layer(layer) for layer in layers or []])
         ownership.check(self, self.network)
 
+    @property
+    def _chain(self) -> Chain:
+        """The network, which is a chain here."""
+        return cast(Chain, self.network)
+
     @alone
     def add(self, layer) -> None:
         """Put a layer at the end."""
         added = as_layer(layer)
-        present = self.network.layers
+        present = self._chain.layers
         if added in present and any(added is other for other in present):
             raise ValueError(f"{added!r} is already in this model: a Sequential holds each layer once")
         ownership.check(self, added)
         if self.built:
             shape = self._built_shape()
-            network = self.network if isinstance(added, Input) else self.network.extended(added)
+            network = self._chain if isinstance(added, Input) else self._chain.extended(added)
             network.out_shape(shape)  # a layer that does not fit is reported here
             self._change_network(network, shape)
         else:
@@ -62,7 +69,7 @@ class Sequential(Model):
 
     def _take(self, added: list[Layer]) -> None:
         """Put layers at the end of a model without weights; one that does not fit is reported here."""
-        network, shape, new = self.network, self.input_shape, []
+        network, shape, new = self._chain, self.input_shape, []
         known, known_shape, last = self._reached
         if shape is not None and (known is not network or known_shape != shape):
             last = network.out_shape(shape)

@@ -1,5 +1,7 @@
 """Models to export, which together have every layer, and batches for them."""
 
+import copy
+
 import numpy as np
 
 import nnx
@@ -67,7 +69,7 @@ class First(layers.Layer):
 
 
 def chain(shape, *made, **settings):
-    return lambda: nnx.Sequential([layers.Input(shape), *made], seed=0, **settings)
+    return lambda: nnx.Sequential([layers.Input(shape), *copy.deepcopy(made)], seed=0, **settings)
 
 
 def classes(name):

@@ -266,7 +266,7 @@ def test_each_field_of_a_state(tmp_path, key):
         ("EarlyStopping", "wait", "x"),
         ("EarlyStopping", "wait", -1),
         ("EarlyStopping", "best", float("nan")),
-        ("EarlyStopping", "best", None),
+        ("EarlyStopping", "best", True),
         ("EarlyStopping", "best_weights", [1]),
         ("ModelCheckpoint", "best", "x"),
         ("History", "epoch", [0, "x"]),

@@ -1,5 +1,6 @@
 """`Sequential`: building, training, weights, and the small things people rely on."""
 
+import copy
 import math
 
 import numpy as np
@@ -240,7 +241,7 @@ def test_weights_in_keras_order_and_back():
     )
     shapes = [w.shape for w in model.get_weights()]
     assert shapes == [(2, 3), (3,), (3,), (3,), (3,), (3,), (3, 3), (3,)]
-    other = nnx.Sequential(model.layers, seed=1)
+    other = nnx.Sequential(copy.deepcopy(model.layers), seed=1)
     other.build((2,))
     other.set_weights(model.get_weights())
     np.testing.assert_array_equal(other.predict(X[:, :2]), model.predict(X[:, :2]))
@@ -282,7 +283,7 @@ def test_pop_takes_the_last_layer_off():
 
 def test_a_model_can_be_a_layer_of_another():
     inner = nnx.Sequential([layers.Dense(5, "relu"), layers.Dropout(0.1)])
-    model = nnx.Sequential([layers.Residual(inner), inner, layers.Dense(1)], seed=0)
+    model = nnx.Sequential([layers.Residual(inner), copy.deepcopy(inner), layers.Dense(1)], seed=0)
     model.compile("adam", "mse")
     model.fit(X, Y, epochs=2, verbose=0)
     assert len(model.get_weights()) == 6

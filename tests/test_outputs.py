@@ -1,5 +1,6 @@
 """Models of several inputs and outputs, and masks of time steps: they train as Keras's do."""
 
+import copy
 import json
 from pathlib import Path
 
@@ -257,7 +258,7 @@ def test_pullbacks(name):
 def mask_behind(layer, x, mask):
     """Return the mask that a layer passes on, on the host."""
     backend = nnx.get_backend()
-    model = nnx.Model(layer, nnx.tree.map(lambda a: np.shape(a)[1:], x), seed=0)
+    model = nnx.Model(copy.deepcopy(layer), nnx.tree.map(lambda a: np.shape(a)[1:], x), seed=0)
     ctx = nnx.Context(
         backend, mask=nnx.tree.map(lambda m: None if m is None else backend.asarray(np.asarray(m)), mask)
     )

@@ -113,9 +113,9 @@ class NetworkEstimator(RoutedParameters):
             return copy.deepcopy(built)  # should `build` return the same one each time
         dtype = "float64" if X.dtype == np.float64 else "float32"
         if isinstance(built, Layer):
-            return Model(built, dtype=dtype)
+            return Model(copy.deepcopy(built), dtype=dtype)
         if isinstance(built, (list, tuple)) and built:
-            return Sequential([*built], dtype=dtype)
+            return Sequential([*copy.deepcopy(built)], dtype=dtype)
         raise TypeError(f"build must return an nnx model, a layer or a list of layers, got {built!r}")
 
     def _optimizer(self, model) -> optimizers.Optimizer:
