@@ -501,7 +501,7 @@ class Model(Strict):
         if not self._is_known_to_suit and self.loss is not None:
             self._is_known_to_suit = True
             # Of a file the first samples: what is further on is read when its turn comes.
-            some = (samples.part(0, min(len(samples), 256)) if samples.stays_on_host else samples).glance()
+            some = (samples.part(0, min(len(samples), 32)) if samples.stays_on_host else samples).glance()
             for text in unsuited(self.network, self.loss, self.output_shape, some.y, some.weight):
                 warnings.warn(text, stacklevel=6)
         return samples
