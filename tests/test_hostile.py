@@ -90,7 +90,7 @@ def nest(description, arrays):
             lambda d, a: first_layer(d).update(units=3),
             r"batch_normalization/beta has shape \(2,\), and the model \(3,\)",
         ),
-        (lambda d, a: first_layer(d).update(units="2"), "units must be a positive whole number"),
+        (lambda d, a: first_layer(d).update(units="2"), "units must be a whole number"),
         (lambda d, a: first_layer(d).update(evil=1), "unknown argument of Dense 'evil'"),
         (lambda d, a: d.update(input_shape=[10**13]), "more than any machine can hold"),
         (insert("RepeatVector", n=10**12), "more than any machine can hold"),
