@@ -493,9 +493,9 @@ class Model(Strict):
 
     def check_batch(self, batch) -> Samples:
         """Return one checked batch, `(x, y, sample_weight)`."""
-        return self._check_for_training(*batch)
+        return self._check(*batch)
 
-    def _check_for_training(self, x, y, sample_weight=None) -> Samples:
+    def check_for_training(self, x, y, sample_weight=None) -> Samples:
         """Return checked samples; warn at the first ones after `compile` if the output does not suit the loss."""
         samples = self._check(x, y, sample_weight)
         if not self._is_known_to_suit and self.loss is not None:
@@ -580,7 +580,7 @@ class Model(Strict):
         else:
             if steps_per_epoch is not None:
                 raise ValueError("steps_per_epoch is for an iterable of batches; with arrays give batch_size")
-            samples = self._check_for_training(x, y, sample_weight)
+            samples = self.check_for_training(x, y, sample_weight)
             if validation_split and validation_data is None:
                 samples, validation = split_last(samples, validation_split)
                 warn_of_untrained(samples, validation, stacklevel=5)
@@ -658,7 +658,7 @@ class Model(Strict):
         """Take one step on these samples; return its loss and metrics. The arguments are those of `fit`."""
         engine = self.engine
         samples = with_class_weights(
-            self._check_for_training(x, y, sample_weight), class_weight, self.output_shape
+            self.check_for_training(x, y, sample_weight), class_weight, self.output_shape
         )
         with self.backend.scope(self.dtype):
             logs = engine.logs(engine.train_on_samples(samples), len(samples))

@@ -147,11 +147,11 @@ class Strict:
     declared in a class: a misspelt one would have no effect. Classes of the user's own are free to
     have any attribute, and so are names that begin with an underscore.
 
-    >>> from nnx.optimizers import Adam
-    >>> Adam().learning_rte = 0.1
+    >>> from nnx.activations import ELU
+    >>> ELU().alhpa = 0.1
     Traceback (most recent call last):
     ...
-    AttributeError: unknown attribute of Adam 'learning_rte': did you mean 'learning_rate'? Known: ...
+    AttributeError: unknown attribute of ELU 'alhpa': did you mean 'alpha'? Known: alpha, elementwise, kind, needs_input
     """
 
     other_arguments: ClassVar[tuple[str, ...]] = ()

@@ -49,7 +49,7 @@ _OF_PROBABILITIES = (losses.BinaryCrossentropy, losses.CategoricalCrossentropy, 
 _ONE_EACH = (activations.Sigmoid, activations.HardSigmoid)
 
 
-def unsuited(network: Layer, loss: losses.Loss, out_shape, y=None, weight=None) -> list[str]:
+def unsuited(network: Layer, loss, out_shape, y=None, weight=None) -> list[str]:
     """Return a sentence, with the remedy, for each output of a network that does not suit its loss.
 
     Parameters

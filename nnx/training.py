@@ -134,7 +134,9 @@ class Engine:
         """Yield items of an iterable of batches as `Samples`: so many, or all. For `name` see `numbered`."""
         with contextlib.closing(own_exceptions(first(stream, steps))) as items:
             for number, item in numbered(items, stream, steps, name):
-                yield as_part_of_stream(lambda item: self.model.check_batch(as_batch(item)), item, number)
+                yield as_part_of_stream(
+                    lambda item: self.model.check_for_training(*as_batch(item)), item, number
+                )
 
     def logs(self, totals: dict, samples: int, shared: bool = True) -> dict[str, float]:
         """Return loss and metrics from the totals of an epoch, of all ranks if shared: the one host read."""
