@@ -244,6 +244,7 @@ def test_a_gradient_that_is_not_a_number_with_a_finite_loss(any_backend, epochs)
     assert_as_if_stopped(model, reference, 5, x, shuffle=False)
 
 
+@pytest.mark.filterwarnings("ignore:Targets go from 0 to 1000")
 def test_weights_that_overflow_in_the_last_step(any_backend):
     model, reference = build(loss="mse"), build(loss="mse")
     model.compile(nnx.optimizers.SGD(3e38), "mse")

@@ -3,6 +3,7 @@
 On NumPy, and on CuPy with `pytest --cupy`.
 """
 
+import copy
 import enum
 import functools
 import itertools
@@ -66,6 +67,14 @@ def expect_same(build, y=CLASSES, compiled=True, **settings):
     return found
 
 
+LAST_ACTIVATIONS = {
+    "categorical": "softmax",
+    "binary": "sigmoid",
+    "kl_divergence": "softmax",
+    "poisson": "softplus",
+}
+
+
 def network(
     *inner,
     optimizer="adam",
@@ -75,8 +84,8 @@ def network(
     **settings,
 ):
     def build():
-        activation = "softmax" if "categorical" in str(loss) else "softplus" if loss == "poisson" else None
-        model = nnx.Sequential([*inner, layers.Dense(units, activation)], seed=1)
+        activation = next((a for part, a in LAST_ACTIVATIONS.items() if part in str(loss)), None)
+        model = nnx.Sequential([*copy.deepcopy(inner), layers.Dense(units, activation)], seed=1)
         model.compile(optimizer, loss, metrics=list(metrics), **settings)
         return model
 
