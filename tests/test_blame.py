@@ -1,5 +1,6 @@
 """What raises an error in a training is named on it, and all that was begun is ended."""
 
+import copy
 import traceback
 
 import interrupted
@@ -139,7 +140,7 @@ SETTINGS = {"optimizer": "sgd", "loss": "mse", "metrics": []}
     ],
 )
 def test_what_is_compiled_is_named(any_backend, inner, settings, note):
-    between = [layers.Dense(3), inner] if inner else []
+    between = [layers.Dense(3), copy.deepcopy(inner)] if inner else []
     model = nnx.Sequential([*between, layers.Dense(1)], seed=0, backend=any_backend)
     model.compile(**{**SETTINGS, **settings})
     X, y = interrupted.make_data()

@@ -190,6 +190,9 @@ def test_a_second_thread_is_kept_out_too(tmp_path):
     assert "under way in another thread of this process" in found[0]
 
 
+@pytest.mark.filterwarnings(
+    "ignore::pytest.PytestUnraisableExceptionWarning"
+)  # of JAX: the child uses no thread
 def test_a_forked_child_does_not_keep_the_folder(tmp_path):
     """A process of a pool may outlive the training that made it."""
     with locks.run_folder(tmp_path):
