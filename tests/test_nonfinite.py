@@ -232,8 +232,11 @@ def test_a_logarithm_of_zero_in_a_loss(any_backend):
 @pytest.mark.parametrize("epochs", [1, 3])
 def test_a_gradient_that_is_not_a_number_with_a_finite_loss(any_backend, epochs):
     """In the last step of the first epoch: the loss shows it in the second, if there is one."""
-    positive = layers.Dense(6, use_bias=False, kernel_initializer=nnx.initializers.Constant(1.0))
-    model, reference = (build(first=[positive, BackwardTrap()], rate=0.01) for _ in range(2))
+
+    def positive():
+        return layers.Dense(6, use_bias=False, kernel_initializer=nnx.initializers.Constant(1.0))
+
+    model, reference = (build(first=[positive(), BackwardTrap()], rate=0.01) for _ in range(2))
     x = X.copy()
     x[105] = MARK
     text = told(
