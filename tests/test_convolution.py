@@ -1,5 +1,6 @@
 """Layers that work on windows are proved by `check_layer` over drawn shapes, on every backend."""
 
+import copy
 import math
 
 import numpy as np
@@ -379,7 +380,7 @@ def test_jax_convolves_by_xla_where_it_is_accelerated(name):
     accelerated.is_accelerated = True
     found = []
     for backend in (nnx.as_backend("numpy"), accelerated):
-        model = nnx.Model(layer, in_shape, seed=1, dtype="float64", backend=backend)
+        model = nnx.Model(copy.deepcopy(layer), in_shape, seed=1, dtype="float64", backend=backend)
         x = np.random.default_rng(0).standard_normal((3, *in_shape))
         dy = np.random.default_rng(1).standard_normal((3, *model.output_shape))
         with backend.scope("float64"):

@@ -276,8 +276,8 @@ def test_goes_on_with_the_same_order(tmp_path):
 
     model, expected, _ = run("whole", 4)
     _, _, source = run("parts", 2)
-    # What is compared is some of the samples, not all.
-    looked_at = sum(stop - start for start, stop in source.read) - 2 * 230
+    # What is compared is some of the samples, not all; the first 32 tell whether the loss suits.
+    looked_at = sum(stop - start for start, stop in source.read) - 2 * 230 - 32
     assert 0 < looked_at <= outofcore.GLANCED_AT
     other, found, _ = run("parts", 4)
     same_runs(other, found, model, expected)
