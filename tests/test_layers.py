@@ -165,7 +165,7 @@ def test_spatial_dropout_drops_whole_channels(layer, shape, places, any_backend)
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: layers.GaussianNoise(-1), "stddev must not be negative, got -1"),
+        (lambda: layers.GaussianNoise(-1), "stddev must be at least 0, got -1"),
         (lambda: layers.GaussianDropout(1), "GaussianDropout: rate must be at least 0 and below 1"),
         (lambda: layers.SpatialDropout2D(0.1, "last"), "data_format must be 'channels_last' or"),
         (lambda: layers.SpatialDropout1D(0.1).out_shape((4,)), r"expects .* \(batch, steps, channels\), got"),

@@ -69,7 +69,7 @@ class MultiHeadAttention(Layer):
 
     supports_masking = True
 
-    fixed = ("output_shape",)
+    _fixed = ("output_shape",)
 
     def __init__(
         self,

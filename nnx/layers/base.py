@@ -52,11 +52,11 @@ class Layer(Configurable):
     rearranges = False
     """Whether its output is made of values of its input, whatever they mean."""
 
-    fixed: tuple[str, ...] = ()
+    _fixed: tuple[str, ...] = ()
     """Settings that `__init__` makes other layers from: they cannot be changed afterwards."""
 
     def __setattr__(self, name, value):
-        if name in self.fixed and name in vars(self):
+        if name in self._fixed and name in vars(self):
             raise AttributeError(
                 f"{type(self).__name__}.{name} cannot be changed after the layer was made: make a new "
                 f"{type(self).__name__}({name}={value!r})"

@@ -46,7 +46,7 @@ class Bidirectional(Container):
     (1, 3, 8)
     """
 
-    fixed = ("layer", "backward_layer", "weights")
+    _fixed = ("layer", "backward_layer", "weights")
 
     def __init__(
         self, layer, merge_mode: str | None = "concat", weights=None, backward_layer=None, **settings
@@ -205,7 +205,7 @@ class TimeDistributed(Container):
             [3., 4.]]], dtype=float32)
     """
 
-    fixed = ("layer",)
+    _fixed = ("layer",)
 
     def __init__(self, layer, **settings):
         super().__init__(**settings)

@@ -54,7 +54,7 @@ class TransformerBlock(Container):
     ((5, 8), 600)
     """
 
-    fixed = ("num_heads", "ff_dim", "key_dim", "dropout", "activation", "norm_first", "use_causal_mask",
+    _fixed = ("num_heads", "ff_dim", "key_dim", "dropout", "activation", "norm_first", "use_causal_mask",
              "rotary", "max_wavelength", "block_size", "epsilon")  # fmt: skip
 
     def __init__(
