@@ -12,6 +12,7 @@ Arrays and containers count by their content, everything else by identity.
 
 import collections
 import functools
+import itertools
 import marshal
 import operator
 import sys
@@ -79,7 +80,10 @@ class HoldsArrayError(Exception):
 
 
 def kernel_key(function) -> Hashable | None:
-    """Return a key of all that decides what a kernel does beside its arguments, or None if arrays do."""
+    """Return a key of all that decides what a kernel does beside its arguments.
+
+    None if that are arrays, which take time to compare, or what may change at each call.
+    """
     if isinstance(function, types.FunctionType) and function.__closure__ is None and _is_nnx(function):
         return function
     owner = getattr(function, "__self__", None)
@@ -87,10 +91,12 @@ def kernel_key(function) -> Hashable | None:
         settings = [getattr(owner, name) for name in settings_of(type(owner))]
         if {*map(type, settings)} <= _NUMBERS_AND_TEXT:
             return getattr(function, "__func__", None), type(owner), repr(settings)
+    taken = Fingerprint(refuse_arrays=True)
     try:
-        return Fingerprint(refuse_arrays=True).of(function)
+        key = taken.of(function)
     except HoldsArrayError:
         return None
+    return None if taken.has_generators or taken.is_partial else key
 
 
 class Fingerprint:
@@ -108,10 +114,12 @@ class Fingerprint:
         self.draws, self.refuse_arrays = draws, refuse_arrays
         self.has_user_code = False
         """Whether a function or class was met that is neither nnx's nor a library's."""
-        self.may_change = False
-        """Whether the user's code sets attributes or globals, or refers to generators or iterators."""
+        self.sets_names = False
+        """Whether the user's code sets attributes or globals."""
+        self.has_generators = False
+        """Whether a generator of random numbers or an iterator was met."""
         self.is_partial = False
-        """Whether something was met that cannot be compared."""
+        """Whether something was met that cannot be compared, or more objects than are followed."""
         self._packages: set[str] = set()  # whose code is the user's though it is installed as a library
         self._numbers: dict[int, int] = {}  # of the objects met, by their address
         self._alive: list = []  # these objects
@@ -158,7 +166,7 @@ class Fingerprint:
         if isinstance(value, functools.partial):
             return "partial", self.of(value.func), self.of(value.args), self.of(value.keywords)
         if _is_generator(value):
-            self.may_change = True
+            self.has_generators = True
             return Identity(value), generator_state(value) if self.draws else None
         if isinstance(value, Iterator):
             return self._iterator(value)
@@ -190,12 +198,16 @@ class Fingerprint:
         )
 
     def _iterator(self, value):
-        self.may_change = True
+        self.has_generators = True
         if isinstance(value, types.GeneratorType):
             frame = value.gi_frame
             return Identity(value), frame and (frame.f_lasti, self.of(dict(frame.f_locals)))
-        # Of most iterators one of the two changes with each element.
-        return Identity(value), repr(value), operator.length_hint(value, -1)
+        left = operator.length_hint(value, -1)
+        if (
+            left < 0 and type(value) is not itertools.count
+        ):  # such as itertools.cycle: nothing tells where it is
+            self.is_partial = True
+        return Identity(value), repr(value), left
 
     def _attributes(self, value):
         cls, module = type(value), type(value).__module__ or ""
@@ -241,7 +253,7 @@ class Fingerprint:
         """Return the globals that a function's code names; of the user's modules what it names of them."""
         found, space = {}, function.__globals__
         names, attributes, sets = _names(function.__code__)
-        self.may_change |= bool(sets)
+        self.sets_names |= bool(sets)
         for name in names:
             value = space.get(name)
             if not isinstance(value, types.ModuleType):

@@ -78,9 +78,11 @@ class Guard:
 
         taken = Fingerprint(draws=True)
         found = tuple(map(taken.of, self.parts))
-        self.first_as_python = taken.may_change
+        self.first_as_python = taken.sets_names or taken.has_generators
         if taken.is_partial:
-            self._give_up(f"they refer to more than {MOST_OBJECTS:,} objects")
+            self._give_up(
+                f"they refer to an iterator that cannot be compared, or to more than {MOST_OBJECTS:,} objects"
+            )
         return (
             *found,
             ("the state of Python's random", random.getstate()),
