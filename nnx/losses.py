@@ -166,8 +166,9 @@ def evaluate(loss: Loss, y_true, y_pred):
     """Return the value of `loss` for each sample, of arrays or nested lists."""
     backend = get_backend()
     output = backend.asarray(y_pred)
-    if str(output.dtype) not in ("float32", "float64"):  # whole numbers, or too few bits for sums
-        wider = "float32" if "float" in str(output.dtype) else "float64"
+    dtype = str(output.dtype).rpartition(".")[2]
+    if dtype not in ("float32", "float64"):  # whole numbers, or too few bits for sums
+        wider = "float32" if "float" in dtype else "float64"
         output = backend.asarray(backend.to_numpy(output).astype(wider))
     target = loss.check_target(y_true, output.shape[1:])
     if target.dtype.kind == "f":

@@ -888,12 +888,10 @@ class Model(Strict):
         --------
         >>> import nnx
         >>> model = nnx.Sequential([nnx.layers.Dense(2, "relu", input_shape=(3,))], seed=0)
-        >>> print(model.to_numpy_function().partition("def ")[2])
-        predict(x):
+        >>> print(model.to_numpy_function().partition("def predict")[2])
+        (x):
             \"\"\"Return the outputs for x: (batch, 3) -> (batch, 2).\"\"\"
-            x = np.asarray(x, dtype=np.float32)
-            if x.shape[1:] != (3,):
-                raise ValueError(f'x must be (batch, 3), got {x.shape}')
+            x = checked(x, 'x', (3,), np.float32)
             # dense
             dense = np.maximum(x @ weights['dense/kernel'] + weights['dense/bias'], 0.0)
             return dense

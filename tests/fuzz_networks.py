@@ -10,6 +10,7 @@ import time
 from collections import Counter
 
 import numpy as np
+import own_layers
 import random_networks
 from random_networks import back_from_jax, blocks_of, differences, from_its_file, numpy, run
 
@@ -76,4 +77,5 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    with own_layers.registered():
+        main()

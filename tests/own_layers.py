@@ -5,13 +5,35 @@ generator of Python, look at values or call NumPy itself: what plain Python allo
 must give what the plain step gives. All leave the shape of a sample as it is.
 """
 
+import contextlib
 import itertools
 import random
 
 import numpy as np
 
 import nnx
-from nnx import layers, losses, metrics, optimizers
+from nnx import layers, losses, metrics, optimizers, registry
+
+_NAMED: list[type] = []
+
+
+def _named_in_files(cls):
+    """Let a class be one of those that `registered` makes known."""
+    _NAMED.append(cls)
+    return cls
+
+
+@contextlib.contextmanager
+def registered():
+    """Make these classes known to nnx inside a `with` block alone: other tests go through all that are known."""
+    before = {kind: (dict(known._entries), list(known._names)) for kind, known in registry.REGISTRIES.items()}
+    for cls in _NAMED:
+        nnx.register(cls)
+    try:
+        yield
+    finally:
+        for kind, (entries, names) in before.items():
+            registry.REGISTRIES[kind]._entries, registry.REGISTRIES[kind]._names = entries, names
 
 
 class _Weighted(layers.Layer):
@@ -34,7 +56,7 @@ def _over_samples(xp, dy):
 # What keeps the rules
 
 
-@nnx.register
+@_named_in_files
 class AddsInPlace(_Weighted):
     """x + w, added up in an array of its own."""
 
@@ -45,7 +67,7 @@ class AddsInPlace(_Weighted):
         return h, lambda dy: (dy, {"w": _over_samples(ctx.xp, dy)})
 
 
-@nnx.register
+@_named_in_files
 class ScalesInPlace(_Weighted):
     """x * w, where the pullback writes into arrays of its own."""
 
@@ -66,7 +88,7 @@ class ScalesInPlace(_Weighted):
         return y, pullback
 
 
-@nnx.register
+@_named_in_files
 class KernelOfAMethod(_Weighted):
     """factor * x * w by a kernel that is a method."""
 
@@ -86,7 +108,7 @@ class KernelOfAMethod(_Weighted):
         return ctx.kernel(self._scaled, x, w), pullback
 
 
-@nnx.register
+@_named_in_files
 class KernelOfALambda(_Weighted):
     """tanh(factor * x) + w by kernels made anew at each call."""
 
@@ -105,7 +127,7 @@ class KernelOfALambda(_Weighted):
         return y + params["w"], pullback
 
 
-@nnx.register
+@_named_in_files
 class Cached(_Weighted):
     """x * c + w with a constant c that is made once for each number of features."""
 
@@ -121,7 +143,7 @@ class Cached(_Weighted):
         return x * c + params["w"], lambda dy: (dy * c, {"w": _over_samples(ctx.xp, dy)})
 
 
-@nnx.register
+@_named_in_files
 class Centred(_Weighted):
     """x minus a running mean that is state, times w; a penalty on the size of w."""
 
@@ -143,7 +165,7 @@ class Centred(_Weighted):
         return centred * w, pullback
 
 
-@nnx.register
+@_named_in_files
 class Views(_Weighted):
     """x with its features in reverse order, times w, by way of views."""
 
@@ -160,7 +182,7 @@ class Views(_Weighted):
         return y, pullback
 
 
-@nnx.register
+@_named_in_files
 class SameTwice(layers.Layer):
     """x + a + b: two weights of one gradient, whose names are not in sorted order."""
 
@@ -182,7 +204,7 @@ class SameTwice(layers.Layer):
         return x + params["a"] + params["b"] - params["c"], pullback
 
 
-@nnx.register
+@_named_in_files
 class Chosen(_Weighted):
     """x * w where x > 0, else 0.1 * x; sorted comparisons, whole numbers and truth values on the way."""
 
@@ -476,7 +498,7 @@ NUMPY_ONLY = (
 # Losses, metrics and optimizers
 
 
-@nnx.register
+@_named_in_files
 class WritesLoss(losses.Loss):
     """The mean of squares, in arrays of its own that are written in place."""
 
@@ -509,7 +531,7 @@ class GrowingLoss(losses.Loss):
         return ctx.xp.mean(difference * difference, axis=-1) * k, pullback
 
 
-@nnx.register
+@_named_in_files
 class WritesMetric(metrics.Metric):
     """The weighted mean of absolute outputs, in an array of its own that is written in place."""
 
@@ -539,7 +561,7 @@ class CountingMetric(metrics.Metric):
         return float(sums["total"])
 
 
-@nnx.register
+@_named_in_files
 class SignedMean(optimizers.Optimizer):
     """A step along the gradient divided by its running size, written with a setting in the rule."""
 

@@ -7,6 +7,7 @@ for as long as one likes.
 import importlib.util
 
 import numpy as np
+import own_layers
 import pytest
 import random_networks
 from conftest import usable_or_skip
@@ -15,6 +16,12 @@ from random_networks import differences, numpy, run
 
 # Networks that showed a fault once, and a few in which much comes together.
 KNOWN = (23, 47, 126, 1076, 10053, 10092)
+
+
+@pytest.fixture(autouse=True)
+def _own_layers_are_known():
+    with own_layers.registered():
+        yield
 
 
 def expect_agreement(seed: int, ways, with_own: bool = True):

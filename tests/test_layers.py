@@ -479,11 +479,6 @@ def test_equal_outputs_share_the_gradient_of_their_maximum():
     check_layer(same, (3,))
 
 
-def test_parallel_may_hold_one_layer_twice():
-    shared = layers.Dense(3, activation="tanh")
-    check_layer(layers.Parallel(shared, shared), (2,))
-
-
 def test_a_chain_of_everything():
     check_layer(
         layers.Chain(

@@ -58,7 +58,15 @@ def test_a_step_that_cannot_be_compiled_tells_why(told):
             return x * self.calls, lambda dy: (dy * self.calls, {})
 
     regressor(Counting()).fit(X, Y, verbose=0, batch_size=8)
-    assert "step on numpy runs as it stands: it makes other calls each time" in told()
+    assert "steps on numpy run as Python, not compiled: layers.Counting changes in a step" in told()
+
+    class Looks(layers.Layer):
+        def forward(self, ctx, params, x):
+            factor = 2.0 if float(x[0, 0]) > 0 else 3.0
+            return x * factor, lambda dy: (dy * factor, {})
+
+    regressor(Looks()).fit(X, Y, verbose=0, batch_size=8)
+    assert "step on numpy runs as it stands: NotTraceableError: the value of an array" in told()
 
 
 def test_files_and_going_on(told, tmp_path):

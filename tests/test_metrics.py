@@ -1,5 +1,6 @@
 """Metrics: what each says of itself, and numbers where they are hard to get right."""
 
+import copy
 from typing import Any
 
 import numpy as np
@@ -193,7 +194,7 @@ def test_a_softmax_that_is_wrong_and_certain_has_a_gradient(layers, loss):
 
 def step_of(layers, shape, loss, y):
     """Return by how much a step changes the weights of a last layer that is certain, and wrong."""
-    model = nnx.Sequential(layers, seed=0)
+    model = nnx.Sequential(copy.deepcopy(layers), seed=0)
     model.build(shape)
     first, *rest = model.get_weights()
     first = np.full_like(first, 5.0) * (1 if first.shape[-1] == 1 else [-1, 1])
