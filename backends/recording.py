@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from nnx.fingerprint import global_draws
+
 
 class NotRecordableError(Exception):
     """The function does something that is not known to be elementwise."""
@@ -158,7 +160,10 @@ def record(function, kinds, is_cut) -> Program:
     """
     recorder = Recorder()
     symbols = [recorder.symbol(kind, cut) for kind, cut in zip(kinds, is_cut, strict=True)]
+    before = global_draws()
     found = function(recorder, *symbols)
+    if before != global_draws():
+        raise NotRecordableError("a kernel that draws random numbers")
     results = found if isinstance(found, tuple) else (found,)
     if not all(isinstance(r, Symbol) and r.is_cut for r in results):
         raise NotRecordableError(function)

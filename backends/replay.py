@@ -17,7 +17,7 @@ from nnx import log, tree
 
 from .flat import Fixed, Packed, kinds
 from .remembered import remember
-from .tracing import Trace
+from .tracing import NotTraceableError, Trace
 from .trees import key_text, packing, unpacking
 
 # Programs remembered for one step function, one for each set of shapes.
@@ -74,6 +74,8 @@ class Replay:
             carry_out, sums = self.step(inputs[0][0], inputs[1], self.backend.batch(*inputs[1:]))
             outputs = [carry_out, self.backend.add(inputs[0][1], sums)]
             found: Program | Trace | Plain = trace
+            if trace.refused:  # and the step has caught the error
+                raise NotTraceableError(trace.refused)
             if not trace.end():
                 found = Plain("it writes into an array that it refers to")
             elif earlier is not None and trace.same_as(earlier):

@@ -11,10 +11,12 @@ Operators, and NumPy's own functions, come here by NumPy's protocols `__array_uf
 import operator
 import types
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 from numpy.lib.mixins import NDArrayOperatorsMixin
+
+from nnx.fingerprint import kernel_key
 
 
 class NotTraceableError(Exception):
@@ -29,12 +31,19 @@ class Traced(NDArrayOperatorsMixin):
 
     def __array_ufunc__(self, ufunc, method, *inputs, **settings):
         if method not in ("__call__", "reduce"):
-            raise NotTraceableError(f"{ufunc.__name__}.{method}")
+            self.trace.refuse(f"{ufunc.__name__}.{method}")
         if "out" in settings and not any(map(self.trace.backend.is_array, untraced(settings["out"]))):
             del settings["out"]  # `a += b` of numbers, which are not written into
         return self.trace.call(getattr(ufunc, method) if method == "reduce" else ufunc, inputs, settings)
 
+    @property
+    def __class__(self):  # pyright: ignore
+        # What code of the user's asks by `isinstance` has the answer of the plain step.
+        return type(self.value)
+
     def __array_function__(self, function, types, inputs, settings):
+        if function in (np.shape, np.ndim, np.size):
+            return function(*untraced(inputs), **untraced(settings))
         return self.trace.call(function, inputs, settings, may_write=True)
 
     def __getitem__(self, key):
@@ -45,7 +54,7 @@ class Traced(NDArrayOperatorsMixin):
             return lambda *inputs, **settings: self.trace.call(name, (self, *inputs), settings)
         if name in ("shape", "ndim", "size", "dtype"):
             return getattr(self.value, name)
-        raise NotTraceableError(name)
+        self.trace.refuse(name)
 
     @property
     def T(self):
@@ -62,9 +71,10 @@ class Traced(NDArrayOperatorsMixin):
 
     def refuse(self, *_):
         """Stop the trace: the value is looked at, or written to."""
-        raise NotTraceableError("the value of an array")
+        self.trace.refuse("the value of an array")
 
     __bool__ = __int__ = __float__ = __index__ = __array__ = __iter__ = __setitem__ = refuse
+    __repr__ = __str__ = __format__ = refuse
 
 
 class TracingNamespace:
@@ -130,6 +140,8 @@ class Trace:
         self.backend = backend
         self.values: list[Kind] = []
         self.calls: list[Call] = []
+        self.refused: str | None = None
+        """What the trace was ended by, though the step may have caught the error."""
         self._inputs: list[Traced] = []
         self._constants: list[tuple] = []  # arrays that are no values of the trace, each with a copy
 
@@ -138,6 +150,11 @@ class Trace:
         traced = self._value(value, self._inputs)
         self._inputs.append(traced)
         return traced
+
+    def refuse(self, reason: Any) -> NoReturn:
+        """End the trace."""
+        self.refused = str(reason)
+        raise NotTraceableError(reason)
 
     def _value(self, value: Any, others, makes_view: bool = False) -> Traced:
         """Give a value its number. `others` are the earlier ones whose memory it may lie in."""
@@ -153,7 +170,7 @@ class Trace:
         elif isinstance(value, (np.generic, int, float)):
             kind = Kind((), getattr(value, "dtype", type(value)), False, False, False, 0, number)
         else:
-            raise NotTraceableError(type(value))
+            self.refuse(type(value))
         self.values.append(kind)
         return Traced(self, number, value)
 
@@ -171,8 +188,12 @@ class Trace:
         numbers_only = all(type(a) in (int, float) for a in given)  # a float64 of NumPy is a float, too
         if not numbers_only:
             function = self.backend.native(function)
+        elif all(isinstance(a, int) for a in given) and isinstance(function, np.ufunc):
+            exact = function(*(np.array(a, dtype=object) for a in given))
+            if abs(exact) >= 2**53:  # Python's whole numbers have no end, those of a compiled step have
+                self.refuse(f"{function.__name__} of large whole numbers")
         if writes_in_place(function, named):
-            raise NotTraceableError(f"{_name_of(function)} writes into an array")
+            self.refuse(f"{_name_of(function)} writes into an array")
         if run is not None:
             value = run(*given)
         elif isinstance(function, str):
@@ -239,8 +260,19 @@ class Trace:
             return a.dtype == b.dtype and a.shape == b.shape and bool((a == b).all())
         if isinstance(a, types.FunctionType) and a is not b:  # such as a lambda, made anew in each step
             return a.__code__ is b.__code__ and self._same(*(_surroundings(f) for f in (a, b)))
+        if (
+            callable(a)
+            and hasattr(type(a), "__dict__")
+            and not isinstance(a, (type, *_BUILTIN))
+            and a is not b
+        ):
+            key = kernel_key(a)  # equal objects may do different things
+            return key is not None and key == kernel_key(b)
         # Methods of ufuncs, such as np.add.reduce, are made anew each time they are looked up.
         return a is b or (a == b and (type(a) is not float or str(a) == str(b)))
+
+
+_BUILTIN = (types.BuiltinMethodType, types.MethodWrapperType, np.ufunc)
 
 
 def _surroundings(function) -> list:

@@ -23,6 +23,7 @@ For a layer with relu and plain gradient descent it is, in short,
 
 import itertools
 import math
+import types
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
@@ -264,7 +265,8 @@ class Writer:
 
     def _name(self, thing) -> str:
         """Return the name under which the function finds something that has no text."""
-        key = thing if callable(thing) else id(thing)  # `np.add.reduce` is made anew when it is looked up
+        # `np.add.reduce` is made anew when it is looked up. Other objects that are equal may do different things.
+        key = thing if isinstance(thing, (types.BuiltinMethodType, types.MethodType)) else id(thing)
         if key not in self.names:
             called = getattr(thing, "__name__", "")
             name = self.names[key] = f"{called if called.isidentifier() else 'c'}_{len(self.names)}"

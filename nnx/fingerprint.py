@@ -35,6 +35,15 @@ _NUMBERS_AND_TEXT = {*_PLAIN, float}
 _CONTAINERS = (dict, list, tuple, set, frozenset, collections.deque)
 _WITH_ATTRIBUTES = {"argparse", "collections", "configparser", "types"}
 """Modules of the standard library whose objects count by their attributes."""
+_UNCHANGEABLE = {"_abc", "_thread", "abc", "builtins", "dataclasses", "datetime", "decimal", "enum", "fractions",
+                 "functools", "inspect", "logging", "numbers", "operator", "pathlib", "re", "threading", "typing",
+                 "uuid", "weakref", "zoneinfo"}  # fmt: skip
+"""Modules of the standard library whose objects do not change, or not in what a step does."""
+_UNFORESEEABLE = {"SystemRandom", "Random", "RandomState", "default_rng", "eval", "exec", "globals", "monotonic",
+                  "perf_counter", "perf_counter_ns", "secrets", "time_ns", "urandom", "uuid4"}  # fmt: skip
+"""Names in code whose results nothing tells beforehand."""
+_OUTSIDE = {"ATTR", "GLOBAL", "DEREF", "SUBSCR"}
+"""What instructions that store a value do it to, if it may be seen outside of the function."""
 _NOT_IN_A_STEP = {"__init__", "__repr__", "init", "init_state", "out_shape", "get_config", "flops"}
 """Methods that no step calls."""
 
@@ -47,16 +56,23 @@ class Settings:
         """The fingerprint of the objects when they were last looked at."""
         self.is_users = False
         """Whether code of the user's is among them."""
+        self.is_watched = False
+        """Whether they may change without an attribute being set."""
         self._changes = -1
+        self._parts: tuple = ()
 
     def have_changed(self, parts) -> bool:
         """Return whether `parts` refer to something else than at the last call; the first time they do."""
         # What is nnx's own changes only where an attribute is set.
-        if self.key is not None and not self.is_users and self._changes == registry.changes():
+        parts = parts if isinstance(parts, tuple) else (parts,)
+        are_same = len(parts) == len(self._parts) and all(map(operator.is_, parts, self._parts))
+        if are_same and not self.is_watched and self._changes == registry.changes():
             return False
+        self._parts = parts
         before, self._changes, taken = self.key, registry.changes(), Fingerprint()
         self.key = taken.of(parts)
         self.is_users = taken.has_user_code
+        self.is_watched = taken.has_user_code or taken.has_containers
         return self.key != before
 
 
@@ -114,6 +130,8 @@ class Fingerprint:
         self.draws, self.refuse_arrays = draws, refuse_arrays
         self.has_user_code = False
         """Whether a function or class was met that is neither nnx's nor a library's."""
+        self.has_containers = False
+        """Whether a list, a dict or an array was met whose elements may be replaced."""
         self.sets_names = False
         """Whether the user's code sets attributes or globals."""
         self.has_generators = False
@@ -147,13 +165,24 @@ class Fingerprint:
         return self._of_object(value)
 
     def _of_object(self, value) -> Hashable:
-        if isinstance(value, np.ndarray):
+        if isinstance(value, np.ndarray) and type(value) is np.ndarray:
             return self._array(value)
+        if isinstance(value, types.MappingProxyType):
+            return "proxy", self.of(dict(value))
+        for plain in (int, float, complex, str, bytes):
+            if isinstance(value, plain):  # of a subclass
+                content: Any = plain.__repr__
+                return content(value), self._attributes(value)
         if isinstance(value, (bytearray, memoryview)) or type(value).__module__ == "array":
             return type(value), bytes(value)
         if isinstance(value, _CONTAINERS):
-            return self._container(value)
-        if isinstance(value, (types.ModuleType, np.ufunc, np.dtype)):
+            own = () if type(value) in _CONTAINERS else self._attributes(value)
+            return self._container(value), own
+        if isinstance(value, np.ndarray):
+            return self._array(value), self._attributes(value)
+        if isinstance(value, types.ModuleType):
+            return self._module(value)
+        if isinstance(value, (np.ufunc, np.dtype)):
             return Identity(value)
         if isinstance(value, type):
             return self._class(value)
@@ -167,6 +196,9 @@ class Fingerprint:
             return "partial", self.of(value.func), self.of(value.args), self.of(value.keywords)
         if _is_generator(value):
             self.has_generators = True
+            if type(value).__name__ == "SystemRandom":  # which has no state
+                self.is_partial = True
+                return Identity(value)
             return Identity(value), generator_state(value) if self.draws else None
         if isinstance(value, Iterator):
             return self._iterator(value)
@@ -175,6 +207,7 @@ class Fingerprint:
     def _array(self, value):
         if self.refuse_arrays:
             raise HoldsArrayError
+        self.has_containers = True
         if value.nbytes > LARGE or value.dtype.hasobject:
             return Identity(value)
         return value.shape, value.dtype.str, hash(value.tobytes())
@@ -182,6 +215,7 @@ class Fingerprint:
     def _container(self, value) -> Hashable:
         items = [*value, *value.values()] if isinstance(value, dict) else value
         if type(value) in _CONTAINERS[:-1] and {*map(type, items)} <= _NUMBERS_AND_TEXT:
+            self.has_containers |= bool(value) and not isinstance(value, (tuple, frozenset))
             return marshal.dumps(value, 2)  # tells 1, 1.0 and True apart
         if isinstance(value, dict):
             items = tuple((self.of(key), self._named(key, item)) for key, item in value.items())
@@ -193,9 +227,17 @@ class Fingerprint:
         return (name, self.of(value)) if isinstance(name, str) else self.of(value)
 
     def _settings(self, value):
-        return type(value), tuple(
-            self._named(name, getattr(value, name)) for name in settings_of(type(value))
-        )
+        # Public attributes that `__init__` has made of its arguments count, too.
+        made = [n for n in vars(value) if not n.startswith("_") and n != "learning_rate"]
+        names = dict.fromkeys([*settings_of(type(value)), *made])
+        return type(value), tuple(self._named(name, getattr(value, name)) for name in names)
+
+    def _module(self, value):
+        if self._is_library_module(value.__name__):
+            return Identity(value)
+        self.has_user_code = True
+        items = [item for item in vars(value).items() if not item[0].startswith("__")]
+        return Identity(value), tuple(self._named(*item) for item in items)
 
     def _iterator(self, value):
         self.has_generators = True
@@ -213,19 +255,25 @@ class Fingerprint:
         cls, module = type(value), type(value).__module__ or ""
         if _is_nnx(cls) and hasattr(value, "_params"):
             # A model: its weights count by identity, as arrays that its own training changes.
-            return Identity(value), tuple(map(Identity, _leaves(value._params))), self.of(value.network)
+            leaves = tuple(map(Identity, _leaves(value._params)))
+            return Identity(value), value.step, leaves, self.of(value.network), self.of(value.optimizer)
         if module.startswith("nnx.backends") or (hasattr(cls, "dtype") and hasattr(cls, "shape")):
             return Identity(value)  # a backend, or an array of another library
-        is_standard = module.partition(".")[0] in sys.stdlib_module_names and module != "__main__"
+        wrapped = self.of(getattr(value, "__wrapped__", None))
+        package = module.partition(".")[0]
+        is_standard = package in sys.stdlib_module_names and module != "__main__"
         if is_standard and module not in _WITH_ATTRIBUTES:
-            return Identity(value)
+            if hasattr(value, "get") and package == "_contextvars":
+                return Identity(value), self.of(value.get(None))
+            self.is_partial |= package not in _UNCHANGEABLE and wrapped == (type(None), None)
+            return Identity(value), wrapped
         if isinstance(value, Configurable):
             self._packages.add(module.partition(".")[0])
         held = {**getattr(value, "__dict__", {}), **_slots(value)}
         if not held and cls.__hash__ is object.__hash__:
             return Identity(value)
         parts = tuple(self._named(name, item) for name, item in held.items())
-        return cls.__name__, self.of(cls), parts, self.of(getattr(value, "__wrapped__", None))
+        return cls.__name__, self.of(cls), parts, wrapped
 
     def _builtin(self, value):
         owner = value.__self__
@@ -238,7 +286,8 @@ class Fingerprint:
             return Identity(value)
         self.has_user_code = True
         owners = [owner for owner in value.__mro__ if not self._is_library(owner)]
-        items = [item for owner in owners for item in vars(owner).items() if _counts(item[0])]
+        is_ours = issubclass(value, Configurable)
+        items = [(n, v) for owner in owners for n, v in vars(owner).items() if _counts(n, v, is_ours)]
         return Identity(value), tuple(self._named(name, _function_of(item)) for name, item in items)
 
     def _function(self, value):
@@ -246,14 +295,18 @@ class Fingerprint:
         refers["defaults"] = (value.__defaults__, value.__kwdefaults__)
         if not self._is_library(value):
             self.has_user_code = True
-            refers |= self._globals(value)
+            refers |= vars(value) | self._globals(value)
         return Identity(value.__code__), tuple(self._named(*item) for item in refers.items())
 
     def _globals(self, function) -> dict[str, Any]:
         """Return the globals that a function's code names; of the user's modules what it names of them."""
         found, space = {}, function.__globals__
-        names, attributes, sets = _names(function.__code__)
+        names, attributes, sets, imports = _names(function.__code__)
         self.sets_names |= bool(sets)
+        self.is_partial |= not _UNFORESEEABLE.isdisjoint([*names, *attributes])
+        for module in filter(None, map(sys.modules.get, imports)):
+            if not self._is_library_module(module.__name__):
+                found |= {f"{module.__name__}.{part}": vars(module).get(part) for part in attributes}
         for name in names:
             value = space.get(name)
             if not isinstance(value, types.ModuleType):
@@ -276,8 +329,22 @@ def settings_of(cls) -> tuple[str, ...]:
     return tuple(name for name in init_arguments(cls) if name != "learning_rate")
 
 
+def global_draws() -> tuple:
+    """Return the states of the generators that `random` and `numpy.random` keep for all."""
+    python, numpy = sys.modules.get("random"), sys.modules.get("numpy.random")
+    return (
+        ("the state of Python's random", None if python is None else python.getstate()),
+        (
+            "the state of numpy.random",
+            None if numpy is None else repr(numpy.get_state()),
+        ),
+    )
+
+
 def generator_state(generator) -> Hashable:
     """Return the state of a generator of random numbers of Python or NumPy."""
+    if isinstance(generator, (np.random.BitGenerator, np.random.SeedSequence)):
+        return repr(generator.state)
     if isinstance(generator, np.random.RandomState):
         return repr(generator.get_state())
     if isinstance(generator, np.random.Generator):
@@ -286,8 +353,12 @@ def generator_state(generator) -> Hashable:
 
 
 def _is_generator(value) -> bool:
-    of_python = getattr(sys.modules.get("random"), "Random", ())  # not imported for its own sake
-    return isinstance(value, (of_python, np.random.Generator, np.random.RandomState))
+    # Neither module is imported for its own sake.
+    python, numpy = sys.modules.get("random"), sys.modules.get("numpy.random")
+    if python is not None and isinstance(value, python.Random):
+        return True
+    names = ("Generator", "RandomState", "BitGenerator", "SeedSequence")
+    return numpy is not None and isinstance(value, tuple(getattr(numpy, name) for name in names))
 
 
 def difference(before, after) -> str:
@@ -315,9 +386,11 @@ def _is_installed(package: str) -> bool:
     return package in sys.stdlib_module_names or package == "nnx" or "-packages" in file
 
 
-def _counts(name: str) -> bool:
-    is_method = name in ("__call__", "__getattr__", "__getitem__", "__len__", "__iter__")
-    return name not in _NOT_IN_A_STEP and (is_method or not name.startswith("__"))
+def _counts(name: str, value, is_ours: bool) -> bool:
+    """Whether something in a class counts; `is_ours` says that nnx makes its objects before any step."""
+    if is_ours and name in _NOT_IN_A_STEP:
+        return False
+    return not name.startswith("__") or isinstance(_function_of(value), types.FunctionType)
 
 
 def _function_of(value):
@@ -330,8 +403,11 @@ def _function_of(value):
 
 
 def _slots(value) -> dict[str, Any]:
-    names = [name for owner in type(value).__mro__ for name in getattr(owner, "__slots__", ())]
-    return {name: getattr(value, name) for name in names if hasattr(value, name)}
+    names = [(owner, name) for owner in type(value).__mro__ for name in getattr(owner, "__slots__", ())]
+    private = {
+        f"_{owner.__name__.lstrip('_')}{name}" if name.startswith("__") else name for owner, name in names
+    }
+    return {name: getattr(value, name) for name in sorted(private) if hasattr(value, name)}
 
 
 def _content(cell):
@@ -342,19 +418,20 @@ def _content(cell):
 
 
 @functools.lru_cache(maxsize=1024)
-def _names(code: types.CodeType) -> tuple[list[str], list[str], list[str]]:
-    """Return the globals that code reads, the attributes that it names, and the names of both that it sets."""
+def _names(code: types.CodeType) -> tuple[list[str], list[str], list[str], list[str]]:
+    """Return the globals that code reads, the attributes it names, what it sets, and the modules it imports."""
     import dis  # seldom needed
 
     steps = [(step.opname.partition("_"), step.argval) for step in dis.get_instructions(code)]
     names = [name for (kind, _, what), name in steps if kind == "LOAD" and what in ("GLOBAL", "NAME")]
-    sets = [name for (kind, _, what), name in steps if kind == "STORE" and what in ("ATTR", "GLOBAL")]
-    found = names, [*code.co_names], sets
+    sets = [name for (kind, _, what), name in steps if kind == "STORE" and what in _OUTSIDE]
+    imports = [name for (kind, _, what), name in steps if (kind, what) == ("IMPORT", "NAME")]
+    found = names, [*code.co_names], sets, imports
     for part in code.co_consts:
         if isinstance(part, types.CodeType):  # of a function inside
             found = tuple(a + b for a, b in zip(found, _names(part), strict=True))
-    names, attributes, sets = ([*dict.fromkeys(each)] for each in found)
-    return names, attributes, sets
+    names, attributes, sets, imports = ([*dict.fromkeys(each)] for each in found)
+    return names, attributes, sets, imports
 
 
 def _leaves(tree) -> list:

@@ -42,6 +42,8 @@ class Interrupt:
 
     def __init__(self):
         self.presses = 0
+        self.cut = 0
+        """The press that cut a step, if one has."""
         self.listens = False
 
     @classmethod
@@ -71,10 +73,12 @@ class Interrupt:
         while frame is not None and frame.f_code not in _held:
             frame = frame.f_back
         held = 1 if frame is None else _held[frame.f_code]
-        if self.presses <= held:
+        # After what cut a step only many more are heard: one of them would take the place of what it says.
+        if self.presses <= (self.cut + 5 if self.cut else held):
             return
         if frame is None or held == 0:
             raise KeyboardInterrupt
+        self.cut = self.presses
         raise KeyboardInterrupt(
             f"in the middle of {frame.f_code.co_qualname}: the weights may be those of half a step, so build the model "
             f"anew or load a saved one"

@@ -242,9 +242,14 @@ class R2Score(Metric):
         return float(np.mean(np.where(varies, 1 - _ratio(sums["error"], spread), 0.0)))
 
     def __call__(self, y_true, y_pred, sample_weight=None):
+        # All targets are here: no intervals are needed.
         target, output, weight = _fitted(type(self).__name__, y_true, y_pred, sample_weight)
-        middle = np.mean(target, axis=0)
-        return self.result(self.update(Context("numpy"), target - middle, output - middle, weight))
+        _same_shape(self, target, output)
+        w = _for_each(np, weight, output)
+        target, output, w = (np.reshape(a, (len(a), -1)) for a in (target, output, w))
+        mean = _ratio((w * target).sum(axis=0), w.sum(axis=0))
+        error, spread = (w * (output - target) ** 2).sum(axis=0), (w * (target - mean) ** 2).sum(axis=0)
+        return float(np.mean(np.where(spread > 0, 1 - _ratio(error, spread), 0.0)))
 
 
 @_registry.register("binary_accuracy")
@@ -565,7 +570,18 @@ class AUC(Metric):
                 f"AUC expects probabilities, got outputs from {output.min():.4g} to {output.max():.4g}: apply a "
                 f"sigmoid or softmax first"
             )
-        return super().__call__(y_true, y_pred, sample_weight)
+        if self.num_thresholds < 200:
+            return super().__call__(y_true, y_pred, sample_weight)
+        # All scores are here: sorted, they give the area exactly.
+        target, output, weight = _fitted(type(self).__name__, y_true, y_pred, sample_weight)
+        _same_shape(self, target, output)
+        is_positive, w = np.ravel(target) > 0.5, np.ravel(_for_each(np, weight, output))
+        _, place = np.unique(output, return_inverse=True)
+        positives, negatives = (np.bincount(np.ravel(place), w * of) for of in (is_positive, ~is_positive))
+        if not (positives.any() and negatives.any()):
+            return math.nan
+        below = np.cumsum(negatives) - negatives / 2  # those of the same score count half
+        return float(positives @ below / (positives.sum() * negatives.sum()))
 
 
 def get(metric) -> Metric:

@@ -143,6 +143,13 @@ class Model(Strict):
         """Whether the program chose the seed; else it was drawn."""
         return self.seed != self._drawn_seed
 
+    def __setattr__(self, name, value):
+        if name == "optimizer" and isinstance(value, str):
+            value = optimizers.get(value)
+        if name == "loss" and isinstance(value, (str, dict, list)):
+            value = as_loss(value)
+        super().__setattr__(name, value)
+
     def _forget(self):
         """Drop all arrays and compiled functions: they will be made anew."""
         self._paths: list[tuple[str, tuple[str, ...]]] = []

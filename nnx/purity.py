@@ -8,11 +8,9 @@ refers to is not the same afterwards, all steps run as Python, and one line of t
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
-
-from nnx import log
+from nnx import log, tree
 from nnx.backend import Backend
-from nnx.fingerprint import MOST_OBJECTS, Fingerprint, difference, generator_state
+from nnx.fingerprint import MOST_OBJECTS, Fingerprint, difference, global_draws
 
 
 class Guard:
@@ -53,12 +51,11 @@ class Guard:
         return function if compiled is function else self._once_watched(compiled, function)
 
     def _once_watched(self, compiled: Callable, as_python: Callable) -> Callable:
-        is_known = False
+        known = set()
 
         def run(*arguments):
-            nonlocal is_known
-            if not is_known and self.reason is None:
-                is_known = True
+            if self.reason is None and (shapes := _shapes_of(arguments[-1])) not in known:
+                known.add(shapes)
                 return self.watch(as_python if self.first_as_python else compiled, *arguments)
             return (compiled if self.reason is None else as_python)(*arguments)
 
@@ -74,8 +71,6 @@ class Guard:
         return result
 
     def _look(self) -> tuple:
-        import random  # takes a while, and is seldom needed
-
         taken = Fingerprint(draws=True)
         found = tuple(map(taken.of, self.parts))
         self.first_as_python = taken.sets_names or taken.has_generators
@@ -83,11 +78,7 @@ class Guard:
             self._give_up(
                 f"they refer to an iterator that cannot be compared, or to more than {MOST_OBJECTS:,} objects"
             )
-        return (
-            *found,
-            ("the state of Python's random", random.getstate()),
-            ("the state of numpy.random", generator_state(np.random.mtrand._rand)),
-        )
+        return *found, *global_draws()
 
     def _give_up(self, reason: str) -> None:
         if self.reason is None:
@@ -95,12 +86,17 @@ class Guard:
             log.info("steps on %s run as Python, not compiled: %s", self.backend.name, reason)
 
 
+def _shapes_of(data) -> tuple:
+    return tuple(getattr(leaf, "shape", ()) for leaf in tree.leaves(data))
+
+
 class GuardedSteps:
     """What `Backend.repeat` returns, watched."""
 
     def __init__(self, guard: Guard, compiled, as_python):
         self.guard, self.compiled, self.as_python = guard, compiled, as_python
-        self.is_known = False
+        self.known = set()
+        """The shapes of the batches of which a step was watched."""
 
     @property
     def programs(self) -> dict:
@@ -109,8 +105,10 @@ class GuardedSteps:
 
     def __call__(self, carry, totals, rows, data, start, stop):
         guard = self.guard
-        if not self.is_known and guard.reason is None and start < stop:
-            self.is_known = True
+        index = rows.get("index")
+        shapes = (None if index is None else index.shape[1:], *_shapes_of(data))
+        if guard.reason is None and start < stop and shapes not in self.known:
+            self.known.add(shapes)
             run = self.as_python if guard.first_as_python else self.compiled
             carry, sums = guard.watch(run, carry, None, rows, data, start, start + 1)
             totals = sums if totals is None else guard.backend.add(totals, sums)

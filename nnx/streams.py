@@ -24,10 +24,26 @@ def is_stream(x) -> bool:
     """
     if isinstance(x, (list, tuple)):
         return len(x) > 0 and isinstance(x[0], tuple)
+    if _is_sequence(x):
+        return True
     is_array = any(hasattr(x, name) for name in ("shape", "__array__", "__dlpack__", "toarray"))
     return isinstance(x, Iterable) and not (
         is_array or isinstance(x, (str, dict, set)) or _is_buffer(x) or frames.is_table(x)
     )
+
+
+def _is_sequence(x) -> bool:
+    """Whether `x` numbers its batches, as Keras's PyDataset does: it has a length, and may not end by itself."""
+    cls = type(x)
+    is_builtin = cls.__module__ in ("builtins", "collections", "array")
+    is_array = any(hasattr(x, name) for name in ("shape", "__array__", "__dlpack__", "toarray", "keys"))
+    has_both = hasattr(cls, "__len__") and hasattr(cls, "__getitem__") and not hasattr(cls, "__iter__")
+    return has_both and not (is_builtin or is_array or frames.is_table(x))
+
+
+def iter_of(stream) -> Iterator:
+    """Return an iterator over the batches of one pass."""
+    return (stream[i] for i in range(len(stream))) if _is_sequence(stream) else iter(stream)
 
 
 def holds_batches(x, in_shape) -> bool:
@@ -95,7 +111,7 @@ def as_part_of_stream(check, item, number: int) -> Any:
 
 def first(stream: Iterable, steps: int | None) -> Generator:
     """Yield so many items of an iterable, or all. An iterator goes on from there at the next call."""
-    source = iter(stream)
+    source = iter_of(stream)
     try:
         yield from source if steps is None else islice(source, steps)
     finally:
@@ -113,6 +129,11 @@ def numbered(items: Iterable, stream: Iterable, steps: int | None, name: str | N
         return
     number = -1
     for number, item in enumerate(items):
+        if number == MANY and steps is None and name == "validation_steps" and isinstance(stream, Iterator):
+            raise ValueError(
+                f"{MANY:,} batches to validate on have been taken from a {type(stream).__name__}, which goes on: say "
+                f"by validation_steps= how many batches a validation takes"
+            )
         if number == MANY and steps is None and isinstance(stream, Iterator):
             warnings.warn(
                 f"{MANY:,} batches have been taken from a {type(stream).__name__}, which goes on: if it has no end, "

@@ -26,6 +26,10 @@ def as_numbers(y) -> np.ndarray:
     return y
 
 
+ROUNDING = 1e-6
+"""By how much a label may lie outside of its range, as one that was scaled into it may."""
+
+
 def check_real(y, out_shape) -> np.ndarray:
     """Return real targets in the shape of the output: (batch, *out_shape)."""
     y = as_numbers(y)
@@ -40,14 +44,14 @@ def check_real(y, out_shape) -> np.ndarray:
 def check_probabilities(y, out_shape, lowest=0) -> np.ndarray:
     """Return labels between `lowest` and 1 in the shape of the output."""
     y = check_real(y, out_shape)
-    outside = (y < lowest) | (y > 1)
+    outside = (y < lowest - ROUNDING) | (y > 1 + ROUNDING)
     if outside.any():
-        row = int(np.argwhere(outside)[0][0])
+        place = tuple(int(i) for i in np.argwhere(outside)[0])
         raise ValueError(
-            f"this loss expects labels between {lowest} and 1, got {y[row].ravel()[0]:g} at row {row}: "
+            f"this loss expects labels between {lowest} and 1, got {y[place]:g} at row {place[0]}: "
             f"for more than two classes use categorical_crossentropy or sparse_categorical_crossentropy"
         )
-    return y
+    return np.clip(y, lowest, 1)
 
 
 def check_one_hot(y, out_shape) -> np.ndarray:

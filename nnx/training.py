@@ -25,7 +25,7 @@ from nnx.random import SHUFFLE, generator, step_keys
 from nnx.shapes import elements
 from nnx.sharing import parts_of, shared_steps
 from nnx.step import Steps
-from nnx.streams import as_batch, as_part_of_stream, first, numbered
+from nnx.streams import as_batch, as_part_of_stream, first, iter_of, numbered
 from nnx.watch import Watch
 
 # Samples stay on the device if they take at most this share of the memory that is free there: the
@@ -290,7 +290,7 @@ def train(model, samples, stream, validation, callbacks: CallbackList, *, epochs
     )
     placed = engine.place_if_it_fits(samples, takes_all) if samples is not None else None
     placed_validation = engine.place_if_it_fits(validation) if isinstance(validation, Samples) else None
-    source = iter(stream) if steps_per_epoch else None
+    source = iter_of(stream) if steps_per_epoch else None
     if engine.communicator is not None and model.built:  # else at the first batch, see `train_on`
         data = {} if samples is None else {"batch_size": batch_size, **distributed.describe(samples)}
         engine.begin({"epochs": epochs, "initial_epoch": initial_epoch, **data})

@@ -45,7 +45,13 @@ class Monitor(Callback):
     def value(self, epoch: int, logs) -> float | None:
         """Return the number watched, or None, with a warning unless it comes with a later validation."""
         if self.monitor in (logs or {}):
-            return logs[self.monitor]
+            value = logs[self.monitor]
+            if isinstance(value, (list, tuple)):
+                raise ValueError(
+                    f"{type(self).__name__} watches {self.monitor!r}, which has {len(value)} values: give the "
+                    f"metric average='macro', or watch another number"
+                )
+            return value
         is_validated = (epoch + 1) % self.params.get("validation_freq", 1) == 0
         if self.monitor.startswith("val_") and self.params.get("do_validation") and not is_validated:
             return None
