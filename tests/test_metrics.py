@@ -214,7 +214,7 @@ def test_log_cosh_of_small_and_of_large_errors(any_backend):
     np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
-def test_losses_and_metrics_of_whole_numbers():
+def test_numpy_losses_and_metrics_of_whole_numbers():
     assert metrics.MeanSquaredError()([1, 2], [2, 4]) == 2.5
     np.testing.assert_allclose(nnx.losses.mean_absolute_error([[1], [2]], np.array([[2], [4]])), [1, 2])
     assert float(nnx.losses.BinaryCrossentropy()([True, False], [True, False])) < 1e-6

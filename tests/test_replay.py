@@ -314,7 +314,7 @@ def test_numpy_a_step_that_writes_into_an_array_is_not_compiled(way):
     expect_same(lambda: network(Writes(way))(), compiled=False)
 
 
-def test_numbers_may_be_added_to_in_place():
+def test_numpy_numbers_may_be_added_to_in_place():
     class Squares(losses.MeanSquaredError):
         def forward(self, ctx, target, output):
             values, pullback = super().forward(ctx, target, output)
