@@ -79,6 +79,7 @@ def layer_counts(layer, in_shape, batch: int = 8) -> dict[str, int]:
         run(layer, ctx, params, x)[1](dy)
 
     with forbidden_sync():
+        forward_and_backward()  # what the compilation of kernels keeps for a while is memory, too
         return device_counts(forward_and_backward)
 
 
