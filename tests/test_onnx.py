@@ -38,8 +38,16 @@ def test_the_same_numbers(name):
         expect_same(model, found, count)
 
 
+# What ONNX Runtime before 1.32 cannot run on no samples.
+REFUSED = {"masked", "both ways", "one's own"}
+
+
 @pytest.mark.parametrize("name", exported.MODELS)
 def test_no_samples(name):
+    if name in REFUSED and tuple(map(int, onnxruntime.__version__.split(".")[:2])) < (1, 32):
+        pytest.skip(
+            f"ONNX Runtime {onnxruntime.__version__} refuses a Transpose of no rows; see docs/export.md"
+        )
     model = exported.build(name)
     x = nnx.tree.map(lambda a: a[:0], exported.samples(model, 1))
     expected, found = exported.named(model.predict(x), "output"), run(as_onnx(model), x)
