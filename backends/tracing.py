@@ -263,7 +263,7 @@ class Trace:
         if (
             callable(a)
             and hasattr(type(a), "__dict__")
-            and not isinstance(a, (type, *_BUILTIN))
+            and not isinstance(a, (type, *_COMPARABLE))
             and a is not b
         ):
             key = kernel_key(a)  # equal objects may do different things
@@ -272,7 +272,8 @@ class Trace:
         return a is b or (a == b and (type(a) is not float or str(a) == str(b)))
 
 
-_BUILTIN = (types.BuiltinMethodType, types.MethodWrapperType, np.ufunc)
+# Those that are equal do the same: methods of one object, and functions written in C.
+_COMPARABLE = (types.MethodType, types.BuiltinMethodType, types.MethodWrapperType, np.ufunc)
 
 
 def _surroundings(function) -> list:

@@ -32,8 +32,8 @@ class NonFiniteError(FloatingPointError):
     """
 
 
-def explained(method: Function) -> Function:
-    """Let a method of a model tell in one line what went wrong on its device."""
+def explained(method: Function, name: str | None = None) -> Function:
+    """Let a method of a model tell in one line what went wrong on its device, under its own name or another."""
 
     @functools.wraps(method)
     def call(model, *arguments, **settings):
@@ -42,7 +42,7 @@ def explained(method: Function) -> Function:
         except KeyboardInterrupt as error:
             raise error.with_traceback(None) from None
         except Exception as error:
-            told = _explanation(method, model, arguments, settings, error)
+            told = _explanation(method, name or method.__name__, model, arguments, settings, error)
             if told is None:
                 raise _short(error)  # noqa: B904 - it is the error itself
             notes = getattr(error, "__notes__", [])
@@ -79,7 +79,7 @@ def own_exceptions(iterable):
     yield from iterable
 
 
-def _explanation(method, model, arguments, settings, error) -> BackendError | None:
+def _explanation(method, name: str, model, arguments, settings, error) -> BackendError | None:
     backend: Backend | None = model._backend
     frames = [frame for frame, _ in _walk(error.__traceback__)]
     if (
@@ -93,9 +93,9 @@ def _explanation(method, model, arguments, settings, error) -> BackendError | No
         given.apply_defaults()
         free = backend.free_memory()
         room = "" if free is None else f"; {free / 2**20:,.0f} MiB are free on the device"
-        advice = _advice(method.__name__, given.arguments)
+        advice = _advice(name, given.arguments)
         return OutOfMemoryError(
-            f"{method.__name__} on the {backend.name} backend ran out of memory: {said.rstrip('.')}{room}. {advice}"
+            f"{name} on the {backend.name} backend ran out of memory: {said.rstrip('.')}{room}. {advice}"
         )
     if (said := backend.foreign_array(error)) is not None:
         return BackendError(

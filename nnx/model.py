@@ -5,6 +5,7 @@ A model holds a network (a `Layer`, which is pure) and the arrays that go with i
 """
 
 import contextlib
+import functools
 import itertools
 import operator
 import warnings
@@ -237,7 +238,7 @@ class Model(Strict):
         """Make the starting weights for samples of this shape (the batch axis left out)."""
         self._make_weights(input_shape)
 
-    @explained
+    @functools.partial(explained, name="build")
     @undivided
     def _make_weights(self, input_shape) -> None:
         """Do what `build` does, in a thread that reads ahead for the one that trains as well."""
