@@ -159,7 +159,7 @@ def _shares(xp, weight, mask, values):
         weight, axes = weight[:, None] * mask, 2
         count = xp.maximum(xp.sum(mask), 1.0) * math.prod(values.shape[2:])
     share = xp.reshape(weight / count, (*weight.shape, *(1,) * (values.ndim - axes)))
-    return xp.broadcast_to(share, values.shape)
+    return share if tuple(share.shape) == tuple(values.shape) else xp.broadcast_to(share, values.shape)
 
 
 def evaluate(loss: Loss, y_true, y_pred):

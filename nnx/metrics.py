@@ -142,9 +142,8 @@ def _a_weight_a_row(metric, output, weight) -> None:
 
 def _for_each(xp, weight, output):
     """Return the weights of samples, or of their time steps, in the shape of an output."""
-    return xp.broadcast_to(
-        xp.reshape(weight, (*weight.shape, *(1,) * (output.ndim - weight.ndim))), output.shape
-    )
+    weight = xp.reshape(weight, (*weight.shape, *(1,) * (output.ndim - weight.ndim)))
+    return weight if tuple(weight.shape) == tuple(output.shape) else xp.broadcast_to(weight, output.shape)
 
 
 def _true(xp, condition, like):
