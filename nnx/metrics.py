@@ -152,8 +152,7 @@ def _true(xp, condition, like):
 
 def _ratio(part, whole):
     """Return part / whole on the host, 0 where the whole is 0."""
-    is_zero = np.equal(whole, 0)
-    return np.where(is_zero, 0.0, part / np.where(is_zero, 1.0, whole))
+    return np.divide(part, whole, out=np.zeros(np.shape(part)), where=np.not_equal(whole, 0))
 
 
 @_registry.register("mean_squared_error", "mse")
