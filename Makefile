@@ -5,8 +5,9 @@ PYTHON ?= python3
 ARGS ?=
 BIN = .venv/bin
 # Where a version of NumPy, JAX, Numba, scikit-learn, SciPy, Optuna, Dask, matplotlib, ONNX or safetensors can show.
-LOWEST_TESTS = nnx $(patsubst %,tests/test_%.py,backends numpy_fusion replay reference_layers reference_optimizers \
-  saving callbacks tensorboard estimators search plot onnx export_numpy datasets)
+LOWEST_TESTS = nnx $(addprefix tests/,backends/test_backends.py backends/numpy graph/test_compiled_steps.py \
+  layers/test_against_references.py optimizers/test_against_references.py saving/test_model_files.py callbacks \
+  estimators plot export data/test_datasets.py)
 INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 help:  ## list the commands (this)
@@ -27,7 +28,7 @@ test-lowest: .venv-lowest/stamp  ## run what can depend on versions on the lowes
 	  -W default::DeprecationWarning $(LOWEST_TESTS) $(ARGS)
 
 fuzz: .venv/dev.stamp  ## train random networks in all ways that must agree; for example ARGS='--seconds 3600'
-	$(BIN)/python tests/fuzz_networks.py $(ARGS)
+	$(BIN)/python tests/helpers/fuzz_networks.py $(ARGS)
 
 lint: .venv/dev.stamp  ## check format, style and types
 	$(BIN)/ruff format --check .
@@ -35,7 +36,7 @@ lint: .venv/dev.stamp  ## check format, style and types
 	$(BIN)/basedpyright
 
 api: .venv/dev.stamp  ## write the list of all public names, docs/api.txt
-	$(BIN)/python tests/public_api.py
+	$(BIN)/python tests/helpers/public_api.py
 
 bench: .venv/bench.stamp  ## measure speed, about seven minutes; NNX_BACKEND=cupy picks one backend
 	$(BIN)/python -m pytest benchmarks --benchmark-autosave --benchmark-columns=median,iqr,rounds \

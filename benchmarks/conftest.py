@@ -29,7 +29,9 @@ FOREIGN_WARNINGS = (
 
 
 def pytest_addoption(parser):
-    parser.addoption("--dtype", default="float32", choices=nnx.model.DTYPES, help="precision of the steps")
+    parser.addoption(
+        "--dtype", default="float32", choices=nnx.models.model.DTYPES, help="precision of the steps"
+    )
 
 
 def usable_backends() -> list[nnx.Backend]:

@@ -1,53 +1,42 @@
 """nnx: a neural-network engine that trains from one readable source on NumPy, CuPy and JAX."""
 
-import gc
 import importlib
 
-# All that is imported stays: looking for garbage among it would make this import a sixth longer.
-_collects = gc.isenabled() and gc.get_freeze_count() == 0
-if _collects:
-    gc.disable()
-try:
-    from nnx import (
-        activations,
-        callbacks,
-        distributed,
-        initializers,
-        layers,
-        losses,
-        metrics,
-        models,
-        optimizers,
-        random,
-        registry,
-        regularizers,
-        schedules,
-        tree,
-        utils,
-    )
-    from nnx.backend import (
-        Backend,
-        BackendError,
-        BackendInfo,
-        as_backend,
-        available_backends,
-        get_backend,
-        set_backend,
-        use_backend,
-    )
-    from nnx.context import Context
-    from nnx.failures import NonFiniteError, OutOfMemoryError
-    from nnx.functional import apply
-    from nnx.history import History
-    from nnx.layers import Input
-    from nnx.model import Model, NotReadyError
-    from nnx.registry import register
-    from nnx.sequential import Sequential, load
-finally:
-    if _collects:
-        gc.freeze()
-        gc.unfreeze()  # now all of it counts as old, which is seldom looked at
-        gc.enable()
+from nnx import (
+    activations,
+    callbacks,
+    distributed,
+    initializers,
+    layers,
+    losses,
+    metrics,
+    models,
+    optimizers,
+    random,
+    registry,
+    regularizers,
+    schedules,
+    tree,
+    utils,
+)
+from nnx.backend import (
+    Backend,
+    BackendError,
+    BackendInfo,
+    as_backend,
+    available_backends,
+    get_backend,
+    set_backend,
+    use_backend,
+)
+from nnx.callbacks.history import History
+from nnx.context import Context
+from nnx.errors import NonFiniteError, OutOfMemoryError
+from nnx.layers import Input
+from nnx.models.apply import apply
+from nnx.models.model import Model, NotReadyError
+from nnx.models.sequential import Sequential, load
+from nnx.registry import register
 
 __version__ = "0.1.0"
 
@@ -59,7 +48,7 @@ def __getattr__(name: str):
     if name in _LAZY:
         return importlib.import_module(f"nnx.{name}")
     if name == "diagnose":
-        return importlib.import_module("nnx.diagnosis").diagnose
+        return importlib.import_module("nnx.inspect.diagnosis").diagnose
     raise AttributeError(f"module 'nnx' has no attribute {name!r}")
 
 

@@ -15,8 +15,8 @@ from nnx.cli import Parser
 
 def main(argv=None) -> int:
     """Run a subcommand; return the exit code."""
-    from nnx import launch
     from nnx.compare import command
+    from nnx.distributed import launch
 
     given = sys.argv[1:] if argv is None else list(argv)
     own = given[: given.index("--")] if "--" in given else given

@@ -16,12 +16,13 @@ import threading
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from nnx import log, tree
-from nnx.distributed import LAUNCH, Communicator
+from nnx.distributed.ranks import LAUNCH, Communicator
 from nnx.registry import suggest
 
 __all__ = [
@@ -439,7 +440,23 @@ _chosen: ContextVar[Backend | None] = ContextVar("nnx_backend", default=None)
 def _entry_points() -> Mapping[str, Any]:
     import importlib.metadata  # a third of the time of `import nnx`, and not always needed
 
-    return {point.name: point for point in importlib.metadata.entry_points(group=GROUP)}
+    points = {point.name: point for point in importlib.metadata.entry_points(group=GROUP)}
+    if "numpy" in points:
+        return points
+    return {**_entry_points_of_clone(), **points}
+
+
+def _entry_points_of_clone() -> dict[str, Any]:
+    """Return the entry points of nnx where it runs from a clone that was never installed."""
+    import importlib.metadata
+    import tomllib
+
+    try:
+        project = (Path(__file__).parents[1] / "pyproject.toml").read_text(encoding="utf-8")
+    except OSError:
+        return {}
+    named = tomllib.loads(project).get("project", {}).get("entry-points", {}).get(GROUP, {})
+    return {name: importlib.metadata.EntryPoint(name, value, GROUP) for name, value in named.items()}
 
 
 _making = threading.RLock()
@@ -456,7 +473,7 @@ def _load_once(name: str) -> Backend:
     if not points:
         raise BackendError(
             "no backend is installed, not even NumPy's: nnx is imported from a folder that was never "
-            "installed. Run: pip install -e ."
+            "installed and has no pyproject.toml beside it. Run: pip install -e ."
         )
     if name not in points:
         raise BackendError(suggest("backend", name, [*points, "auto"]))

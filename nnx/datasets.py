@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
+from nnx.data.tables import TASKS, read_csv
 from nnx.registry import suggest
-from nnx.tables import TASKS, read_csv
 
 __all__ = [
     "NAMES",

@@ -18,8 +18,8 @@ from nnx import activations
 from nnx.arguments import expect_range
 from nnx.backend import get_backend
 from nnx.context import Context
+from nnx.data.targets import check_classes, check_one_hot, check_probabilities, check_real
 from nnx.registry import REGISTRIES, Configurable
-from nnx.targets import check_classes, check_one_hot, check_probabilities, check_real
 
 __all__ = [
     "BinaryCrossentropy",

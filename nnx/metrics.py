@@ -13,7 +13,7 @@ import warnings
 import numpy as np
 
 from nnx.context import Context
-from nnx.layers.combine import snake_case
+from nnx.layers.containers import snake_case
 from nnx.registry import REGISTRIES, Configurable
 from nnx.reports import classification_metrics as classification_metrics
 from nnx.reports import regression_metrics as regression_metrics

@@ -10,8 +10,8 @@ Needs the package onnx: pip install 'nnx-engine[onnx]'.
 import importlib.util
 from typing import Any
 
-from nnx import files
 from nnx.export import ExportError
+from nnx.saving import files
 from nnx.threads import reading
 
 __all__ = ["ExportError", "as_onnx", "export"]
@@ -61,7 +61,7 @@ def as_onnx(model) -> Any:
 
     from nnx import __version__
     from nnx.export.onnx_nodes import Nodes
-    from nnx.export.trace import trace
+    from nnx.graph.export_trace import trace
 
     with reading(model):
         graph = Nodes(trace(model)).graph(model.name)

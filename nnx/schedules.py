@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from nnx.arguments import expect_range
-from nnx.blame import raised_by
+from nnx.errors import raised_by
 from nnx.registry import REGISTRIES, Configurable, is_number
 
 __all__ = [

@@ -16,7 +16,7 @@ import numpy as np
 from nnx import tree
 from nnx.backend import as_backend, available_backends
 from nnx.context import Context
-from nnx.data import rows_of
+from nnx.data.samples import rows_of
 from nnx.layers.base import Layer, run
 from nnx.shapes import as_shapes, map_shapes
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from nnx.ahead import Prefetch
+from nnx.data.prefetch import Prefetch
 from nnx.random import set_random_seed
 
 __all__ = ["Prefetch", "set_random_seed", "to_categorical"]

@@ -8,15 +8,14 @@ import signal
 
 import numpy as np
 import pytest
+from every_backend import BACKENDS, full_of_nan, usable_or_skip
 from hypothesis import settings
-from nnx.backends import numpy_backend
+from nnx.backends.numpy import backend as numpy_backend
 
 import nnx
 
 pytest_plugins = ["nnx_cupy"]
 collect_ignore_glob = ["emulated_cuda/[!t]*.py"]  # no doctests: to import it changes CuPy
-
-BACKENDS = ("numpy", "jax", "array_api_strict", "cupy")
 
 # A shell starts jobs in the background with Ctrl-C ignored; some tests send it to themselves.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -25,14 +24,6 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 # The same examples every time: a red run can be repeated.
 settings.register_profile("nnx", deadline=None, derandomize=True, max_examples=8)
 settings.load_profile("nnx")
-
-
-def usable_or_skip(name: str) -> nnx.Backend:
-    """Return the backend of this name, or skip the test with the reason it cannot run."""
-    try:
-        return nnx.as_backend(name)
-    except nnx.BackendError as error:
-        pytest.skip(f"{name}: {error}")
 
 
 @pytest.fixture(params=BACKENDS)
@@ -57,20 +48,6 @@ def _unwritten_buffers():
         patch.setattr(numpy_backend.NumpyBackend, "empty", staticmethod(full_of_nan(np.empty)))
         patch.setattr(nnx.as_backend("numpy"), "fusion", numpy_backend.Fusion(empty=full_of_nan(np.empty)))
         yield
-
-
-def full_of_nan(empty):
-    """Return a function like `numpy.empty` whose arrays hold nan, or the largest of their whole numbers."""
-
-    def filled(shape, dtype=float):
-        made = empty(shape, dtype)
-        if made.dtype.kind in "iu":
-            made.fill(np.iinfo(made.dtype).max)
-        else:
-            made.fill(np.nan)
-        return made
-
-    return filled
 
 
 @pytest.fixture(autouse=True)

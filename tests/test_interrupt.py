@@ -13,7 +13,7 @@ from pathlib import Path
 
 import interrupted
 import pytest
-from conftest import usable_or_skip
+from every_backend import usable_or_skip
 
 import nnx
 from nnx import callbacks, layers

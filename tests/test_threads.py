@@ -11,10 +11,11 @@ from concurrent.futures import ThreadPoolExecutor
 import interrupted
 import numpy as np
 import pytest
-from conftest import usable_or_skip
+from every_backend import usable_or_skip
 
 import nnx
-from nnx import callbacks, layers, sharing, threads
+from nnx import callbacks, layers, threads
+from nnx.training import step_cache
 
 X, Y = interrupted.make_data()
 
@@ -76,7 +77,7 @@ def test_as_one_after_the_other(backend, name):
         calls = calls[:2]
     expected = [call() for call in calls]
     for _ in range(8 if backend == "numpy" else 1):
-        sharing._remembered.clear()  # all of them compile, and the first that has is used by all
+        step_cache._remembered.clear()  # all of them compile, and the first that has is used by all
         assert together(calls) == expected
 
 
@@ -125,14 +126,14 @@ def test_a_backend_is_made_once(monkeypatch):
 
 def test_what_is_remembered_may_be_forgotten_by_another_thread():
     made = {}
-    remember = importlib.import_module("nnx.backends.remembered").remember
+    remember = importlib.import_module("nnx.backends.shared.remembered").remember
     together([lambda: [remember(made, i, i, most=3) for i in range(2000)] for _ in range(4)])
     assert len(made) == 3
 
 
 def test_kernels_are_recorded_in_all_threads_at_once(monkeypatch):
     """More than are remembered, so that what one thread has just recorded is forgotten by another."""
-    fusion_module = importlib.import_module("nnx.backends.numpy_fusion")
+    fusion_module = importlib.import_module("nnx.backends.numpy.fusion")
     monkeypatch.setattr(fusion_module, "MOST_PLANS", 3)
     fusion, array = fusion_module.Fusion(use_numba=False), np.arange(8, dtype=np.float32)
     kernels = [lambda xp, x, i=i: x * float(i) for i in range(9)]

@@ -4,7 +4,7 @@ import contextlib
 import warnings
 from typing import Any
 
-from nnx.blame import raised_by
+from nnx.errors import raised_by
 from nnx.interrupt import undivided
 from nnx.registry import Strict
 

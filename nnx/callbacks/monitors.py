@@ -8,7 +8,7 @@ from pathlib import Path
 from nnx.arguments import expect_range
 from nnx.callbacks.base import Callback
 from nnx.registry import REGISTRIES
-from nnx.resume import STATE
+from nnx.saving.resume import STATE
 
 
 class Monitor(Callback):

@@ -18,9 +18,9 @@ import numpy as np
 from nnx.backend import as_backend
 from nnx.compare.trace import Arrays, Place, Tracer
 from nnx.compare.trial import draw_batches
-from nnx.data import Samples
-from nnx.model import DTYPES, Model, NotReadyError
-from nnx.streams import as_batch
+from nnx.data.samples import Samples
+from nnx.data.streams import as_batch
+from nnx.models.model import DTYPES, Model, NotReadyError
 
 __all__ = ["CompareError", "Comparison", "Difference", "Failure", "Pair", "compare"]
 

@@ -23,7 +23,7 @@ from nnx.backend import Backend
 from nnx.cli import Parser, number
 from nnx.compare import TOLERANCES, CompareError, compare
 from nnx.compare.script import SourceError, load_source
-from nnx.model import DTYPES
+from nnx.models.model import DTYPES
 
 
 def add_options(parser: Parser) -> None:

@@ -10,13 +10,13 @@ from pathlib import Path
 
 import numpy as np
 
-from nnx import training
 from nnx.compare.trial import trial_model
-from nnx.data import batch_indices
-from nnx.model import Model
+from nnx.data.samples import batch_indices
+from nnx.data.streams import as_batch
+from nnx.models.model import Model
+from nnx.models.sequential import load
 from nnx.random import SHUFFLE, generator
-from nnx.sequential import load
-from nnx.streams import as_batch
+from nnx.training import loop
 
 
 class SourceError(ValueError):
@@ -94,17 +94,17 @@ def _first_fit(path: Path, arguments, steps: int, batch_size: int | None) -> tup
             indices = [i for part in batch_indices(order, batch_size or settings["batch_size"]) for i in part]
             batches = [(samples.x[i], samples.y[i], samples.weight[i]) for i in indices]
         if not batches:
-            raise ValueError(training.NO_BATCH)
+            raise ValueError(loop.NO_BATCH)
         raise _FirstFit(model, list(itertools.islice(itertools.cycle(batches), steps)))
 
-    train, training.train = training.train, stop
+    train, loop.train = loop.train, stop
     try:
         with _running(path, arguments):
             runpy.run_path(str(path), run_name="__main__")
     except _FirstFit as found:
         return found.model, found.batches
     finally:
-        training.train = train
+        loop.train = train
     raise SourceError(
         f"{path} ran to its end without calling fit: name a function in it that returns a compiled model, as in "
         f"{path}:build"

@@ -10,11 +10,11 @@ import numpy as np
 
 from nnx import tree
 from nnx.backend import Backend
-from nnx.compare.observe import Observer
-from nnx.data import Samples
-from nnx.failures import NonFiniteError
-from nnx.layers.combine import snake_case
-from nnx.model import Model
+from nnx.data.samples import Samples
+from nnx.errors import NonFiniteError
+from nnx.inspect.observe import Observer
+from nnx.layers.containers import snake_case
+from nnx.models.model import Model
 
 
 @dataclass(frozen=True)

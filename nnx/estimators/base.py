@@ -17,15 +17,15 @@ from sklearn.utils.optimize import _check_optimize_result
 from sklearn.utils.validation import _check_sample_weight
 
 from nnx import activations, losses, optimizers, tree
-from nnx.data import with_rows
-from nnx.distributed import LAUNCH
+from nnx.data.samples import with_rows
+from nnx.distributed.ranks import LAUNCH
+from nnx.errors import NonFiniteError
 from nnx.estimators import lbfgs, perceptron, sparse
 from nnx.estimators.epochs import Epochs, Order
 from nnx.estimators.losses import WeightedMean
-from nnx.failures import NonFiniteError
+from nnx.models.sequential import Sequential
 from nnx.random import WEIGHTS, generator
 from nnx.registry import REGISTRIES
-from nnx.sequential import Sequential
 
 # Output activations are applied on the host: there the smallest probabilities are not rounded to 0.
 ON_HOST = {

@@ -10,8 +10,8 @@ from sklearn.utils.class_weight import compute_class_weight
 from sklearn.utils.multiclass import check_classification_targets
 
 from nnx import activations, losses
-from nnx.classes import check_weight
-from nnx.data import check_count
+from nnx.data.classes import check_weight
+from nnx.data.samples import check_count
 from nnx.estimators.network import NetworkEstimator
 from nnx.layers import Dense
 from nnx.layers.base import describe_shape

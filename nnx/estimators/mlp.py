@@ -15,7 +15,7 @@ from sklearn.utils.multiclass import _check_partial_fit_first_call, type_of_targ
 from sklearn.utils.validation import check_is_fitted
 
 from nnx import losses
-from nnx.classes import check_weight
+from nnx.data.classes import check_weight
 from nnx.estimators import parameters
 from nnx.estimators.base import Perceptron, validate_data
 from nnx.estimators.losses import (

@@ -14,12 +14,12 @@ from sklearn.utils import check_consistent_length, check_random_state
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 
 from nnx import losses, optimizers
+from nnx.callbacks.history import History
 from nnx.estimators.routing import FROM_DATA, RoutedParameters
-from nnx.history import History
 from nnx.layers import Layer
-from nnx.model import DTYPES, Model
+from nnx.models.model import DTYPES, Model
+from nnx.models.sequential import Sequential
 from nnx.registry import init_arguments
-from nnx.sequential import Sequential
 
 
 class NetworkEstimator(RoutedParameters):

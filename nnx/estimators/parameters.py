@@ -8,7 +8,7 @@ from sklearn.utils._param_validation import Interval, StrOptions
 from nnx import activations, losses, optimizers
 from nnx.backend import Backend
 from nnx.estimators.perceptron import NAMES
-from nnx.model import DTYPES
+from nnx.models.model import DTYPES
 from nnx.registry import REGISTRIES
 
 _limit = [None, Interval(Real, 0, None, closed="neither")]

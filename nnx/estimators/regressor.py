@@ -4,7 +4,7 @@ import numpy as np
 from sklearn.base import RegressorMixin
 from sklearn.utils import check_array
 
-from nnx.data import check_count
+from nnx.data.samples import check_count
 from nnx.estimators.network import NetworkEstimator
 from nnx.layers import Dense
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from nnx.data import batch_indices
+from nnx.data.samples import batch_indices
 
 # Samples that take at most this much memory when dense are made so once.
 DENSE_BYTES = 256 << 20

@@ -4,6 +4,6 @@
 size, and `onnx_nodes` and `numpy_module` write them in another language, each from one table.
 """
 
-from nnx.export.graph import ExportError
+from nnx.graph.export_graph import ExportError
 
 __all__ = ["ExportError"]

@@ -16,9 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from nnx import files
-from nnx.export.graph import ExportError, Symbol, leaves
-from nnx.export.trace import Batch, Program, trace
+from nnx.graph.export_graph import ExportError, Symbol, leaves
+from nnx.graph.export_trace import Batch, Program, trace
+from nnx.saving import files
 from nnx.shapes import describe_shape, is_single
 
 LONGEST = 80

@@ -2,10 +2,10 @@
 
 import numpy as np
 
-from nnx.export.graph import ExportError, Symbol
 from nnx.export.onnx_windows import WindowWriter, is_convolution
 from nnx.export.onnx_writer import data_type
-from nnx.export.trace import Batch
+from nnx.graph.export_graph import ExportError, Symbol
+from nnx.graph.export_trace import Batch
 
 ARITHMETIC = {
     "add": "Add", "subtract": "Sub", "multiply": "Mul", "divide": "Div", "pow": "Pow",

@@ -5,8 +5,8 @@ The channels are moved to where ONNX has them, and back.
 
 import numpy as np
 
-from nnx.export.graph import Symbol
 from nnx.export.onnx_writer import GraphWriter
+from nnx.graph.export_graph import Symbol
 
 
 class WindowWriter(GraphWriter):

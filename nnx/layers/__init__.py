@@ -20,16 +20,17 @@ from nnx.layers.activation import (
 )
 from nnx.layers.attention import MultiHeadAttention
 from nnx.layers.base import Layer
-from nnx.layers.combine import Chain, Residual
+from nnx.layers.batch_normalization import BatchNormalization
+from nnx.layers.containers import Chain, Residual
 from nnx.layers.conv import Conv1D, Conv2D
 from nnx.layers.conv_transpose import Conv2DTranspose
 from nnx.layers.dense import Dense
 from nnx.layers.depthwise import DepthwiseConv2D, SeparableConv2D
 from nnx.layers.dropout import Dropout, SpatialDropout1D, SpatialDropout2D
 from nnx.layers.embedding import Embedding
-from nnx.layers.function import Lambda
+from nnx.layers.lambda_layer import Lambda
+from nnx.layers.layer_normalization import GroupNormalization, LayerNormalization, RMSNormalization
 from nnx.layers.noise import AlphaDropout, GaussianDropout, GaussianNoise
-from nnx.layers.norm import BatchNormalization
 from nnx.layers.parallel import Inputs, Outputs, Parallel
 from nnx.layers.pooling import (
     AveragePooling1D,
@@ -46,7 +47,6 @@ from nnx.layers.prelu import PReLU
 from nnx.layers.recurrent import GRU, LSTM, SimpleRNN
 from nnx.layers.reshape import Flatten, Input, Permute, RepeatVector, Reshape
 from nnx.layers.resize import Cropping1D, Cropping2D, UpSampling2D, ZeroPadding1D, ZeroPadding2D
-from nnx.layers.sample_norm import GroupNormalization, LayerNormalization, RMSNormalization
 from nnx.layers.sequences import Bidirectional, Masking, TimeDistributed
 from nnx.layers.transformer import TransformerBlock
 

@@ -15,8 +15,8 @@ from collections.abc import Callable
 from typing import Any
 
 from nnx import activations, initializers, regularizers, tree
-from nnx.blame import raised_by
 from nnx.context import Context
+from nnx.errors import raised_by
 from nnx.random import generator
 from nnx.registry import REGISTRIES, Configurable, init_arguments, suggest
 from nnx.shapes import Shape, as_shapes, describe_shape
@@ -27,7 +27,7 @@ register = REGISTRIES["layer"].register
 Pullback = Callable[[Any], tuple[Any, Tree]]
 
 HALF = ("float16", "bfloat16")
-"""The half precisions: see `nnx.precision`."""
+"""The half precisions: see `nnx.training.mixed_precision`."""
 
 
 class Layer(Configurable):

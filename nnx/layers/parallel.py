@@ -12,7 +12,7 @@ from typing import Any
 
 from nnx import tree
 from nnx.layers.base import describe_shape, register, run, size
-from nnx.layers.combine import Container, as_layer, expect_different, init_layer
+from nnx.layers.containers import Container, as_layer, expect_different, init_layer
 from nnx.layers.merges import MERGES
 from nnx.shapes import is_single
 

@@ -9,7 +9,7 @@ import copy
 from typing import Any
 
 from nnx.layers.base import Layer, describe_shape, register, run, size
-from nnx.layers.combine import Container, as_layer, init_layer, snake_case
+from nnx.layers.containers import Container, as_layer, init_layer, snake_case
 from nnx.layers.merges import MERGES
 from nnx.layers.recurrent import Recurrent
 from nnx.shapes import is_single

@@ -12,10 +12,10 @@ normalization in the transformer architecture", 2020 (arXiv:2002.04745).
 from nnx import activations
 from nnx.layers.attention import MultiHeadAttention
 from nnx.layers.base import Layer, describe_shape, positive_int, register
-from nnx.layers.combine import Chain, Container, Residual
+from nnx.layers.containers import Chain, Container, Residual
 from nnx.layers.dense import Dense
 from nnx.layers.dropout import Dropout
-from nnx.layers.sample_norm import LayerNormalization
+from nnx.layers.layer_normalization import LayerNormalization
 from nnx.shapes import is_single
 
 

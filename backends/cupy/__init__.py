@@ -1,0 +1,1 @@
+"""The CuPy backend: arrays on a CUDA GPU, each kernel one launch."""

@@ -1,0 +1,1 @@
+"""The JAX backend: steps compiled by XLA."""

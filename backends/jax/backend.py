@@ -1,0 +1,411 @@
+"""JAX: whole training steps compiled by XLA for CPU, GPU or TPU."""
+
+import functools
+import operator
+import os
+
+import numpy as np
+from nnx.backends.jax.programs import Programs
+from nnx.backends.shared.prefetch import prefetch
+from nnx.backends.shared.remembered import remember
+
+from nnx import tree
+from nnx.backend import Backend, BackendError, BackendInfo, host_memory, joined
+
+# Arrays below this many bytes are not placed on the device ahead of the call that reads them.
+SMALL = 1 << 18
+# Samples are gathered for several steps at a time, up to so many bytes, which stay in a core's cache.
+GATHERED = 1 << 18
+# Arrays of the host that start at multiples of so many bytes are not copied by JAX on a CPU.
+ALIGNMENT = 64
+# Programs are compiled for few numbers of rows: each number is rounded up by less than a quarter.
+STEPS_AN_OCTAVE = 4
+# Starting totals kept of one step function, one for each shape of a sample.
+MOST_ZEROS = 16
+
+
+class JaxBackend(Backend):
+    """Adapter for `jax.numpy`, which follows the array-API standard itself."""
+
+    name = "jax"
+
+    def __init__(self):
+        try:
+            import jax
+        except ImportError as error:
+            raise BackendError(
+                f"the jax backend needs JAX, which cannot be imported ({error}). "
+                f"Install it with: pip install 'nnx-engine[jax]'"
+            ) from None
+        try:
+            self.device = jax.devices()[0]
+        except RuntimeError as error:
+            raise BackendError(f"JAX is installed, but finds no device to run on: {error}") from None
+        _register_totals()
+        self.jax = jax
+        self.process = os.getpid()
+        self.xp = jax.numpy
+        self.is_accelerated = self.device.platform != "cpu"
+        # On a CPU XLA has the memory of a step given by the system, page by page, in each run anew.
+        self.seconds_a_run = 0.1 if self.is_accelerated else 0.5
+
+    dtypes = ("float16", "bfloat16", "float32", "float64")
+
+    def asarray(self, value, dtype=None):
+        if isinstance(value, np.ndarray):  # jax.numpy would compile a copy for each shape, and keep it
+            return self.jax.device_put(np.array(value, dtype=dtype))
+        return self.xp.asarray(value, dtype=dtype)
+
+    def padded(self, rows):
+        return _padded(rows)
+
+    def place(self, array, rows):
+        # In memory that JAX can take over as it is, on a CPU.
+        count, nbytes = len(array), array.nbytes // len(array) * rows
+        memory = np.empty(nbytes + ALIGNMENT, np.uint8)
+        start = -memory.ctypes.data % ALIGNMENT
+        placed = memory[start : start + nbytes].view(array.dtype).reshape(rows, *array.shape[1:])
+        placed[:count], placed[count:] = array, 0
+        return self.jax.device_put(placed)
+
+    def to_numpy(self, array):
+        return np.array(array)
+
+    def gather(self, array, index):
+        # take() would look at each index, and fill in rows for those that do not exist.
+        return array.at[index].get(mode="promise_in_bounds")
+
+    def free_memory(self):
+        stats = (self.device.memory_stats() or {}) if self.is_accelerated else {}
+        return stats["bytes_limit"] - stats["bytes_in_use"] if "bytes_limit" in stats else None
+
+    def out_of_memory(self, error):
+        text = str(error)
+        if isinstance(error, self.jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" in text:
+            return text.splitlines()[0]
+        return super().out_of_memory(error)
+
+    def foreign_array(self, error):
+        if isinstance(error, self.jax.errors.TracerArrayConversionError):
+            return "an array of JAX was given to a function of NumPy"
+        return None
+
+    def transfer(self, batches):
+        # JAX reads the host's arrays while the host goes on: they must not change, so they are copied.
+        copied = (tree.map(np.array, batch) for batch in batches)
+        # On the CPU a step takes them as they are, in half the time.
+        return prefetch(copied, self.jax.device_put) if self.is_accelerated else copied
+
+    def convolve(self, windows, x, kernel, groups=1, transposed=False):
+        if not self.is_accelerated:  # patches and matrix products are faster on a CPU
+            return None
+        layout = ("NHWC", "HWIO", "NHWC") if len(windows.size) == 2 else ("NWC", "WIO", "NWC")
+
+        def convolved(x, kernel):
+            return self.jax.lax.conv_general_dilated(
+                x, kernel, windows.strides, windows.padding, rhs_dilation=windows.dilation,
+                dimension_numbers=layout, feature_group_count=groups,
+            )  # fmt: skip
+
+        def gradient(dy, kernel):
+            like = self.xp.zeros((dy.shape[0], *windows.spatial, kernel.shape[-2]), dy.dtype)
+            return self.jax.vjp(lambda x: convolved(x, kernel), like)[1](dy)[0]
+
+        return self.jax.vjp(gradient if transposed else convolved, x, kernel)
+
+    def in_pieces(self, function, arrays, length):
+        # As a loop, which takes no longer to compile however many pieces there are.
+        count = len(arrays[0])
+        # Rather a shorter length than pieces of two lengths, each of which is compiled.
+        even = max((n for n in range(1, length + 1) if count % n == 0), default=1)
+        length = even if 2 * even > length else length
+        pieces, lax = count // length, self.jax.lax
+        if pieces < 2:
+            return super().in_pieces(function, arrays, length)
+        whole, rest = pieces * length, count % length
+
+        def run(total, part):
+            joined, summed = function(*part)
+            return self.jax.tree.map(operator.add, total, summed), joined
+
+        parts = tuple(array[:whole].reshape(pieces, length, *array.shape[1:]) for array in arrays)
+        shape = self.jax.eval_shape(lambda part: function(*part)[1], tuple(part[0] for part in parts))
+        zeros = self.jax.tree.map(lambda s: self.xp.zeros(s.shape, s.dtype), shape)
+        summed, joined = lax.scan(run, zeros, parts)
+        joined = None if joined is None else joined.reshape(-1, *joined.shape[2:])
+        if rest:
+            more = function(*(array[whole:] for array in arrays))
+            joined = None if joined is None else self.xp.concat([joined, more[0]])
+            summed = None if summed is None else summed + more[1]
+        return joined, summed
+
+    def pad(self, x, widths, value=0.0):
+        value = self.xp.asarray(value, x.dtype)
+        return self.jax.lax.pad(x, value, [(before, after, 0) for before, after in widths])
+
+    def unslice(self, shape, parts, keys):
+        # As sums of padded parts, which XLA fuses; `.at[key].add` becomes a scatter.
+        def whole(part, key):
+            places = _places(key, shape)
+            between = zip(places, part.shape, shape, strict=True)
+            widths = [(p.start, stop - p.start - (n - 1) * p.step - 1, p.step - 1) for p, n, stop in between]
+            return self.jax.lax.pad(part, self.xp.zeros((), part.dtype), widths)
+
+        return functools.reduce(operator.add, map(whole, parts, keys))
+
+    def apart(self, function):
+        # XLA plans the memory of a branch by itself, as long as it cannot tell which one is taken.
+        lax = self.jax.lax
+        always = lax.optimization_barrier(self.xp.int32(0)) == 0
+        shapes = self.jax.eval_shape(function)
+        return lax.cond(always, function, lambda: tree.map(lambda s: self.xp.zeros(s.shape, s.dtype), shapes))
+
+    def stage(self, rows):
+        # Compiled steps take every number as an array: float64 ones of their own precision.
+        real = "float64" if self._x64 else "float32"
+        dtypes = {"f": real, "i": "int32", "u": "uint32"}
+        count = max(map(len, rows.values()), default=0)
+        length = _padded(count)
+        rows = {name: _with_zeros(v, length, dtypes[v.dtype.kind]) for name, v in rows.items()}
+        # What is small goes along with the call that reads it, in less time.
+        return self.jax.device_put(rows) if sum(v.nbytes for v in rows.values()) > SMALL else rows
+
+    def scatter_add(self, indices, values, length):
+        return self.xp.zeros((length, values.shape[1]), values.dtype).at[indices].add(values)
+
+    def scan(self, step, carry, xs, fixed=(), reverse=False):
+        def run(carry, x):
+            results = step(self.xp, *step.arguments(self, fixed, carry, x))
+            stacked = joined(self.xp, step.join, results)
+            return stacked[: len(carry)], stacked
+
+        return self.jax.lax.scan(run, tuple(carry), list(xs), reverse=reverse)[1]
+
+    @property
+    def _x64(self) -> bool:
+        return self.jax.config.read("jax_enable_x64")
+
+    def compile(self, function, consume=False):
+        return Programs(self.jax, function, donate_argnums=0 if consume else ())
+
+    def repeat(self, step):
+        jax = self.jax
+
+        def row_of(rows, i):
+            return {name: values[i] for name, values in rows.items()}
+
+        def first_step(carry, rows, data):
+            row = row_of(rows, 0)
+            return step(carry, row, self.batch(row, data))
+
+        # Totals start on the host and go along with the first call: one dispatch less an epoch.
+        zeros, shapes = {}, Programs(jax, first_step)
+
+        def first_totals(carry, rows, data):
+            key = tuple((leaf.shape[1:], leaf.dtype) for leaf in tree.leaves(data))
+            if key not in zeros:
+                _, sums = shapes.eval_shape(carry, rows, data)
+                remember(zeros, key, tree.map(_zero, sums), MOST_ZEROS)
+            return zeros[key]
+
+        def run_one(row, data, carry_and_totals):
+            carry, totals = carry_and_totals
+            carry, sums = step(carry, row, data)
+            return carry, self.add(totals, sums)
+
+        def loop(carry, totals, rows, data, start, stop):
+            many = self._batches_at_a_time(rows, data)
+
+            def run_many(k, carry_and_totals):
+                first = jax.numpy.minimum(k * many, len(rows["index"]) - many)
+                index = jax.lax.dynamic_slice_in_dim(rows["index"], first, many)
+                batches = self.batch({"index": index}, data)["samples"]
+
+                def run(i, carry_and_totals):
+                    batch = tree.map(lambda array: array[i - first], batches)
+                    return run_one(row_of(rows, i), {**data, "samples": batch}, carry_and_totals)
+
+                begin, end = jax.numpy.maximum(start, k * many), jax.numpy.minimum(stop, (k + 1) * many)
+                return jax.lax.fori_loop(begin, end, run, carry_and_totals)
+
+            def run(i, carry_and_totals):
+                row = row_of(rows, i)
+                return run_one(row, self.batch(row, data), carry_and_totals)
+
+            if len(next(iter(rows.values()))) == 1:  # an epoch of one step
+                return run(0, (carry, totals))
+            # Start and stop are arguments of the compiled program: any number of steps runs in
+            # one dispatch without compiling again.
+            if many > 1:
+                return jax.lax.fori_loop(start // many, -(-stop // many), run_many, (carry, totals))
+            return jax.lax.fori_loop(start, stop, run, (carry, totals))
+
+        def shapes_of(carry, totals, rows, data, start, stop):
+            return rows, data["samples"]
+
+        compiled = Programs(jax, loop, shapes_of, donate_argnums=(0, 1))
+
+        def run(carry, totals, rows, data, start, stop):
+            totals = first_totals(carry, rows, data) if totals is None else totals
+            return jax.block_until_ready(compiled(carry, totals, rows, data, start, stop))
+
+        return run
+
+    def _batches_at_a_time(self, rows, data) -> int:
+        """Return of how many steps the samples are gathered at a time: on a CPU that takes a third of the time."""
+        if self.is_accelerated or "index" not in rows:
+            return 1
+        steps, batch_size = rows["index"].shape
+        nbytes = sum(a.nbytes // a.shape[0] for a in tree.leaves(data["samples"])) * batch_size
+        return min(steps, max(1, GATHERED // nbytes))
+
+    def one_step(self, step):
+        def first(carry, row, batch):
+            carry, sums = step(carry, row, batch)
+            return carry, self.add(None, sums)
+
+        def next_(carry, totals, row, batch):
+            carry, sums = step(carry, row, batch)
+            return carry, self.add(totals, sums)
+
+        def shapes_of(*arguments):
+            return arguments[-1]["samples"]
+
+        compiled_first = Programs(self.jax, first, shapes_of, donate_argnums=0)
+        compiled_next = Programs(self.jax, next_, shapes_of, donate_argnums=(0, 1))
+
+        def run(carry, totals, numbers, batch):
+            row = {name: v[0] for name, v in self.stage(numbers).items()}
+            if totals is None:
+                return compiled_first(carry, row, batch)
+            return compiled_next(carry, totals, row, batch)
+
+        return run
+
+    def add(self, totals, sums):
+        """Return totals plus sums: in float32, as a pair of numbers each; see `Total`."""
+        if totals is None:
+            return tree.map(lambda x: Total(x, self.xp.zeros_like(x)) if _is_real(x) else x, sums)
+        return tree.map(operator.add, totals, sums)
+
+    def vjp(self, function, *arguments):
+        return self.jax.vjp(function, *arguments)
+
+    def check_process(self):
+        # JAX computes in threads, which a fork does not have: it would wait for them without end.
+        if os.getpid() != self.process:
+            raise BackendError(
+                "JAX runs in the process that this one was forked from, and would hang here: start processes by "
+                "multiprocessing.get_context('spawn') (joblib and scikit-learn: the backend 'loky'), or choose the "
+                "numpy backend for what they do"
+            )
+
+    def scope(self, dtype):
+        self.check_process()
+        return self.jax.enable_x64(dtype == "float64")
+
+    def synchronize(self, value):
+        self.jax.block_until_ready(value)
+
+    # On the CPU the host reads and makes arrays where they are, in less time than a dispatch takes.
+
+    def read(self, values):
+        if self.is_accelerated:
+            values = self.jax.device_get(values)
+        return [tree.map(np.asarray, value) for value in values]
+
+    def full_like(self, array, value):
+        if self.is_accelerated:
+            return super().full_like(array, value)
+        return self.jax.device_put(np.full(array.shape, value, array.dtype))
+
+    def snapshot(self, values):
+        copied = self._copied if self.is_accelerated else functools.partial(tree.map, np.array)
+        kept = copied(values)
+        return lambda: copied(kept)
+
+    @functools.cached_property
+    def _copied(self):
+        return self.compile(functools.partial(tree.map, self.copy))
+
+    def zero_or_nan(self, values):
+        if self.is_accelerated:
+            return self._zero_or_nan(values)
+        finite = all(np.isfinite(np.asarray(array)).all() for array in tree.leaves(values))
+        return np.float32(0.0 if finite else np.nan)
+
+    @functools.cached_property
+    def _zero_or_nan(self):
+        return self.compile(super().zero_or_nan)
+
+    def describe(self):
+        self.check_process()
+        version = self.jax.__version__
+        if not self.is_accelerated:
+            return BackendInfo("jax", True, version, f"cpu ({os.cpu_count()} cores)", host_memory())
+        limit = (self.device.memory_stats() or {}).get("bytes_limit")
+        memory = f"{limit / 2**30:.0f} GiB" if limit else ""
+        return BackendInfo(
+            "jax", True, version, f"{self.device.platform} ({self.device.device_kind})", memory
+        )
+
+
+class Total:
+    """A sum in twice the precision of what is added up: `high`, and `low`, which rounding took from it.
+
+    Source: Knuth, "The Art of Computer Programming", volume 2, section 4.2.2, theorem B.
+    """
+
+    def __init__(self, high, low):
+        self.high, self.low = high, low
+
+    def __add__(self, other):
+        if isinstance(other, Total):
+            return self + other.high + other.low
+        total = self.high + other
+        of_other = total - self.high
+        lost = (self.high - (total - of_other)) + (other - of_other)
+        return Total(total, self.low + lost)
+
+    def __array__(self, dtype=None, copy=None):
+        return np.asarray(np.asarray(self.high, np.float64) + np.asarray(self.low, np.float64), dtype)
+
+
+@functools.cache
+def _register_totals() -> None:
+    """Tell JAX what a `Total` is made of."""
+    import jax
+
+    jax.tree_util.register_pytree_node(
+        Total, lambda t: ((t.high, t.low), None), lambda _, parts: Total(*parts)
+    )
+
+
+def _zero(like):
+    zero = np.zeros(like.shape, like.dtype)
+    return Total(zero, zero) if _is_real(like) else zero
+
+
+def _is_real(array) -> bool:
+    return array.dtype not in ("bool", "int32", "int64", "uint32")
+
+
+def _with_zeros(array: np.ndarray, rows: int, dtype: str) -> np.ndarray:
+    """Return the array in a dtype, with rows of zeros behind it; numpy.pad takes fifteen times as long."""
+    found = np.zeros((rows, *array.shape[1:]), dtype)
+    found[: len(array)] = array
+    return found
+
+
+def _padded(count: int) -> int:
+    """Return the number of rows, `count` or more, that a program is compiled for: 7, 8, 10, 12, 14, 16, 20, ..."""
+    step = max(1, (1 << count.bit_length() - 1) // STEPS_AN_OCTAVE) if count else 1
+    return -(-count // step) * step
+
+
+def _places(key, shape) -> list[range]:
+    """Return the places along each axis that an index of slices, maybe with `...`, takes."""
+    at = key.index(...) if ... in key else len(key)
+    rest = (slice(None),) * (len(shape) - len(key) + (... in key))
+    key = (*key[:at], *rest, *key[at + 1 :])
+    return [range(*part.indices(length)) for part, length in zip(key, shape, strict=True)]

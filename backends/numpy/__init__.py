@@ -1,0 +1,1 @@
+"""The NumPy backend: arrays on the host, kernels in cache-sized blocks, or compiled by Numba."""

@@ -1,0 +1,1 @@
+"""What backends share: the eager base of NumPy and CuPy, flat buffers, compiled steps, prefetching, sockets."""

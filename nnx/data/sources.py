@@ -1,0 +1,70 @@
+"""What users have, as arrays of the host: tables, tensors of other libraries, files.
+
+Nothing is copied that need not be: a tensor on the CPU is read where it lies. What is too large to be read
+as a whole becomes `nnx.data.lazy_arrays.Rows`.
+"""
+
+from typing import Any
+
+import numpy as np
+
+from nnx.data import dataframes, lazy_arrays
+
+
+def on_host(value: Any, what: str, backend) -> Any:
+    """Return what was given as X, y or weights, or a dict, tuple or list of such, as arrays and `Rows`.
+
+    Numbers and lists of numbers stay as they are.
+
+    Raises
+    ------
+    TypeError
+        If it is an array of another library that stays on a device.
+    ValueError
+        If it is a table with something else than numbers in it, or holds no array at all.
+    """
+    if value is None or type(value) is np.ndarray:
+        return value
+    if isinstance(value, dict):
+        return {name: on_host(part, f"{what}[{name!r}]", backend) for name, part in value.items()}
+    if isinstance(value, tuple) or (isinstance(value, list) and value and hasattr(value[0], "shape")):
+        return type(value)(on_host(part, f"{what}[{i}]", backend) for i, part in enumerate(value))
+    if isinstance(value, np.ndarray):
+        if isinstance(value, np.ma.MaskedArray) and np.ma.is_masked(value):
+            row = int(np.argwhere(np.ma.getmaskarray(value))[0][0])
+            raise ValueError(f"{what} has a masked value at row {row}: fill or drop such samples first")
+        return (
+            lazy_arrays.Rows(value, what)
+            if isinstance(value, np.memmap) and lazy_arrays.is_large(value)
+            else value
+        )
+    if dataframes.is_table(value):
+        return dataframes.as_array(value, what)
+    if hasattr(value, "__dlpack__"):
+        return _tensor(value, what, backend)
+    if hasattr(value, "toarray"):
+        raise ValueError(
+            f"{what} is a sparse matrix: give {what}.toarray(), or, if that is too large, an iterable of dense batches"
+        )
+    if lazy_arrays.is_read_by_slices(value):
+        return lazy_arrays.Rows(value, what) if lazy_arrays.is_large(value) else np.asarray(value[:])
+    return np.asarray(value) if hasattr(value, "__array__") else value
+
+
+def _tensor(value, what: str, backend) -> np.ndarray:
+    """Return an array of another library, in the same memory if it is the host's."""
+    try:
+        if type(value) is type(backend.zeros((), "float32")):
+            return backend.to_numpy(value)
+        if hasattr(value, "detach"):  # a tensor of PyTorch
+            value = value.detach()
+            value = value.float() if "bfloat16" in str(value.dtype) else value
+        array = np.asarray(value) if hasattr(value, "__array__") else np.from_dlpack(value)
+        return array.astype(np.float32) if array.dtype.name == "bfloat16" else array
+    except Exception:  # each library has its own
+        kind = f"{type(value).__module__}.{type(value).__name__}"
+        copy = ".get()" if hasattr(value, "get") else ".detach().cpu().numpy()"
+    raise TypeError(
+        f"{what} is a {kind} on a device, but data is checked on the host and copied from there to the model's "
+        f"backend, here {backend.name}: give {what}{copy}"
+    )

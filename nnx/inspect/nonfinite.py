@@ -1,0 +1,234 @@
+"""Where numbers first go wrong in a training step, and why: what `NonFiniteError` says.
+
+The step is run layer by layer on a private copy of the network, with an eye on what each layer returns
+(`nnx.compare.observe`). The first array that is not finite, in the order of computation, is the place;
+the numbers around it tell what may have caused it.
+"""
+
+import numpy as np
+
+from nnx import tree
+from nnx.layers.containers import snake_case
+from nnx.registry import is_own
+
+LARGE_INPUT = 1e3
+"""Inputs and targets beyond this are worth scaling: layers and their starting weights are made for values near 1."""
+LARGE_WEIGHT = 1e3
+"""Weights beyond this have run away: they start below 1."""
+LARGE_OUTPUT = 1e6
+"""Outputs beyond this make a loss large by themselves."""
+LARGE_GRADIENT = 1e6
+"""Gradients beyond this explode."""
+LARGE_HALF = 256.0
+"""The square of this is more than float16 holds."""
+
+RATE = "the learning rate is too large: try a smaller learning rate, a tenth of it, or clipnorm=1.0 in the optimizer"
+INPUTS = "the inputs are not scaled: bring each to mean 0 and deviation 1 (scikit-learn's StandardScaler)"
+TARGETS = "the targets are not scaled: bring them to mean 0 and deviation 1"
+HALF = "float16 holds nothing beyond 65504: use dtype='bfloat16' or 'float32'"
+GRADIENTS = "gradients explode: give the optimizer clipnorm=1.0, or try a smaller learning rate"
+
+
+def explain(model, run, i: int, after: dict, sums: dict) -> str:
+    """Return what went wrong in row `i` of a `nonfinite_guard.Run`, the model being as it was before that step.
+
+    `after` is the carry, and `sums` those of loss and metrics, that come out of the step.
+    """
+    with model.backend.scope(model.dtype):
+        where, facts, causes = _Step(model, run, i, after, sums).place()
+    told = ", ".join(f"{name} {value:.3g}" for name, value in facts.items())
+    is_usable = facts["weight"] <= LARGE_WEIGHT
+    then = "and can go on" if is_usable else "but they are too large to go on from: build it anew"
+    return (
+        f"in {run.where(i)}, {where}.\n"
+        f"Largest values: {told}.\n"
+        f"Likely cause: {'; or '.join(causes)}.\n"
+        f"The model has the weights from before that step, {then}."
+    )
+
+
+class _Step:
+    """One step, run again layer by layer."""
+
+    def __init__(self, model, run, i, after, sums):
+        from nnx.inspect.observe import Observer
+
+        self.model, self.backend = model, model.backend
+        steps, carry = model.engine.steps, model.carry
+        batch, numbers = run.batch(steps, i)
+        scale = carry.get("scale")
+        self.is_scaled = scale is not None
+        observer = Observer(self.backend)
+        grads, state, _ = observer.observe(steps).gradients(
+            carry["params"], carry["state"], batch, numbers, scale and scale["factor"]
+        )
+        self.kept = observer.kept
+        self.grads, self.state, self.sums, self.params = (
+            self._host(part) for part in (grads, state, sums["loss"], after["params"])
+        )
+        self.rate = float(np.asarray(numbers["rate_learning_rate"]))
+        weights = self._host(carry["params"])
+        self.began_finite = _is_finite(weights) and _is_finite(self._host(carry["state"]))
+        self.facts = {
+            "input": _largest(self._host(batch["x"])),
+            "target": _largest(self._host(batch["y"])),
+            "weight": _largest(weights),
+        }
+
+    def _host(self, arrays):
+        return tree.map(self.backend.to_numpy, arrays)
+
+    def place(self) -> tuple[str, dict[str, float], list[str]]:
+        """Return where the first number is that is not finite, the numbers that tell why, and likely causes."""
+        where, causes = self._forward() or self._loss() or self._backward() or self._update()
+        if not self.began_finite:
+            causes = ["the weights held it before this step: build the model anew, or load other weights"]
+        return where, {**self.facts, "learning rate": self.rate}, causes
+
+    # In the order of computation. Each returns the place and its causes, or None if all is finite.
+
+    def _forward(self):
+        before = self.facts["input"]
+        for (stage, name, _), arrays in self.kept.items():
+            if stage == "backward":
+                break
+            if not _is_finite(arrays):
+                self.facts["output of the layers before" if name != "loss" else "output"] = before
+                if name == "loss":
+                    return (
+                        f"the loss is not finite ({_count(arrays)}), of outputs that are finite",
+                        self._loss_causes(before),
+                    )
+                where = f"the output of layer {self._named(name)} is not finite ({_count(arrays)})"
+                return where, self._layer_causes(name, before)
+            before = _largest(arrays) if name != "loss" else before
+        return None
+
+    def _loss(self):
+        if not _is_finite(self.state):
+            path = next(p for p in tree.paths(self.state) if not _is_finite(tree.at(self.state, p)))
+            return f"{'/'.join(path)}, a moving average, is not finite", self._size_causes() or [INPUTS]
+        if _is_finite(self.sums):
+            return None
+        where = "the loss is not finite, of finite values for each sample"
+        return where, self._size_causes() or ["a penalty of a layer, or a sum that is too large"]
+
+    def _backward(self):
+        if self.is_scaled:  # steps whose gradients overflow in float16 are left out, and the scale lowered
+            return None
+        before, whose = 0.0, {"dL/dweights": "its weights", "dL/dinput": "its input"}
+        for (stage, name, what), arrays in self.kept.items():
+            if stage == "forward":
+                continue
+            if not _is_finite(arrays):
+                self.facts["gradient before"] = before
+                layer = "the loss" if name == "loss" else f"layer {self._named(name)}"
+                where = f"the gradient of {layer} by {whose[what.split(' #')[0]]} is not finite ({_count(arrays)})"
+                return where, self._gradient_causes(name, before)
+            before = max(before, _largest(arrays))
+        if not _is_finite(self.grads):
+            path = next(p for p in tree.paths(self.grads) if not _is_finite(tree.at(self.grads, p)))
+            return (
+                f"the gradient by {'/'.join(path)} with its penalty is not finite",
+                self._size_causes() or [RATE],
+            )
+        return None
+
+    def _update(self):
+        self.facts["gradient"] = _largest(self.grads)
+        wrong = [p for p in tree.paths(self.params) if not _is_finite(tree.at(self.params, p))]
+        if self.model.engine.communicator is not None and self.facts["gradient"] < LARGE_GRADIENT:
+            return "another process has a number that is not finite in its part of the batch", [
+                "see what it says"
+            ]
+        if wrong:
+            causes = self._size_causes()
+            causes = causes if RATE in causes else [RATE, *causes]
+            return (
+                f"the updated weights {'/'.join(wrong[0])} are not finite, of a gradient that is finite",
+                causes,
+            )
+        where = "the loss is not finite in the step as it is compiled; layer by layer all numbers are"
+        return where, self._size_causes() or ["values at the edge of what the precision holds"]
+
+    # Causes
+
+    def _size_causes(self) -> list[str]:
+        """Return the causes that the size of inputs, targets and weights tells of."""
+        told = {INPUTS: self.facts["input"] > LARGE_INPUT, TARGETS: self.facts["target"] > LARGE_INPUT,
+                RATE: self.facts["weight"] > LARGE_WEIGHT}  # fmt: skip
+        return [cause for cause, holds in told.items() if holds]
+
+    def _layer_causes(self, name, before) -> list[str]:
+        causes = [cause for cause in self._size_causes() if cause != TARGETS]
+        if self.model.dtype == "float16" and before > LARGE_HALF:
+            causes.append(HALF)
+        if causes:
+            return causes
+        if before > LARGE_OUTPUT:
+            return [
+                f"values that grow from layer to layer: normalise them (BatchNormalization) before {name}"
+            ]
+        layer = self._layer(name)
+        whose = "" if layer is None or is_own(layer) else " of your own"
+        return [
+            f"what the layer{whose} computes: a logarithm or root of a number below 0, a division by 0; keep its "
+            f"input away from these, or add a small number"
+        ]
+
+    def _loss_causes(self, largest_output) -> list[str]:
+        causes = self._size_causes()
+        if causes or largest_output > LARGE_OUTPUT:
+            return causes or [RATE]
+        loss = type(self.model.loss).__name__
+        return [
+            f"a logarithm of 0 or a division by 0 in the loss {loss}: keep outputs and targets away from it"
+        ]
+
+    def _gradient_causes(self, name, before) -> list[str]:
+        if before > LARGE_GRADIENT:
+            return [*self._size_causes(), GRADIENTS]
+        what = "the loss" if name == "loss" else "the layer"
+        return [
+            f"a derivative that is infinite where {what} is finite, as that of a root or a norm at 0, or a division by "
+            f"0 in its pullback: add a small number inside",
+            *self._size_causes(),
+        ]
+
+    # Layers
+
+    def _named(self, name: str) -> str:
+        layer = self._layer(name)
+        return name if layer is None else f"{name} ({type(layer).__name__})"
+
+    def _layer(self, name: str):
+        layer = self.model.network
+        if name == snake_case(type(layer).__name__):
+            return layer
+        for key in name.split("/"):
+            layer = layer.sublayers().get(key) if layer is not None else None
+        return layer
+
+
+def _is_finite(arrays) -> bool:
+    return all(np.isfinite(array).all() for array in _numbers(arrays))
+
+
+def _count(arrays) -> str:
+    """Return how many of the values are not finite, in words."""
+    parts = _numbers(arrays)
+    wrong = sum(int((~np.isfinite(part)).sum()) for part in parts)
+    nan = sum(int(np.isnan(part).sum()) for part in parts)
+    kinds = "nan" if nan == wrong else "infinite" if nan == 0 else "nan or infinite"
+    return f"{wrong:,} of {sum(part.size for part in parts):,} values {kinds}"
+
+
+def _largest(arrays) -> float:
+    """Return the largest absolute value that is finite, or 0."""
+    sizes = [np.abs(part) for part in _numbers(arrays)]
+    return max((float(np.max(size, where=np.isfinite(size), initial=0.0)) for size in sizes), default=0.0)
+
+
+def _numbers(arrays) -> list[np.ndarray]:
+    """Return the arrays of a tree that hold numbers, in float64."""
+    return [np.asarray(array, dtype=np.float64) for array in tree.leaves(arrays)]

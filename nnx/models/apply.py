@@ -1,0 +1,31 @@
+"""`nnx.apply`: run one layer on some data, to see what it does."""
+
+from typing import Any
+
+from nnx import tree
+from nnx.backend import as_backend
+from nnx.data.samples import as_inputs
+from nnx.layers.base import Layer
+from nnx.models.model import Model
+
+
+class _Passing(Model):
+    """A model of a layer whose weights are for one pass, wherever else the layer has some."""
+
+    _owns_layers = False
+
+
+def apply(layer: Layer, x, *, training: bool = False, seed: int = 0, backend=None) -> Any:
+    """Return what a layer with fresh weights makes of `x`, a batch of samples, as a NumPy array.
+
+    A dict or a tuple of arrays is what layers of several inputs take.
+
+    >>> import nnx
+    >>> nnx.apply(nnx.layers.Dense(1, kernel_initializer="ones"), [[1.0, 2.0]])
+    array([[3.]], dtype=float32)
+    """
+    shape = tree.map(lambda a: a.shape[1:], as_inputs(x, None, "float32"))
+    model = _Passing(layer, shape, seed=seed, backend=as_backend(backend))
+    ctx = model.context(training)
+    y, _ = model.apply(model.params, tree.map(model.backend.asarray, model.as_input(x, shape)), ctx)
+    return tree.map(model.backend.to_numpy, y)

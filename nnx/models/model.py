@@ -1,0 +1,950 @@
+"""A model: a network with everything around it: compile, fit, evaluate, predict, save.
+
+A model holds a network (a `Layer`, which is pure) and the arrays that go with it on one backend:
+`params`, `state`, and the optimizer's `slots`.
+"""
+
+import contextlib
+import functools
+import itertools
+import operator
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import numpy as np
+
+from nnx import losses, optimizers, tree
+from nnx.backend import Backend, BackendError, as_backend
+from nnx.callbacks import Callback, CallbackList, ProgressBar, format_number
+from nnx.callbacks.history import History
+from nnx.context import Context
+from nnx.data import lazy_arrays
+from nnx.data.classes import warn_of_untrained, with_class_weights
+from nnx.data.out_of_core import as_out_of_core
+from nnx.data.prefetch import ahead
+from nnx.data.samples import (
+    Samples,
+    as_inputs,
+    as_samples,
+    as_several,
+    check_count,
+    check_epochs,
+    check_share,
+    check_shuffle,
+    check_verbose,
+    rows_of,
+    split_last,
+    with_rows,
+)
+from nnx.data.sources import on_host
+from nnx.data.streams import (
+    as_part_of_stream,
+    as_validation,
+    end_of,
+    expect_end,
+    features_of,
+    first,
+    holds_batches,
+    is_stream,
+    numbered,
+)
+from nnx.distributed import ranks
+from nnx.errors import explained, own_exceptions
+from nnx.graph.fingerprint import Settings
+from nnx.interrupt import interruptible, undivided
+from nnx.layers.base import Layer, run
+from nnx.layers.containers import Chain, as_layer
+from nnx.layers.parallel import Inputs
+from nnx.metrics import Metric
+from nnx.models import ownership
+from nnx.models.summary import summary_table
+from nnx.random import WEIGHTS, generator, next_seed, step_keys
+from nnx.registry import Strict, suggest
+from nnx.saving import model_files
+from nnx.saving import resume as resuming
+from nnx.shapes import Shape, as_column, as_shapes, is_single, map_shapes
+from nnx.threads import alone, expect_alone, expect_readable, reads
+from nnx.training import loop, mixed_precision
+from nnx.training.outputs import as_loss, as_metrics, expect_outputs
+from nnx.training.purity import Guard
+from nnx.training.suitability import unsuited
+
+DTYPES = (*mixed_precision.HALF, "float32", "float64")
+
+IN_FLIGHT = 16
+"""Batches of an iterable whose outputs `predict` fetches at once."""
+
+
+class NotReadyError(RuntimeError):
+    """Something was asked of a model that is not built or not compiled yet."""
+
+
+class Model(Strict):
+    """A network and its arrays on one backend.
+
+    Parameters
+    ----------
+    network : Layer
+    input_shape : tuple of int, optional
+        The shape of one sample; found from the first data if not given.
+    seed : int, optional
+        Decides starting weights, shuffles and masks. By default from `nnx.utils.set_random_seed`,
+        else different each time.
+    dtype : {"float16", "bfloat16", "float32", "float64"}
+        Of parameters and computation. With 16 bits the parameters stay in float32 and the layers
+        compute in half precision, for a GPU that is faster at it: see `nnx.training.mixed_precision`.
+    backend : str or Backend, optional
+        Where it runs; by default the current backend when it is built.
+    """
+
+    name: str
+    network: Any
+    """The layer that it runs: of a `Sequential` a `Chain`."""
+    input_shape: Shape | None
+    history: History
+    """Of the last `fit`."""
+    stop_training: bool
+    """Set by a callback: whether training ends with this step or epoch."""
+    optimizer: optimizers.Optimizer | None
+    loss: losses.Loss | None
+    metrics_used: list[tuple[Metric, bool]]
+    """The metrics, and whether sample weights count in each."""
+    step: int
+    """Steps taken since `compile`."""
+    loss_scale: dict | None
+    """In float16, by what the loss is multiplied, and the good steps since that changed."""
+    trained_in: int | None
+    """The number of the thread that trains it now."""
+    _is_known_to_suit = False
+    """Whether output and loss have been looked at; see `nnx.training.suitability`."""
+    _owns_layers = True
+    """Whether its layers may have weights in no other model."""
+
+    def __init__(
+        self, network, input_shape=None, *, seed: int | None = None, dtype: str = "float32", backend=None
+    ):
+        if dtype not in DTYPES:
+            raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
+        self.name = "model"
+        self.network = as_layer(network)
+        if self._owns_layers:
+            ownership.check(self, self.network)
+        self.input_shape = input_shape
+        self.seed = next_seed() if seed is None else int(seed)
+        self._drawn_seed = self.seed if seed is None else None
+        self.dtype = dtype
+        self.stop_training = False
+        self.history = History()
+        self.step = 0
+        self.trained_in = None
+        self._backend: Backend | None = None if backend is None else as_backend(backend)
+        self._forget()
+        self.optimizer = None
+        self.loss = None
+        self.metrics_used = []
+
+    @property
+    def _seed_is_given(self) -> bool:
+        """Whether the program chose the seed; else it was drawn."""
+        return self.seed != self._drawn_seed
+
+    def __setattr__(self, name, value):
+        if name == "optimizer" and isinstance(value, str):
+            value = optimizers.get(value)
+        if name == "loss" and isinstance(value, (str, dict, list)):
+            value = as_loss(value)
+        super().__setattr__(name, value)
+
+    def _forget(self):
+        """Drop all arrays and compiled functions: they will be made anew."""
+        self._paths: list[tuple[str, tuple[str, ...]]] = []
+        self._params: Any = None
+        self._state: Any = None
+        self._slots: list | None = None
+        self._slot_names: tuple[str, ...] = ()
+        self.loss_scale = None
+        self._engine: loop.Engine | None = None
+        self._forward: Callable | None = None
+        self._settings = Settings()
+
+    @reads
+    def __getstate__(self):
+        """Return what `pickle` and `copy.deepcopy` keep: arrays on the host, nothing compiled."""
+        kept = {**vars(self), "_engine": None, "_forward": None, "_settings": Settings(), "trained_in": None}
+        kept["loss_scale"] = self._to_host(self.loss_scale or {})
+        if self.built:
+            kept["_params"], kept["_state"] = self._to_host(self._params), self._to_host(self._state)
+            kept["_slots"] = None if self._slots is None else [self._to_host(slot) for slot in self._slots]
+        return kept
+
+    def __setstate__(self, kept):
+        vars(self).update(kept)
+        if self.built:
+            ownership.claim(self, self._params, self._state)
+            try:
+                self.backend.check_process()
+            except BackendError:  # told at the first use: a worker that fails to read its task tells nobody
+                return
+            self._params, self._state = (
+                self._to_device(self._params),
+                self._to_device(self._state, packed=False),
+            )
+            if self._slots is not None:
+                self.set_slots(self._slots)
+            self.set_loss_scale(self.loss_scale)
+
+    @property
+    def trainable(self) -> bool:
+        """True: models cannot be frozen yet."""
+        return True
+
+    @trainable.setter
+    def trainable(self, value: bool):
+        if not value:
+            raise ValueError(
+                f"the model {self.name!r} cannot be frozen yet (trainable=False): all weights are trained"
+            )
+
+    # Building
+
+    @property
+    def backend(self) -> Backend:
+        """The backend it runs on, chosen when it is built; `to` changes it."""
+        if self._backend is None:
+            self._backend = as_backend(None)
+        return self._backend
+
+    @property
+    def weight_dtype(self) -> str:
+        """The precision of weights, inputs and predictions: float32 where layers compute in half."""
+        return mixed_precision.weight_dtype(self.dtype)
+
+    @property
+    def built(self) -> bool:
+        """Whether the weights exist."""
+        return self._params is not None
+
+    def init(self, seed: int | None = None, input_shape=None) -> tuple[Any, Any]:
+        """Return fresh (params, state) on the backend, without changing the model."""
+        shape = self._built_shape() if input_shape is None else as_shapes(input_shape)
+        params, _ = self.network.init(generator(self.seed if seed is None else seed, WEIGHTS), shape)
+        return self._to_device(params), self._to_device(self.network.init_state(shape), packed=False)
+
+    def _to_device(self, host, packed=True):
+        self.backend.check_dtype(self.dtype)
+        with self.backend.scope(self.dtype):
+            arrays = tree.map(lambda a: self.backend.asarray(np.asarray(a, dtype=self.weight_dtype)), host)
+            return self.backend.pack(arrays) if packed else arrays
+
+    @explained
+    @alone
+    def build(self, input_shape) -> None:
+        """Make the starting weights for samples of this shape (the batch axis left out)."""
+        self._make_weights(input_shape)
+
+    @functools.partial(explained, name="build")
+    @undivided
+    def _make_weights(self, input_shape) -> None:
+        """Do what `build` does, in a thread that reads ahead for the one that trains as well."""
+        if self._owns_layers:
+            ownership.check(self, self.network)
+        shape = as_shapes(input_shape, batch_axis=True)  # None in front, as Keras writes it
+        params, _ = self.network.init(generator(self.seed, WEIGHTS), shape)
+        self.build_from(shape, params, self.network.init_state(shape))
+
+    def build_from(self, shape: Shape, params, state) -> None:
+        """Take these trees of host arrays as the weights for samples of this shape."""
+        paths = list(_ordered_paths(self.network, params, state))
+        arrays = self._to_device(params), self._to_device(state, packed=False)
+        self._paths, self.input_shape, (self._params, self._state) = paths, shape, arrays
+        self._slots, self._slot_names, self.loss_scale, self.step = None, (), None, 0
+        if self._owns_layers:
+            ownership.claim(self, params, state)
+
+    def expect_same_weights(self) -> None:
+        """Raise a ValueError if the settings of the layers have changed so that the weights do not fit them."""
+        fresh, _ = self.network.init(generator(self.seed, WEIGHTS), self._built_shape())
+        shapes = [{path: tree.at(t, path).shape for path in tree.paths(t)} for t in (fresh, self._params)]
+        for path in shapes[0].keys() | shapes[1].keys():
+            asked, present = (each.get(path) for each in shapes)
+            if asked != present:
+                raise ValueError(
+                    f"a layer's settings have changed since the model was built: weight {'/'.join(path)} would have "
+                    f"shape {asked} and has {present}. Build the model anew: model.build({self.input_shape})"
+                )
+
+    def _built_shape(self) -> Shape:
+        """Return the shape of one sample, after making the weights if there are none yet."""
+        if self.input_shape is None:
+            raise NotReadyError(
+                "the model is not built: the shape of its input is not known. Give the first layer "
+                "input_shape=(features,), call model.build((features,)), or fit it on data"
+            )
+        if not self.built:
+            self._make_weights(self.input_shape)
+        return self.input_shape
+
+    @property
+    def params(self):
+        """The weights: a tree of arrays of the backend. Training consumes them: copy what you keep."""
+        expect_readable(self)
+        self._built_shape()
+        return self._params
+
+    @params.setter
+    @alone
+    def params(self, params):
+        self._params = self._taken_over(params, self.params, packed=True)
+
+    @property
+    def state(self):
+        """What changes without a gradient, such as moving averages: a tree of arrays."""
+        expect_readable(self)
+        self._built_shape()
+        return self._state
+
+    @state.setter
+    @alone
+    def state(self, state):
+        self._state = self._taken_over(state, self.state, packed=False)
+
+    def _taken_over(self, given, present, packed: bool):
+        """Return a copy of `given`, if it is a tree of the same paths and shapes as `present`."""
+        shapes = [{p: np.shape(tree.at(t, p)) for p in tree.paths(t) if p} for t in (given, present)]
+        if shapes[0] != shapes[1]:
+            raise ValueError(f"expected arrays of shapes {shapes[1]}, got {shapes[0]}")
+        with self.backend.scope(self.dtype):
+            copied = tree.map(
+                lambda a: self.backend.copy(self.backend.asarray(a, dtype=self.weight_dtype)), given
+            )
+            return self.backend.pack(copied) if packed else copied
+
+    @property
+    def output_shape(self) -> Shape:
+        """The shape of one output."""
+        return self.network.out_shape(self._built_shape())
+
+    @property
+    def layers(self) -> list[Layer]:
+        """The layers of a Sequential, else the network alone."""
+        return self.network.layers if isinstance(self.network, Chain) else [self.network]
+
+    @explained
+    @alone
+    @undivided
+    def to(self, backend) -> "Model":
+        """Move weights, state and optimizer to another backend, and return the model.
+
+        Training goes on from where it was: the same shuffles and masks follow.
+        """
+        found = as_backend(backend)
+        if self.built:
+            host = [self._to_host(t) for t in (self._params, self._state)]
+            slots = [self._to_host(slot) for slot in self._slots or []]
+            scale = self._to_host(self.loss_scale or {})
+            self._backend = found
+            self._params, self._state = self._to_device(host[0]), self._to_device(host[1], packed=False)
+            if self._slots is not None:
+                self.set_slots(slots)
+            self.set_loss_scale(scale)
+        self._backend = found
+        self._engine = self._forward = None
+        return self
+
+    def _to_host(self, arrays):
+        with self.backend.scope(self.dtype):
+            return tree.map(self.backend.to_numpy, arrays)
+
+    # The functional core
+
+    def context(self, training: bool = False, state=None, step: int = 0) -> Context:
+        """Return the context of one pass: in training, with the masks that `fit` draws at `step`."""
+        key = self.backend.stage({"key": step_keys(self.seed, step, step + 1)[0]})["key"]
+        state = self.state if state is None else state
+        return Context(self.backend, training=training, state=state, key=(key[0], key[1]))
+
+    def apply(self, params, x, ctx: Context | None = None):
+        """Return the output for `x` and the pullback: `dx, grads = pullback(dy)`.
+
+        By default a pass for inference, with the model's own state. To train, give
+        `model.context(training=True, step=...)`; afterwards its `state` is the new state.
+        """
+        ctx = ctx or self.context()
+        with self.backend.scope(self.dtype):
+            output, pullback = self._run(ctx, params, x)
+
+        def pullback_in_scope(dy):
+            with self.backend.scope(self.dtype):
+                return pullback(dy)
+
+        return output, pullback_in_scope
+
+    # Training
+
+    @alone
+    def compile(
+        self, optimizer: Any = "rmsprop", loss=None, loss_weights=None, metrics=None, weighted_metrics=None
+    ) -> None:
+        """Choose optimizer, loss and metrics, by name or object, and start the optimizer afresh.
+
+        For a model of several outputs (`layers.Outputs`): dicts by output, or lists in their order.
+        """
+        if loss is None:
+            raise ValueError("compile needs a loss, such as loss='mse' or loss='categorical_crossentropy'")
+        found = optimizers.get(optimizer), as_loss(loss, loss_weights)
+        used = as_metrics(metrics, False) + as_metrics(weighted_metrics, True)
+        names = ["loss", *found[1].parts] + [metric.name for metric, _ in used]
+        if len(set(names)) < len(names):
+            raise ValueError(f"two metrics have the same name: {names}; give one of them name=...")
+        self.optimizer, self.loss = found
+        self.metrics_used = used
+        self._slots, self._slot_names, self.loss_scale, self._engine, self.step = None, (), None, None, 0
+        self._is_known_to_suit = False
+
+    @property
+    def metrics_names(self) -> list[str]:
+        """What `evaluate` returns, in order."""
+        parts = () if self.loss is None else self.loss.parts
+        return ["loss", *parts] + [metric.name for metric, _ in self.metrics_used]
+
+    @property
+    def engine(self) -> loop.Engine:
+        """The step functions for the present backend."""
+        self._require_compiled()
+        if self._engine is None:
+            self._engine = loop.Engine(self)
+        return self._engine
+
+    def _require_compiled(self) -> optimizers.Optimizer:
+        if self.optimizer is None:
+            raise NotReadyError(
+                "the model is not compiled: call model.compile(optimizer='adam', loss=...) before training or "
+                "evaluating it"
+            )
+        return self.optimizer
+
+    @property
+    def carry(self) -> dict:
+        """All that a training step changes."""
+        expect_readable(self)
+        optimizer = self._require_compiled()
+        if self._slots is None or self._slot_names != optimizer.slots:  # such as momentum that has been set
+            kept = dict(zip(self._slot_names, self._slots or [], strict=True))
+            with self.backend.scope(self.dtype):
+                fresh = zip(optimizer.slots, optimizer.init(self.params, self.backend), strict=True)
+                self._slots = [kept.get(name, slot) for name, slot in fresh]
+            self._slot_names = optimizer.slots
+        if self.dtype == "float16" and self.loss_scale is None:
+            self.loss_scale = mixed_precision.first_scale(self.backend)
+        scale = {} if self.loss_scale is None else {"scale": self.loss_scale}
+        return {"params": self.params, "state": self.state, "slots": self._slots, **scale}
+
+    @property
+    def slots(self) -> dict[str, Any]:
+        """What the optimizer keeps beside each weight: a tree of arrays under each slot's name."""
+        return dict(zip(self.optimizer.slots, self.carry["slots"], strict=True)) if self.optimizer else {}
+
+    @alone
+    def set_slots(self, slots: list) -> None:
+        """Set the optimizer's slots, from trees of host arrays."""
+        self._slots = [self._to_device(slot) for slot in slots]
+        self._slot_names = self._require_compiled().slots
+
+    @alone
+    def set_loss_scale(self, scale: dict | None) -> None:
+        """Set what float16 multiplies the loss by, from host arrays."""
+        self.loss_scale = self._to_device(scale, packed=False) if scale else None
+
+    @undivided
+    def set_carry(self, carry: dict, steps: int) -> None:
+        """Take over what came out of `steps` training steps."""
+        expect_alone(self)
+        self._params, self._state, self._slots = carry["params"], carry["state"], carry["slots"]
+        self.loss_scale = carry.get("scale")
+        self.step += steps
+
+    def _check(self, x, y, sample_weight=None) -> Samples:
+        x, y = on_host(x, "X", self.backend), on_host(y, "y", self.backend)
+        sample_weight = on_host(sample_weight, "sample_weight", self.backend)
+        declared, was_built = self.input_shape, self.built
+        if declared is None:
+            x = as_several(x, y, self._begins_with_inputs)
+        if not was_built:
+            found = as_inputs(x, declared, self.weight_dtype)
+            self._make_weights(tree.map(lambda a: a.shape[1:], found))
+        try:
+            expect_outputs(self.loss, self.metrics_used, self.output_shape)
+            check = as_out_of_core if lazy_arrays.in_any(x, y) else as_samples
+            return check(
+                x,
+                y,
+                sample_weight,
+                self.loss,
+                self.input_shape,
+                map_shapes(as_column, self.output_shape),
+                self.weight_dtype,
+                self.network.categories,
+            )
+        except ValueError:
+            if not was_built:  # what does not fit must not decide about the shape either
+                self._forget()
+                ownership.release(self)
+                self.input_shape = declared
+            raise
+
+    @property
+    def _begins_with_inputs(self) -> bool:
+        first = self.network
+        while isinstance(first, Chain) and first.layers:
+            first = first.layers[0]
+        return isinstance(first, Inputs)
+
+    def as_input(self, x, in_shape) -> Any:
+        """Return samples as the host array, or arrays, that the network takes, or raise a ValueError."""
+        return as_inputs(x, in_shape, self.weight_dtype, self.network.categories)
+
+    def check_batch(self, batch) -> Samples:
+        """Return one checked batch, `(x, y, sample_weight)`."""
+        return self._check(*batch)
+
+    def check_for_training(self, x, y, sample_weight=None) -> Samples:
+        """Return checked samples; warn at the first ones after `compile` if the output does not suit the loss."""
+        samples = self._check(x, y, sample_weight)
+        if not self._is_known_to_suit and self.loss is not None:
+            self._is_known_to_suit = True
+            # Of a file the first samples: what is further on is read when its turn comes.
+            some = (samples.part(0, min(len(samples), 32)) if samples.stays_on_host else samples).glance()
+            for text in unsuited(self.network, self.loss, self.output_shape, some.y, some.weight):
+                warnings.warn(text, stacklevel=6)
+        return samples
+
+    @explained
+    @interruptible
+    @alone
+    def fit(self, x, y=None, batch_size: int | None = 32, epochs: int = 1, verbose="auto", callbacks=None,
+            validation_split: float = 0.0, validation_data=None, shuffle: Any = True, class_weight=None,
+            sample_weight=None, initial_epoch: int = 0, steps_per_epoch: int | None = None,
+            validation_steps: int | None = None, validation_batch_size: int | None = None, validation_freq: int = 1,
+            resume=None) -> History:  # fmt: skip
+        """Train, and return the history.
+
+        Parameters
+        ----------
+        x : array, (samples, ...), or iterable of batches `(x, y)` or `(x, y, sample_weight)`
+            Or a table, a tensor, a file of HDF5 or Zarr, which may be larger than memory: see docs/data.md.
+        y : array, (samples, ...)
+        batch_size : int
+            Samples a step; the last batch of an epoch may be smaller.
+        epochs : int
+            Passes over the data, those before `initial_epoch` included.
+        verbose : {"auto", 0, 1, 2}
+            0 silent, 1 progress bar and a line an epoch, 2 a line an epoch; "auto" is 1 on a
+            terminal, else 2.
+        callbacks : list of Callback
+        validation_split : float
+            This last share of the samples is kept out of training, to validate on. A warning tells if it has
+            classes that the rest has not, as of samples sorted by class.
+        validation_data : (x, y), (x, y, sample_weight) or iterable of batches
+            A generator is used up after one pass: to validate more than once, give `validation_steps`, or a list.
+        shuffle : bool or function
+            Whether the samples are visited in a new order each epoch. A function is given the numbers of
+            the samples at each epoch, and returns them in the order to visit them in.
+        class_weight : dict of class number to weight
+            By what the loss of each sample of a class is multiplied; 1 for a class that is not named. For one label
+            a sample: a class number, a one-hot row, or 0 and 1 (or -1 and 1) of a single output.
+        sample_weight : array, (samples,)
+        steps_per_epoch : int
+            For an iterable without end: batches an epoch.
+        validation_steps : int
+            Batches a validation: an iterator goes on with the next ones each time, all else starts anew.
+        resume : str or Path, optional
+            A folder in which `ModelCheckpoint(..., save_state=True)` left the state of a training that was
+            cut off: go on from there, as if it never had been. See docs/reliability.md.
+
+        Raises
+        ------
+        ValueError
+            If the data does not fit the model; the message names value, expectation and remedy.
+        KeyboardInterrupt
+            On Ctrl-C, once weights and history are in order: the model stays usable.
+        """
+        self._require_compiled()
+        batch_size = check_count("batch_size", 32 if batch_size is None else batch_size)
+        validation_freq = check_count("validation_freq", validation_freq)
+        validation_batch_size = (
+            max(batch_size, 256) if validation_batch_size is None else validation_batch_size
+        )
+        validation_batch_size = check_count("validation_batch_size", validation_batch_size)
+        initial_epoch, epochs = check_epochs(initial_epoch, epochs)
+        steps_per_epoch, validation_steps = (
+            None if steps is None else check_count(name, steps)
+            for name, steps in (("steps_per_epoch", steps_per_epoch), ("validation_steps", validation_steps))
+        )
+        validation_split, shuffle = check_share("validation_split", validation_split), check_shuffle(shuffle)
+        check_verbose(verbose)
+        samples, stream, validation = None, None, None
+        if self._is_stream(x, y):
+            if validation_split or class_weight is not None or sample_weight is not None:
+                raise ValueError(
+                    "validation_split, class_weight and sample_weight need arrays, not an iterable of batches"
+                )
+            stream = x
+        else:
+            if steps_per_epoch is not None:
+                raise ValueError("steps_per_epoch is for an iterable of batches; with arrays give batch_size")
+            samples = self.check_for_training(x, y, sample_weight)
+            if validation_split and validation_data is None:
+                samples, validation = split_last(samples, validation_split)
+                warn_of_untrained(samples, validation, stacklevel=5)
+            samples = with_class_weights(samples, class_weight, self.output_shape)
+        if validation_data is not None:
+            several = (
+                self._begins_with_inputs if self.input_shape is None else not is_single(self.input_shape)
+            )
+            validation = as_validation(validation_data, several)
+            if isinstance(validation, tuple):
+                validation = self._check(*validation)
+            else:
+                due = epochs // validation_freq - initial_epoch // validation_freq
+                expect_end(validation, validation_steps, due, steps_per_epoch is not None)
+        if validation_steps is not None and validation is None:
+            raise ValueError("validation_steps needs validation_data, or validation_split")
+        if isinstance(validation, Samples):
+            stop = end_of("validation_steps", validation_steps, validation_batch_size, len(validation))
+            validation = validation.part(0, stop) if stop < len(validation) else validation
+
+        self.history = History()
+        shown = [] if verbose == 0 else [ProgressBar(bar=False if verbose == 2 else None)]
+        given = [callbacks] if isinstance(callbacks, Callback) else () if callbacks is None else callbacks
+        if not isinstance(given, Iterable) or isinstance(given, str):
+            raise TypeError(f"callbacks must be a list of nnx.callbacks.Callback objects, got {callbacks!r}")
+        hooks = CallbackList([*given, self.history, *shown], ranks.rank())
+        hooks.set_model(self)
+        with resuming.alone_in_folders(hooks):
+            facts, begun = {}, None
+            if resume is not None or resuming.is_wanted(hooks):
+                facts = {
+                    "batch_size": batch_size, "initial_epoch": initial_epoch, "steps_per_epoch": steps_per_epoch,
+                    "validation_freq": validation_freq, "shuffle": shuffle if isinstance(shuffle, bool) else "function",
+                    "learning rate": resuming.told(self._require_compiled().learning_rate),
+                    "training data": resuming.describe(samples), "validation data": resuming.describe(validation),
+                }  # fmt: skip
+            if resume is not None and (begun := resuming.begin(self, hooks, facts, resume)) is not None:
+                initial_epoch += begun["epochs"]
+            steps = steps_per_epoch if samples is None else -(-len(samples) // batch_size)
+            hooks.set_params({
+                "epochs": epochs, "steps": steps, "verbose": verbose, "resumed": begun is not None,
+                "do_validation": validation is not None, "validation_freq": validation_freq,
+            })  # fmt: skip
+            with self.backend.scope(self.dtype):
+                loop.train(
+                    self,
+                    samples,
+                    stream,
+                    validation,
+                    hooks,
+                    epochs=epochs,
+                    initial_epoch=initial_epoch,
+                    batch_size=batch_size,
+                    validation_batch_size=validation_batch_size,
+                    validation_freq=validation_freq,
+                    validation_steps=validation_steps,
+                    shuffle=shuffle,
+                    steps_per_epoch=steps_per_epoch,
+                    facts=facts,
+                    run=begun,
+                )
+        return self.history
+
+    def _is_stream(self, x, y) -> bool:
+        """Whether fit or evaluate was given an iterable of batches."""
+        if y is not None and isinstance(x, Iterator):
+            raise ValueError(
+                f"x is an iterable of batches, a {type(x).__name__}, which gives the targets itself: leave y out"
+            )
+        return y is None and is_stream(x)
+
+    @explained
+    @alone
+    def train_on_batch(self, x, y, sample_weight=None, class_weight=None, return_dict: bool = False):
+        """Take one step on these samples; return its loss and metrics. The arguments are those of `fit`."""
+        engine = self.engine
+        samples = with_class_weights(
+            self.check_for_training(x, y, sample_weight), class_weight, self.output_shape
+        )
+        with self.backend.scope(self.dtype):
+            logs = engine.logs(engine.train_on_samples(samples), len(samples))
+        return _as_result(logs, return_dict)
+
+    @explained
+    def test_on_batch(self, x, y, sample_weight=None, return_dict: bool = False):
+        """Return loss and metrics on these samples, as one batch."""
+        engine = self.engine
+        expect_alone(self)
+        samples = self._check(x, y, sample_weight)
+        with self.backend.scope(self.dtype):
+            logs = engine.evaluate(samples, engine.place_if_it_fits(samples), len(samples))
+        return _as_result(logs, return_dict)
+
+    @explained
+    @reads
+    def evaluate(
+        self,
+        x,
+        y=None,
+        batch_size: int | None = 256,
+        verbose: Any = "auto",
+        sample_weight=None,
+        steps: int | None = None,
+        return_dict: bool = False,
+    ):
+        """Return the loss, or a list of loss and metrics, on these samples or batches; on `steps` batches, if given.
+
+        An iterator goes on from there at the next call.
+        """
+        engine = self.engine
+        check_verbose(verbose)
+        size = check_count("batch_size", 256 if batch_size is None else batch_size)
+        steps = None if steps is None else check_count("steps", steps)
+        with self.backend.scope(self.dtype):
+            if self._is_stream(x, y):
+                if sample_weight is not None:
+                    raise ValueError(
+                        "sample_weight needs arrays: an iterable of batches gives (x, y, sample_weight)"
+                    )
+                logs = engine.evaluate_stream(engine.checked(x, steps, "steps"))
+            else:
+                samples = self._check(x, y, sample_weight)
+                stop = end_of("steps", steps, size, len(samples))
+                samples = samples.part(0, stop) if stop < len(samples) else samples
+                logs = engine.evaluate(samples, engine.place_if_it_fits(samples), size)
+        if verbose:
+            print("  ".join(f"{name} {format_number(value)}" for name, value in logs.items()))
+        return _as_result(logs, return_dict)
+
+    @explained
+    @reads
+    def predict(self, x, batch_size: int | None = 1024, verbose=0, steps: int | None = None) -> Any:
+        """Return the outputs for `x` as a NumPy array, (samples, ...), or as a dict or tuple of them.
+
+        Parameters
+        ----------
+        x : array, (samples, ...), or iterable of batches
+            Batches are x, (x,), (x, y) or (x, y, sample_weight), of which x alone counts.
+        batch_size : int
+            Samples computed at a time; an iterable of batches decides about that itself.
+        steps : int, optional
+            How many batches to take: all by default. An iterator goes on from there at the next call.
+        """
+        check_verbose(verbose)
+        size = check_count("batch_size", 1024 if batch_size is None else batch_size)
+        steps = None if steps is None else check_count("steps", steps)
+        shape = self._built_shape()
+        if holds_batches(x, shape):
+            return self._predict_stream(x, steps)
+        x = on_host(x, "X", self.backend)
+        if _holds_no_sample(x, shape):
+            return map_shapes(lambda s: np.zeros((0, *s), self.weight_dtype), self.output_shape)
+        x = self.as_input(x, shape)
+        starts, results = range(0, end_of("steps", steps, size, rows_of(x)), size), []
+        for part in loop.parts_that_fit(self, starts, size):
+            batches = (tree.map(operator.itemgetter(slice(i, i + size)), x) for i in part)
+            with contextlib.closing(ahead(batches) if lazy_arrays.in_any(x) else batches) as found:
+                results += self._outputs(found, size)
+        return tree.map(lambda *parts: np.concatenate(parts), *results)
+
+    def _predict_stream(self, stream, steps: int | None) -> Any:
+        """Return the outputs for the batches of an iterable."""
+
+        def checked(item):
+            x = self.as_input(on_host(features_of(item), "X", self.backend), self.input_shape)
+            return tree.map(lambda a: np.array(a[:]), x)  # the iterable may use its arrays again
+
+        results = []
+        with contextlib.closing(own_exceptions(first(stream, steps))) as items:
+            pairs = numbered(items, stream, steps, "steps")
+            batches = (as_part_of_stream(checked, item, number) for number, item in pairs)
+            while found := self._outputs(itertools.islice(batches, IN_FLIGHT)):
+                results += found
+        if not results:
+            raise ValueError(loop.NO_BATCH)
+        return tree.map(lambda *parts: np.concatenate(parts), *results)
+
+    def _outputs(self, batches, most: int | None = None) -> list:
+        """Return the outputs for some batches of checked samples, of at most so many, on the host."""
+        weights, counts, outputs = {"params": self.params, "state": self.state}, [], []
+        with self.backend.scope(self.dtype):
+            forward = self._compiled_forward()
+            for batch in batches:
+                counts.append(count := rows_of(batch))
+                # Each output depends on its own sample alone, at least in nnx's own layers.
+                rows = count if self._settings.is_users else self.backend.padded(count)
+                rows = rows if most is None else min(rows, most)
+                placed = tree.map(lambda a, rows=rows: self.backend.asarray(with_rows(a, rows)), batch)
+                outputs.append(forward(weights, placed))
+            read = self.backend.read(outputs)
+        return [tree.map(lambda a, n=n: a[:n], output) for n, output in zip(counts, read, strict=True)]
+
+    def _compiled_forward(self) -> Callable:
+        """Return `_predict_batch`, compiled for the settings that the layers have now."""
+        if self._settings.have_changed(self.network) or self._forward is None:
+            run = Guard(self.backend, (self.network,)) if self._settings.is_users else self.backend
+            self._forward = run.compile(self._predict_batch)
+        return self._forward
+
+    def _predict_batch(self, weights, x):
+        return self._run(Context(self.backend, state=weights["state"]), weights["params"], x)[0]
+
+    def _run(self, ctx, params, x):
+        if self.dtype in mixed_precision.HALF:
+            return mixed_precision.run_half(self.dtype, self.network, ctx, params, x)
+        return run(self.network, ctx, params, x)
+
+    @explained
+    @reads
+    def __call__(self, x) -> Any:
+        """Return the outputs for `x` as an array of the backend."""
+        x = self.as_input(on_host(x, "X", self.backend), self.input_shape)
+        with self.backend.scope(self.dtype):
+            placed = tree.map(lambda a: self.backend.asarray(a[:]), x)
+            return self._predict_batch({"params": self.params, "state": self.state}, placed)
+
+    # Weights
+
+    def weight_paths(self) -> list[tuple[str, tuple[str, ...]]]:
+        """Return ("params" or "state", path) of each weight array, layer by layer, as Keras orders them."""
+        self._built_shape()
+        return self._paths
+
+    @reads
+    def get_weights(self) -> list[np.ndarray]:
+        """Return all weights and moving averages as NumPy arrays, layer by layer."""
+        arrays = {"params": self.params, "state": self.state}
+        with self.backend.scope(self.dtype):
+            return [self.backend.to_numpy(tree.at(arrays[kind], path)) for kind, path in self.weight_paths()]
+
+    @alone
+    @undivided
+    def set_weights(self, weights) -> None:
+        """Set all weights and moving averages, in the order of `get_weights`."""
+        paths, old = self.weight_paths(), self.get_weights()
+        if len(weights) != len(old):
+            raise ValueError(f"the model has {len(old)} weight arrays, got {len(weights)}")
+        for (_, path), mine, given in zip(paths, old, weights, strict=True):
+            if np.shape(given) != mine.shape:
+                raise ValueError(f"weight {'/'.join(path)} has shape {mine.shape}, got {np.shape(given)}")
+        for kind in ("params", "state"):
+            chosen = [(path, np.asarray(w)) for (k, path), w in zip(paths, weights, strict=True) if k == kind]
+            arrays = tree.from_paths([p for p, _ in chosen], [w for _, w in chosen])
+            setattr(self, f"_{kind}", self._to_device(arrays, packed=kind == "params"))
+
+    @reads
+    def snapshot(self) -> dict:
+        """Return a copy of weights and state on the device, for `restore`."""
+        with self.backend.scope(self.dtype):
+            return {
+                name: tree.map(self.backend.copy, t)
+                for name, t in (("params", self.params), ("state", self.state))
+            }
+
+    @alone
+    def restore(self, snapshot: dict) -> None:
+        """Put back what `snapshot` copied."""
+        with self.backend.scope(self.dtype):
+            copied = {name: tree.map(self.backend.copy, arrays) for name, arrays in snapshot.items()}
+            self._params, self._state = self.backend.pack(copied["params"]), copied["state"]
+
+    def count_params(self) -> int:
+        """Return the number of parameters, moving averages included."""
+        self._built_shape()
+        return sum(int(np.prod(w.shape)) for w in tree.leaves(self._params) + tree.leaves(self._state))
+
+    def get_layer(self, name: str | None = None, index: int | None = None) -> Layer:
+        """Return a layer by its name, as `summary` shows it, or by its number."""
+        if index is not None:
+            return self.layers[index]
+        present = self.network.sublayers()
+        if name not in present:
+            raise ValueError(suggest("layer", str(name), present))
+        return present[name]
+
+    def summary(self, print_fn=print) -> None:
+        """Print a table: each layer's output shape, parameters, operations and memory."""
+        self._built_shape()
+        print_fn(summary_table(self))
+
+    # Files
+
+    @reads
+    def save(self, path, include_optimizer: bool = True) -> None:
+        """Save architecture, weights and, if compiled, loss, metrics and optimizer to one file.
+
+        The file is safetensors with a description as JSON in it. It appears whole or not at all.
+        """
+        model_files.save(self, path, include_optimizer)
+
+    @reads
+    def to_numpy_function(self, path=None) -> str:
+        """Return the text of a Python module that predicts as this model does and needs NumPy alone.
+
+        Its function `predict(x)` takes what `predict` of the model takes, and says in plain lines what the
+        model computes. The weights are in the text; with `path`, "net.py", text and weights are written to
+        net.py and net.npz beside it. A model that computes in half precision does so in float32 there.
+
+        Raises
+        ------
+        nnx.onnx.ExportError
+            If a layer cannot be exported; the message names it.
+
+        Examples
+        --------
+        >>> import nnx
+        >>> model = nnx.Sequential([nnx.layers.Dense(2, "relu", input_shape=(3,))], seed=0)
+        >>> print(model.to_numpy_function().partition("def predict")[2])
+        (x):
+            \"\"\"Return the outputs for x: (batch, 3) -> (batch, 2).\"\"\"
+            x = checked(x, 'x', (3,), np.float32)
+            # dense
+            dense = np.maximum(x @ weights['dense/kernel'] + weights['dense/bias'], 0.0)
+            return dense
+        """
+        from nnx.export import numpy_module
+
+        self._built_shape()
+        return numpy_module.source(self) if path is None else numpy_module.write(self, path)
+
+    @reads
+    def save_weights(self, path) -> None:
+        """Save the weights and moving averages alone."""
+        model_files.save_weights(self, path)
+
+    @alone
+    def load_weights(self, path, check_finite: bool = True) -> None:
+        """Load weights from a file of `save_weights` or `save` into a model of the same architecture."""
+        model_files.load_weights(self, path, check_finite)
+
+
+def _holds_no_sample(x, shape) -> bool:
+    if is_single(shape):
+        return bool(np.ndim(x)) and len(x) == 0 and np.shape(x)[1:] == shape
+    x = tuple(x) if isinstance(x, list) else x
+    shapes = tree.map(np.shape, x) if isinstance(x, (dict, tuple)) else None
+    return shapes == map_shapes(lambda s: (0, *s), shape)
+
+
+def _as_result(logs: dict, return_dict: bool):
+    if return_dict:
+        return logs
+    values = list(logs.values())
+    return values if len(values) > 1 else values[0]
+
+
+def _ordered_paths(layer: Layer, params, state, prefix=()):
+    """Yield ("params" or "state", path) of a layer's own arrays, then of those of the layers inside it."""
+    inner = layer.sublayers()
+    for kind, arrays in (("params", params), ("state", state)):
+        own = {name: array for name, array in arrays.items() if name not in inner}
+        yield from ((kind, (*prefix, *path)) for path in tree.paths(own) if path)
+    for key, sublayer in inner.items():
+        yield from _ordered_paths(sublayer, params.get(key, {}), state.get(key, {}), (*prefix, key))

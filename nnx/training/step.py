@@ -1,0 +1,347 @@
+"""The training step: one pure function, and what belongs to it.
+
+    step(carry, batch, numbers) -> (carry, sums)
+
+The carry holds all that changes: parameters, state, optimizer slots. The sums are those of the
+loss and the metrics: batches add to them on the device, and the host reads them once an epoch.
+`numbers` are computed on the host for each step: the optimizer's scalars and the random key.
+"""
+
+from typing import Any, TypeGuard
+
+from nnx import activations, layers, tree
+from nnx.backend import Backend
+from nnx.context import Context
+from nnx.errors import raised_by
+from nnx.layers.base import Layer, run
+from nnx.losses import Loss
+from nnx.registry import is_own
+from nnx.training import mixed_precision
+from nnx.training.outputs import OutputLosses
+from nnx.training.purity import Guard
+
+
+class Steps:
+    """The step functions of a network with loss, metrics and optimizer, made for a backend.
+
+    They hold no arrays, so models of equal settings share them, and what was compiled for one is
+    there for the next. Those that run code of the user's are watched by a `guard`.
+    """
+
+    def __init__(
+        self,
+        backend: Backend,
+        network: Layer,
+        loss: Loss,
+        metrics,
+        optimizer,
+        dtype="float32",
+        communicator=None,
+        guard: Guard | None = None,
+    ):
+        self.backend, self.metrics, self.optimizer, self.dtype = backend, metrics, optimizer, dtype
+        self.communicator = communicator
+        self.network, self.loss, self.head = fuse(network, loss)
+        self.links = _links(loss)
+        self.penalties = list(weight_penalties(network))
+        self.guard = guard
+        run = backend if guard is None else guard
+        self.train = run.repeat(self._train_row)
+        self.train_one = run.one_step(self._train_row)
+        self.evaluate = run.repeat(self._evaluate_row)
+        self.evaluate_one = run.one_step(self._evaluate_row)
+        self.output = run.compile(self._output)
+        self.loss_and_gradients = run.compile(self._loss_and_gradients)
+
+    def _train_row(self, carry, row, data):
+        return self._train_step(carry, data["samples"], row)
+
+    def _train_step(self, carry, batch, numbers):
+        scalars = {name[5:]: value for name, value in numbers.items() if name.startswith("rate_")}
+        xp, scale, kept = self.backend.xp, carry.get("scale"), {}
+        factor = None if scale is None else scale["factor"]
+        grads, state, sums = self.gradients(carry["params"], carry["state"], batch, numbers, factor)
+        if self.communicator is not None:
+            reduced = self.backend.all_reduce(self.communicator, [grads, state], numbers["share"])
+            grads, state = reduced[0], tree.copy(reduced[1])
+        if scale is not None:  # of float16, whose gradients may overflow
+            scalars["finite"] = finite = mixed_precision.all_finite(xp, self.backend.flat(grads))
+            state = mixed_precision.keep_if(xp, finite, state, carry["state"])
+            kept = {"scale": mixed_precision.next_scale(xp, scale, finite)}
+        params, slots = self.optimizer.update(grads, carry["slots"], carry["params"], scalars, self.backend)
+        return {"params": params, "state": state, "slots": slots, **kept}, sums
+
+    def gradients(self, params, state, batch, numbers, loss_scale=None) -> tuple:
+        """Return the gradients of the weights, the new state, and the sums of loss and metrics."""
+        ctx = Context(
+            self.backend,
+            training=True,
+            state=state,
+            key=(numbers["key_0"], numbers["key_1"]),
+            needs_input_gradient=False,
+        )
+        if self.communicator is not None:
+            ctx.part = numbers["first"], batch["weight"].shape[0]
+        output, pullback = as_columns(*self._run(ctx, params, batch["x"]))
+        loss, pull_loss, parts = self._loss(ctx, batch, output)
+        sums = self._sums(ctx, params, batch, output, loss, parts)
+        dy = self._loss_gradient(pull_loss)
+        if loss_scale is not None:
+            dy = tree.map(lambda part: part * loss_scale, dy)
+        _, grads = pullback(dy)
+        if self.dtype in mixed_precision.HALF:
+            factor = 1.0 if loss_scale is None else 1.0 / loss_scale
+            grads = self.backend.map_kernel(mixed_precision.unscale, self.backend.pack(grads), factor)
+        return self._add_penalty_gradients(params, grads, batch["weight"]), ctx.state, sums
+
+    def _loss(self, ctx, batch, output) -> tuple:
+        try:
+            return self.loss.total(ctx, batch["y"], output, batch["weight"], ctx.mask)
+        except Exception as error:
+            raised_by(error, "loss", getattr(self.loss, "function", self.loss))
+            raise
+
+    def _loss_gradient(self, pull_loss) -> Any:
+        try:
+            return pull_loss()
+        except Exception as error:
+            raised_by(error, "loss", getattr(self.loss, "function", self.loss), ", in its pullback")
+            raise
+
+    def _loss_and_gradients(self, weights, batch):
+        """Return the loss of a batch and its gradients, for a network without masks and moving averages."""
+        numbers = {"key_0": 0, "key_1": 0}
+        grads, _, sums = self.gradients(weights["params"], weights["state"], batch, numbers)
+        return {"loss": sums["loss"]["loss"] / batch["weight"].shape[0], "gradients": grads}
+
+    def _output(self, weights, x):
+        """Return the network's output, before the activation that `fuse` took out of it (`head`)."""
+        return self._run(Context(self.backend, state=weights["state"]), weights["params"], x)[0]
+
+    def _run(self, ctx, params, x):
+        if self.dtype in mixed_precision.HALF:
+            return mixed_precision.run_half(self.dtype, self.network, ctx, params, x)
+        return run(self.network, ctx, params, x)
+
+    def _evaluate_row(self, carry, row, data):
+        return carry, self._evaluate_step(data["weights"], data["samples"])
+
+    def _evaluate_step(self, weights, batch):
+        ctx = Context(self.backend, state=weights["state"])
+        output, _ = as_columns(*self._run(ctx, weights["params"], batch["x"]))
+        loss, _, parts = self._loss(ctx, batch, output)
+        return self._sums(ctx, weights["params"], batch, output, loss, parts)
+
+    def _sums(self, ctx, params, batch, output, loss, parts) -> dict:
+        """Return the sums of loss and metrics of a batch.
+
+        The loss counts by samples, and under a mask by the time steps that it counts.
+        """
+        count = batch["weight"].shape[0]
+        values = parts if isinstance(self.loss, OutputLosses) else loss
+        masked = self.loss.steps_counted(ctx.xp, output, ctx.mask, values)
+        loss = loss + self._penalties(ctx.xp, params, batch["weight"])
+        for term in ctx.penalties:
+            loss = loss + term
+        sums = {"loss": {name: part * count for name, part in {**parts, "loss": loss}.items()}}
+        if masked:  # of these the mean over an epoch is that over its time steps
+            sums["masked"] = {
+                name: {
+                    "total": value * steps,
+                    "steps": steps,
+                    "off": factor * value * count,
+                    "weighted": factor * value * steps,
+                }
+                for name, (factor, value, steps) in masked.items()
+            }
+        model_output = _apply_head(ctx.xp, self.head, output)
+        probabilities = None
+        for metric, weighted in self.metrics:
+            predicted = model_output
+            if self.links is not None and metric.takes_probabilities(model_output):
+                if probabilities is None:
+                    probabilities = _apply_links(ctx.xp, self.links, model_output)
+                predicted = probabilities
+            weight = batch["weight"] if weighted else ctx.xp.ones_like(batch["weight"])
+            try:
+                sums[metric.name] = metric.update_masked(ctx, batch["y"], predicted, weight, ctx.mask)
+            except Exception as error:
+                raised_by(error, "metric", metric)
+                raise
+        return sums
+
+    def _penalties(self, xp, params, weight):
+        """Return the sum of the penalties on the weights of the network."""
+        total: Any = 0.0
+        shared: Any = 0.0
+        for path, penalty in self.penalties:
+            term = penalty.penalty(xp, tree.at(params, path))
+            total, shared = (total, shared + term) if penalty.per_sample else (total + term, shared)
+        if any(penalty.per_sample for _, penalty in self.penalties):
+            total = total + shared / self.loss.divisor(xp, weight)
+        return total
+
+    def _add_penalty_gradients(self, params, grads, weight):
+        xp = self.backend.xp
+        for path, penalty in self.penalties:
+            share = {"share": 1.0 / self.loss.divisor(xp, weight)} if penalty.per_sample else {}
+            gradient = penalty.gradient(xp, tree.at(params, path), **share)
+            grads = _with_added(grads, path, gradient)
+        return grads
+
+
+def as_columns(output, pullback) -> tuple:
+    """Return outputs of one number a sample, (batch,), as (batch, 1), and the pullback from there.
+
+    Losses and metrics take the mean over the last axis, which is then not that of the samples.
+    """
+    if all(array.ndim > 1 for array in tree.leaves(output)):
+        return output, pullback
+
+    def pullback_of_columns(dy):
+        return pullback(tree.map(lambda part, array: part[:, 0] if array.ndim == 1 else part, dy, output))
+
+    return tree.map(lambda array: array[:, None] if array.ndim == 1 else array, output), pullback_of_columns
+
+
+def _with_added(grads, path, gradient):
+    """Return `grads` with `gradient` added at `path`, without writing into it."""
+    if not path:
+        return grads + gradient
+    return {**grads, path[0]: _with_added(grads[path[0]], path[1:], gradient)}
+
+
+def weight_penalties(layer: Layer, path=()):
+    """Yield (path of a weight, its regularizer) of a layer and all inside it."""
+    for name, penalty in layer.regularizers().items():
+        yield (*path, *name.split("/")), penalty
+    for key, inner in layer.sublayers().items():
+        yield from weight_penalties(inner, (*path, key))
+
+
+# Layers whose last operation is their activation.
+_ENDS_IN_ACTIVATION = (
+    layers.Dense,
+    layers.Conv1D,
+    layers.Conv2D,
+    layers.Conv2DTranspose,
+    layers.DepthwiseConv2D,
+    layers.SeparableConv2D,
+    layers.Activation,
+    layers.Softmax,
+    layers.Sigmoid,
+)
+
+
+def fuse(network: Layer, loss: Loss) -> tuple[Layer, Loss, Any]:
+    """Take a final softmax or sigmoid out of the network and into a cross-entropy that follows it.
+
+    A probability that is rounded to 0 or 1 has no gradient; the logit before it has one. The activation
+    may be inside chains and TimeDistributed, and before layers that only rearrange values. Where a loss
+    meets probabilities all the same, its gradient does not stop where they are clipped.
+
+    Returns the network, the loss, and the head: the activation that turns the network's output into
+    the model's, or None if nothing was taken out; of several outputs, a dict or a tuple of heads.
+    Only what nnx itself defines is taken apart: a class of one's own may mean something else.
+    """
+    if isinstance(loss, OutputLosses):
+        if type(network) is layers.Outputs:
+            return _fuse_each(network, loss)
+        if _is_chain(network) and network.layers:
+            last, loss, head = fuse(network.layers[-1], loss)
+            return network.with_layer(-1, last), loss, head
+    if loss.from_logits or not is_own(loss):
+        return network, loss, None
+    activation = None if loss.fused_activation is None else activations.get(loss.fused_activation)
+    changed = None if activation is None else _without_last(network, activation)
+    return (network, loss.unclipped(), None) if changed is None else (changed, loss.with_logits(), activation)
+
+
+def _without_last(layer: Layer, activation) -> Layer | None:
+    """Return a layer without the activation that ends it, or None if it ends in another way."""
+    if type(layer) in _ENDS_IN_ACTIVATION:
+        ends_so = type(vars(layer)["activation"]) is type(activation)
+        penalised = getattr(layer, "activity_regularizer", None) is not None
+        return layer.without_activation() if ends_so and not penalised else None
+    if type(layer) is layers.TimeDistributed:
+        inner = _without_last(layer.layer, activation)
+        return None if inner is None else layer.with_layer(inner)
+    if type(layer) is layers.Parallel and layer.merge == "concat" and activation.elementwise:
+        branches = [_without_last(branch, activation) for branch in layer.layers]
+        return None if None in branches else layer.with_layers(branches)
+    if _is_chain(layer):
+        for index in reversed(range(len(layer.layers))):
+            changed = _without_last(layer.layers[index], activation)
+            if changed is not None:
+                return layer.with_layer(index, changed)
+            if not _lets_through(layer.layers[index], activation):
+                return None
+    return None
+
+
+def _lets_through(layer: Layer, activation) -> bool:
+    """Whether an activation before a layer gives what it gives behind the layer."""
+    if type(layer) is layers.TimeDistributed:
+        return _lets_through(layer.layer, activation)
+    if _is_chain(layer):
+        return all(_lets_through(inner, activation) for inner in layer.layers)
+    if not is_own(layer):
+        return False
+    if isinstance(layer, layers.Dropout):
+        return layer.rate == 0
+    if isinstance(layer, (layers.Activation, layers.Linear)):
+        return isinstance(layer.activation, activations.Linear)
+    if isinstance(layer, layers.Permute) and not activation.elementwise:
+        return layer.dims[-1] == len(layer.dims)
+    # Behind Reshape or Flatten a softmax may go over other values.
+    keeps_rows = isinstance(layer, (layers.Input, layers.Permute, layers.RepeatVector))
+    return layer.rearranges and (activation.elementwise or keeps_rows)
+
+
+def _is_chain(layer: Layer) -> TypeGuard[layers.Chain]:
+    """Whether a layer runs others one after another and does nothing else."""
+    return isinstance(layer, layers.Chain) and type(layer).forward is layers.Chain.forward
+
+
+def _fuse_each(outputs: layers.Outputs, loss: OutputLosses) -> tuple:
+    """Fuse each branch of a last layer of several outputs with the loss of that output."""
+    branches, each, heads = [], {}, []
+    for key, branch in zip(outputs.places, outputs.layers, strict=True):
+        head = None
+        if key in loss.each:
+            branch, each[key], head = fuse(branch, loss.each[key])
+        branches.append(branch)
+        heads.append(head)
+    return outputs.with_layers(branches), loss.with_each(each), outputs.together(heads)
+
+
+def _links(loss: Loss) -> Any:
+    """Return the activation that turns outputs into probabilities if a loss takes them as logits, else None.
+
+    Of several outputs, a dict of those that there are.
+    """
+    if isinstance(loss, OutputLosses):
+        found = {key: _links(each) for key, each in loss.each.items()}
+        return {key: link for key, link in found.items() if link is not None} or None
+    takes_logits = loss.from_logits and loss.fused_activation is not None
+    return activations.get(loss.fused_activation) if takes_logits else None
+
+
+def _apply_links(xp, links, output):
+    """Return the probabilities of the model's outputs; see `_links`."""
+    if not isinstance(links, dict):
+        return links.forward(xp, output)
+    keys = output if isinstance(output, dict) else range(len(output))
+    found = {key: links[key].forward(xp, output[key]) if key in links else output[key] for key in keys}
+    return found if isinstance(output, dict) else tuple(found.values())
+
+
+def _apply_head(xp, head, output):
+    """Return the model's output from the network's; see `fuse`."""
+    if head is None:
+        return output
+    if isinstance(head, dict):
+        return {key: _apply_head(xp, head[key], output[key]) for key in output}
+    if isinstance(head, tuple):
+        return tuple(_apply_head(xp, *pair) for pair in zip(head, output, strict=True))
+    return head.forward(xp, output)
