@@ -24,6 +24,7 @@ import numpy as np
 
 import nnx
 from nnx import cli, datasets, layers, metrics
+from nnx.models.model import DTYPES
 from nnx.saving import files, locks, resume
 
 RESULTS = (
@@ -306,7 +307,7 @@ def make_parser() -> cli.Parser:
     add("--patience", metavar="N", type=count, default=30,
         help="epochs without a lower validation loss after which training stops; the best weights are kept")
     add("--seed", metavar="N", type=cli.number(int, 0), default=0, help="of split, weights, shuffles and masks")
-    add("--dtype", choices=nnx.models.model.DTYPES, default="float32", help="of weights and computation")
+    add("--dtype", choices=DTYPES, default="float32", help="of weights and computation")
     add("--out", metavar="DIR", help="folder for the results (default: runs/<data>-<date-time>); those of an earlier "
         "run in it are removed")
     add("--resume", metavar="DIR",

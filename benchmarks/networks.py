@@ -12,6 +12,8 @@ import numpy as np
 
 import nnx
 from nnx import tree
+from nnx.training.preparation import prepared
+from nnx.training.runner import StepRunner
 
 BATCH_SIZES = (1, 32, 128, 512, 2048, 8192)
 
@@ -110,23 +112,23 @@ def train(network: Network, backend, batch: int, steps: int, dtype="float32", *,
     """Run whole training steps with Adam on one batch; or, as `fit`, on one that is gathered in each step."""
     model = network.model(backend, dtype)
     samples = max(2048, batch) if gathers else batch
-    data = model.check_batch((*network.data(samples, dtype), None))
-    engine, totals = model.engine, None
+    data = prepared(model, *network.data(samples, dtype), None)
+    runner, totals = StepRunner(model), None
     if not gathers:
         # So small that the batch is not learnt by heart: gradients that vanish would leave Adam with
         # denormal numbers, which processors are slow with.
         model.optimizer.learning_rate = 1e-8
-    numbers = engine.numbers(0, steps)
+    numbers = runner.scalars(0, steps)
     if gathers:
         order = np.tile(np.arange(samples), (steps, 1))
         numbers["index"] = np.random.default_rng(2).permuted(order, axis=1)[:, :batch]
     with backend.scope(dtype):
-        placed, rows = backend.fixed(engine.place(data)), backend.stage(numbers)
+        placed, rows = backend.fixed(runner.place(data)), backend.stage(numbers)
 
     def run():
         nonlocal totals
         with backend.scope(dtype):
-            carry, totals = engine.steps.train(model.carry, totals, rows, {"samples": placed}, 0, steps)
+            carry, totals = runner.steps.train(model.carry, totals, rows, {"samples": placed}, 0, steps)
             model.set_carry(carry, steps=steps)
             backend.synchronize(tree.leaves(carry))
 

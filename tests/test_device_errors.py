@@ -12,6 +12,7 @@ import pytest
 
 import nnx
 from nnx import layers
+from nnx.training.runner import StepRunner
 
 RNG = np.random.default_rng(0)
 X = RNG.standard_normal((600, 6)).astype(np.float32)
@@ -227,7 +228,7 @@ def test_data_that_should_fit_but_does_not_is_streamed(any_backend, monkeypatch)
     def place(samples):
         raise MemoryError("it is in pieces")
 
-    monkeypatch.setattr(model.engine, "place", place)
+    monkeypatch.setattr(StepRunner(model), "place", place)
     assert np.isfinite(model.fit(X, Y, verbose=0).history["loss"]).all()
 
 

@@ -168,7 +168,7 @@ def test_a_step_is_cut_by_the_third_which_says_so():
     model = nnx.Sequential([PressesInAStep(), layers.Dense(3, "softmax")])
     model.compile("sgd", "sparse_categorical_crossentropy")
     message = (
-        "in the middle of Engine.train_rows: the weights may be those of half a step, so build the model anew"
+        "in the middle of StepRunner.train: the weights may be those of half a step, so build the model anew"
     )
     with pytest.raises(KeyboardInterrupt, match=message):
         fit(model)

@@ -232,7 +232,7 @@ class JaxBackend(Backend):
                 row = row_of(rows, i)
                 return run_one(row, self.batch(row, data), carry_and_totals)
 
-            if len(next(iter(rows.values()))) == 1:  # an epoch of one step
+            if all(len(values) == 1 for values in rows.values()):  # one step
                 return run(0, (carry, totals))
             # Start and stop are arguments of the compiled program: any number of steps runs in
             # one dispatch without compiling again.

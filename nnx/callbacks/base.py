@@ -1,9 +1,9 @@
 """What a callback is: Keras's hooks, called around training."""
 
 import contextlib
-import warnings
 from typing import Any
 
+from nnx import log
 from nnx.errors import raised_by
 from nnx.interrupt import undivided
 from nnx.registry import Strict
@@ -99,10 +99,7 @@ class CallbackList(Callback):
                 raise TypeError(f"callbacks must be nnx.callbacks.Callback objects, got {callback!r}")
             if idle := {name for name in dir(callback) if name.startswith("on_")} - set(dir(Callback)):
                 known = ", ".join(sorted(name for name in dir(Callback) if name.startswith("on_")))
-                warnings.warn(
-                    f"{type(callback).__name__}.{min(idle)} is never called. Hooks that are: {known}",
-                    stacklevel=6,
-                )
+                log.warn(f"{type(callback).__name__}.{min(idle)} is never called. Hooks that are: {known}")
         self.each_batch = any(
             getattr(type(c), hook, None) is not getattr(Callback, hook) or hook in vars(c)
             for c in self.callbacks

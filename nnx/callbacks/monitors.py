@@ -2,9 +2,9 @@
 
 import math
 import os
-import warnings
 from pathlib import Path
 
+from nnx import log
 from nnx.arguments import expect_range
 from nnx.callbacks.base import Callback
 from nnx.registry import REGISTRIES
@@ -55,10 +55,9 @@ class Monitor(Callback):
         is_validated = (epoch + 1) % self.params.get("validation_freq", 1) == 0
         if self.monitor.startswith("val_") and self.params.get("do_validation") and not is_validated:
             return None
-        warnings.warn(
+        log.warn(
             f"{type(self).__name__} watches {self.monitor!r}, which this training does not report. It reports: "
-            f"{', '.join(logs or {})}",
-            stacklevel=2,
+            f"{', '.join(logs or {})}"
         )
         return None
 

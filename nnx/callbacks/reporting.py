@@ -4,10 +4,10 @@ import math
 import os
 import sys
 import time
-import warnings
 from pathlib import Path
 from typing import Any
 
+from nnx import log
 from nnx.callbacks.base import Callback
 
 SECONDS_TO_SEE = 0.1
@@ -168,10 +168,9 @@ class CSVLogger(Callback):
                 self._writer.writeheader()
         if left_out := row.keys() - set(self._writer.fieldnames) - self._told:
             self._told |= left_out
-            warnings.warn(
+            log.warn(
                 f"CSVLogger: epoch {epoch + 1} reports {', '.join(sorted(left_out))}, for which {self.filename} has no "
-                f"column, as the first epoch did not report it: it is left out of the file",
-                stacklevel=2,
+                f"column, as the first epoch did not report it: it is left out of the file"
             )
         self._writer.writerow(row)
         self._file.flush()

@@ -16,7 +16,7 @@ from nnx.data.streams import as_batch
 from nnx.models.model import Model
 from nnx.models.sequential import load
 from nnx.random import SHUFFLE, generator
-from nnx.training import loop
+from nnx.training.trainer import NO_BATCH, instead
 
 
 class SourceError(ValueError):
@@ -84,27 +84,28 @@ class _FirstFit(BaseException):
 def _first_fit(path: Path, arguments, steps: int, batch_size: int | None) -> tuple[Model, list]:
     """Run a script; return the model that it first fits, and the first batches of that."""
 
-    def stop(model, samples, stream, validation, callbacks, **settings):
+    def stop(trainer):
+        model, samples, given = trainer.model, trainer.data.samples, trainer.arguments
         if samples is None:
-            batches = [as_batch(item) for item in itertools.islice(iter(stream), steps)]
+            batches = [as_batch(item) for item in itertools.islice(iter(trainer.data.stream), steps)]
         else:
             order = np.arange(len(samples))
-            if settings["shuffle"]:
+            if given.shuffle:
                 generator(model.seed, SHUFFLE, model.step).shuffle(order)
-            indices = [i for part in batch_indices(order, batch_size or settings["batch_size"]) for i in part]
+            indices = [i for part in batch_indices(order, batch_size or given.batch_size) for i in part]
             batches = [(samples.x[i], samples.y[i], samples.weight[i]) for i in indices]
         if not batches:
-            raise ValueError(loop.NO_BATCH)
+            raise ValueError(NO_BATCH)
         raise _FirstFit(model, list(itertools.islice(itertools.cycle(batches), steps)))
 
-    train, loop.train = loop.train, stop
+    token = instead.set(stop)
     try:
         with _running(path, arguments):
             runpy.run_path(str(path), run_name="__main__")
-    except _FirstFit as found:
-        return found.model, found.batches
+    except _FirstFit as first:
+        return first.model, first.batches
     finally:
-        loop.train = train
+        instead.reset(token)
     raise SourceError(
         f"{path} ran to its end without calling fit: name a function in it that returns a compiled model, as in "
         f"{path}:build"

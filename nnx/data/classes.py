@@ -3,14 +3,13 @@
 Targets of classes are class numbers, rows of one-hot labels, or for a single output 0 and 1 (or -1 and 1).
 """
 
-import warnings
 from collections.abc import Mapping
 from numbers import Real
 from typing import Any
 
 import numpy as np
 
-from nnx import tree
+from nnx import log, tree
 from nnx.data.samples import Samples
 from nnx.shapes import Shape, is_single
 
@@ -150,7 +149,7 @@ def _one_class_each(y) -> np.ndarray:
     )
 
 
-def warn_of_untrained(trained: Samples, validation: Samples, stacklevel: int) -> None:
+def warn_of_untrained(trained: Samples, validation: Samples) -> None:
     """Warn of classes in the validation part that no sample to train on has: of samples sorted by class."""
     parts = trained.targets(), validation.targets()
     if parts[0] is None or parts[1] is None:
@@ -162,12 +161,11 @@ def warn_of_untrained(trained: Samples, validation: Samples, stacklevel: int) ->
         unknown = np.setdiff1d(classes, known)
         if len(unknown):
             share = np.isin(classes, unknown).mean()
-            warnings.warn(
+            log.warn(
                 f"validation_split keeps the last {len(validation)} samples for validation, before any shuffling: "
                 f"{share:.0%} of their labels are of classes that the {len(trained)} samples to train on do not have "
                 f"({_listed(unknown)}). Shuffle the samples first, rows = np.random.permutation(len(X)); "
-                f"fit(X[rows], y[rows], ...), or give validation_data",
-                stacklevel=stacklevel + 1,
+                f"fit(X[rows], y[rows], ...), or give validation_data"
             )
             return
 

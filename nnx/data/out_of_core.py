@@ -16,7 +16,7 @@ import numpy as np
 from nnx import tree
 from nnx.data import lazy_arrays
 from nnx.data.prefetch import ahead
-from nnx.data.samples import Samples, as_inputs, as_targets, as_weight, checked_order, rows_of
+from nnx.data.samples import Samples, as_targets, as_weight, checked_order, rows_of
 
 # A block is read at once from a file; a window is what is shuffled together.
 BLOCK_BYTES = 512 << 10
@@ -137,12 +137,11 @@ def _sizes(leaves, count: int) -> tuple[int, int]:
     return min(block, window, count), window
 
 
-def as_out_of_core(x, y, sample_weight, loss, in_shape, out_shape, dtype, categories=None) -> Samples:
+def as_out_of_core(x, y, sample_weight, loss, out_shape, dtype) -> Samples:
     """Return what `as_samples` does of arrays some of which are `Rows`.
 
     Shapes and what is in memory are checked at once, the rest as it is read.
     """
-    x = as_inputs(x, in_shape, dtype, categories)
     count = rows_of(x)
     check = functools.partial(as_targets, loss=loss, out_shape=out_shape, dtype=dtype)
     if not lazy_arrays.in_any(y):

@@ -232,9 +232,8 @@ def describe_features(in_shape: Shape) -> str:
     return f"{in_shape[0]} features" if len(in_shape) == 1 else f"samples of shape {in_shape}"
 
 
-def as_samples(x, y, sample_weight, loss, in_shape, out_shape, dtype, categories=None) -> Samples:
-    """Return checked samples; see `as_features`, and the loss for what targets it takes."""
-    x = as_inputs(x, in_shape, dtype, categories)
+def as_samples(x, y, sample_weight, loss, out_shape, dtype) -> Samples:
+    """Return checked samples of features that `as_inputs` returned; the loss says what targets it takes."""
     count = rows_of(x)
     y = as_targets(y, count, loss, out_shape, dtype)
     weight = np.ones(count) if sample_weight is None else as_weight(sample_weight, count)

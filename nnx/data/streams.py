@@ -1,7 +1,6 @@
 """Iterables of batches: what is taken for one, what its items are, and how far it is read."""
 
 import types
-import warnings
 from collections.abc import Generator, Iterable, Iterator
 from itertools import islice
 from numbers import Real
@@ -9,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from nnx import tree
+from nnx import log, tree
 from nnx.data import dataframes
 from nnx.shapes import is_single
 
@@ -136,26 +135,23 @@ def numbered(items: Iterable, stream: Iterable, steps: int | None, name: str | N
                 f"by validation_steps= how many batches a validation takes"
             )
         if number == MANY and steps is None and isinstance(stream, Iterator):
-            warnings.warn(
+            log.warn(
                 f"{MANY:,} batches have been taken from a {type(stream).__name__}, which goes on: if it has no end, "
-                f"stop this (Ctrl-C), and say how many batches to take by {name}=",
-                stacklevel=2,
+                f"stop this (Ctrl-C), and say how many batches to take by {name}="
             )
         yield number, item
     if steps is not None and 0 <= number < steps - 1:
-        warnings.warn(
+        log.warn(
             f"the iterable of batches ended after {number + 1} of {steps} batches, {name}={steps}: the result is that "
-            f"of these alone",
-            stacklevel=2,
+            f"of these alone"
         )
 
 
 def end_of(name: str, steps: int | None, batch_size: int, samples: int) -> int:
     """Return how many of the samples make so many batches: all, if `steps` is None."""
     if steps is not None and steps > -(-samples // batch_size):
-        warnings.warn(
-            f"{name}={steps} batches of {batch_size} samples are more than there are: all {samples} samples are used",
-            stacklevel=3,
+        log.warn(
+            f"{name}={steps} batches of {batch_size} samples are more than there are: all {samples} samples are used"
         )
     return samples if steps is None else min(samples, steps * batch_size)
 

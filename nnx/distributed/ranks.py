@@ -47,7 +47,7 @@ class Communicator:
         raise NotImplementedError
 
 
-class Part(NamedTuple):
+class Shard(NamedTuple):
     """What a rank computes of a batch: samples start, ..., stop - 1, this share of them all.
 
     A rank for which there is no sample computes one of another's, which does not count: share 0.
@@ -58,12 +58,12 @@ class Part(NamedTuple):
     share: float
 
 
-def part_of(count: int, communicator: Communicator | None) -> Part:
-    """Return the part of `count` samples that this rank computes; all of them if it is alone."""
+def shard_of(count: int, communicator: Communicator | None) -> Shard:
+    """Return the shard of `count` samples that this rank computes; all of them if it is alone."""
     if communicator is None:
-        return Part(0, count, 1.0)
+        return Shard(0, count, 1.0)
     start, stop = (count * rank // communicator.size for rank in (communicator.rank, communicator.rank + 1))
-    return Part(start, stop, (stop - start) / count) if stop > start else Part(0, 1, 0.0)
+    return Shard(start, stop, (stop - start) / count) if stop > start else Shard(0, 1, 0.0)
 
 
 # Who this process is

@@ -26,6 +26,7 @@ from nnx.estimators.losses import WeightedMean
 from nnx.models.sequential import Sequential
 from nnx.random import WEIGHTS, generator
 from nnx.registry import REGISTRIES
+from nnx.training.runner import StepRunner
 
 # Output activations are applied on the host: there the smallest probabilities are not rounded to 0.
 ON_HOST = {
@@ -205,7 +206,7 @@ class Perceptron(BaseEstimator):
         else:
             old.params = perceptron.with_dense(old.params, self.coefs_, self.intercepts_)
         model = self._model
-        if model.engine.communicator is not None:
+        if StepRunner(model).communicator is not None:
             raise ValueError(
                 f"{type(self).__name__} trains on one process: run it without {LAUNCH}, or train a nnx.Sequential"
             )
@@ -333,7 +334,7 @@ class Perceptron(BaseEstimator):
     def _outputs(self, X, weights=None) -> np.ndarray:
         """Return the outputs for checked samples, (samples, n_outputs_), of the present weights."""
         model = self._model
-        backend, steps = model.backend, model.engine.steps
+        backend, steps = model.backend, StepRunner(model).steps
         dtype = str(np.result_type(X.dtype, self.coefs_[0]))
         with backend.scope(dtype):
             if weights is None:

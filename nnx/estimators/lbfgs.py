@@ -8,6 +8,8 @@ import scipy.optimize
 
 from nnx import tree
 from nnx.estimators.perceptron import dense_paths
+from nnx.training.preparation import prepared
+from nnx.training.runner import StepRunner
 
 
 def minimize(model, x, y, weight, *, max_iter: int, max_fun: int, tol: float):
@@ -15,7 +17,7 @@ def minimize(model, x, y, weight, *, max_iter: int, max_fun: int, tol: float):
 
     Returns what SciPy says about it, and the kernels and biases in double precision.
     """
-    engine, backend, shapes = model.engine, model.backend, tree.map(lambda p: p.shape, model.params)
+    runner, backend, shapes = StepRunner(model), model.backend, tree.map(lambda p: p.shape, model.params)
     paths = [path for part in dense_paths(shapes) for path in part]
     sizes = [math.prod(tree.at(shapes, path)) for path in paths]
     places = list(pairwise(accumulate(sizes, initial=0)))
@@ -31,11 +33,11 @@ def minimize(model, x, y, weight, *, max_iter: int, max_fun: int, tol: float):
         return np.concatenate([np.ravel(tree.at(values, path)) for path in paths])
 
     with backend.scope(model.dtype):
-        batch = engine.place(model.check_batch((x, y, weight)))
+        batch = runner.place(prepared(model, x, y, weight))
 
         def loss_and_gradient(flat):
             params = tree.map(backend.asarray, unpacked(flat))
-            found = engine.steps.loss_and_gradients({"params": params, "state": model.state}, batch)
+            found = runner.steps.loss_and_gradients({"params": params, "state": model.state}, batch)
             (read,) = backend.read([found])
             return float(read["loss"]), packed(read["gradients"])
 

@@ -17,6 +17,8 @@ from nnx.data.samples import Samples
 from nnx.inspect.observe import Observer
 from nnx.layers.base import Layer
 from nnx.layers.containers import snake_case
+from nnx.training.preparation import prepared
+from nnx.training.runner import StepRunner
 from nnx.training.suitability import unsuited
 
 __all__ = ["Diagnosis", "Row", "diagnose"]
@@ -119,7 +121,7 @@ def diagnose(model, X, y, sample_weight=None, *, samples: int = 512, print_fn=pr
     Unscaled input: feature 2 goes up to 15532
     """
     model._require_compiled()
-    given = model._check(X, y, sample_weight)
+    given = prepared(model, X, y, sample_weight)
     chosen = np.unique(np.linspace(0, len(given) - 1, min(samples, len(given))).astype(int))
     looked_at = given._each(lambda array: np.ascontiguousarray(array[chosen]))
     found = _Look(model, looked_at)
@@ -142,17 +144,17 @@ class _Look:
     def __init__(self, model, samples: Samples):
         self.model = copy.deepcopy(model)
         self.model.loss_scale = None
-        backend, engine = self.model.backend, self.model.engine
-        self.steps, observer = engine.steps, Observer(backend)
+        backend, runner = self.model.backend, StepRunner(self.model)
+        self.steps, observer = runner.steps, Observer(backend)
         with backend.scope(model.dtype):
-            batch, step = engine.place(samples), self.model.step
-            numbers = engine.numbers(step, step + 1, engine.part(len(samples)))
+            batch, step = runner.place(samples), self.model.step
+            numbers = runner.scalars(step, step + 1, runner.shard(len(samples)))
             row = {name: values[0] for name, values in backend.stage(numbers).items()}
             carry = self.model.carry
             self.before = tree.map(backend.to_numpy, carry["params"])
             grads, _, _ = observer.observe(self.steps).gradients(carry["params"], carry["state"], batch, row)
             self.grads = tree.map(backend.to_numpy, grads)
-            carry, _ = self.steps.train_one(carry, None, numbers, {"samples": batch})
+            carry, _ = self.steps.train(carry, None, backend.stage(numbers), {"samples": batch}, 0, 1)
             self.after = tree.map(backend.to_numpy, carry["params"])
         self.kept = observer.kept
         logs = model.evaluate(samples.x, samples.y, sample_weight=samples.weight, verbose=0, return_dict=True)

@@ -29,13 +29,13 @@ HALF = "float16 holds nothing beyond 65504: use dtype='bfloat16' or 'float32'"
 GRADIENTS = "gradients explode: give the optimizer clipnorm=1.0, or try a smaller learning rate"
 
 
-def explain(model, run, i: int, after: dict, sums: dict) -> str:
+def explain(runner, run, i: int, after: dict, sums: dict) -> str:
     """Return what went wrong in row `i` of a `nonfinite_guard.Run`, the model being as it was before that step.
 
     `after` is the carry, and `sums` those of loss and metrics, that come out of the step.
     """
-    with model.backend.scope(model.dtype):
-        where, facts, causes = _Step(model, run, i, after, sums).place()
+    with runner.backend.scope(runner.model.dtype):
+        where, facts, causes = _Step(runner, run, i, after, sums).place()
     told = ", ".join(f"{name} {value:.3g}" for name, value in facts.items())
     is_usable = facts["weight"] <= LARGE_WEIGHT
     then = "and can go on" if is_usable else "but they are too large to go on from: build it anew"
@@ -50,11 +50,11 @@ def explain(model, run, i: int, after: dict, sums: dict) -> str:
 class _Step:
     """One step, run again layer by layer."""
 
-    def __init__(self, model, run, i, after, sums):
+    def __init__(self, runner, run, i, after, sums):
         from nnx.inspect.observe import Observer
 
-        self.model, self.backend = model, model.backend
-        steps, carry = model.engine.steps, model.carry
+        self.runner, self.model, self.backend = runner, runner.model, runner.backend
+        steps, carry = runner.steps, self.model.carry
         batch, numbers = run.batch(steps, i)
         scale = carry.get("scale")
         self.is_scaled = scale is not None
@@ -137,7 +137,7 @@ class _Step:
     def _update(self):
         self.facts["gradient"] = _largest(self.grads)
         wrong = [p for p in tree.paths(self.params) if not _is_finite(tree.at(self.params, p))]
-        if self.model.engine.communicator is not None and self.facts["gradient"] < LARGE_GRADIENT:
+        if self.runner.communicator is not None and self.facts["gradient"] < LARGE_GRADIENT:
             return "another process has a number that is not finite in its part of the batch", [
                 "see what it says"
             ]

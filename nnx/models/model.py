@@ -4,76 +4,44 @@ A model holds a network (a `Layer`, which is pure) and the arrays that go with i
 `params`, `state`, and the optimizer's `slots`.
 """
 
-import contextlib
 import functools
-import itertools
-import operator
-import warnings
-from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
 
 from nnx import losses, optimizers, tree
 from nnx.backend import Backend, BackendError, as_backend
-from nnx.callbacks import Callback, CallbackList, ProgressBar, format_number
+from nnx.callbacks import format_number
 from nnx.callbacks.history import History
 from nnx.context import Context
-from nnx.data import lazy_arrays
-from nnx.data.classes import warn_of_untrained, with_class_weights
-from nnx.data.out_of_core import as_out_of_core
-from nnx.data.prefetch import ahead
-from nnx.data.samples import (
-    Samples,
-    as_inputs,
-    as_samples,
-    as_several,
-    check_count,
-    check_epochs,
-    check_share,
-    check_shuffle,
-    check_verbose,
-    rows_of,
-    split_last,
-    with_rows,
-)
+from nnx.data.classes import with_class_weights
+from nnx.data.samples import as_inputs, check_count, check_verbose
 from nnx.data.sources import on_host
-from nnx.data.streams import (
-    as_part_of_stream,
-    as_validation,
-    end_of,
-    expect_end,
-    features_of,
-    first,
-    holds_batches,
-    is_stream,
-    numbered,
-)
-from nnx.distributed import ranks
-from nnx.errors import explained, own_exceptions
-from nnx.graph.fingerprint import Settings
+from nnx.data.streams import end_of, holds_batches
+from nnx.errors import explained
 from nnx.interrupt import interruptible, undivided
-from nnx.layers.base import Layer, run
+from nnx.layers.base import Layer
 from nnx.layers.containers import Chain, as_layer
-from nnx.layers.parallel import Inputs
 from nnx.metrics import Metric
 from nnx.models import ownership
+from nnx.models.prediction import CompiledForward, predict_samples, predict_stream
 from nnx.models.summary import summary_table
 from nnx.random import WEIGHTS, generator, next_seed, step_keys
 from nnx.registry import Strict, suggest
 from nnx.saving import model_files
-from nnx.saving import resume as resuming
-from nnx.shapes import Shape, as_column, as_shapes, is_single, map_shapes
+from nnx.shapes import Shape, as_shapes
 from nnx.threads import alone, expect_alone, expect_readable, reads
-from nnx.training import loop, mixed_precision
-from nnx.training.outputs import as_loss, as_metrics, expect_outputs
-from nnx.training.purity import Guard
-from nnx.training.suitability import unsuited
+from nnx.training import mixed_precision
+from nnx.training.arguments import FitArguments
+from nnx.training.batches import Stream
+from nnx.training.mixed_precision import run_network
+from nnx.training.outputs import as_loss, as_metrics
+from nnx.training.preparation import fit_data, is_stream_of_batches, prepared, prepared_for_training
+from nnx.training.runner import StepRunner
+from nnx.training.step_cache import CompiledSteps
+from nnx.training.trainer import Trainer, checked_batches
 
 DTYPES = (*mixed_precision.HALF, "float32", "float64")
-
-IN_FLIGHT = 16
-"""Batches of an iterable whose outputs `predict` fetches at once."""
 
 
 class NotReadyError(RuntimeError):
@@ -164,14 +132,14 @@ class Model(Strict):
         self._slots: list | None = None
         self._slot_names: tuple[str, ...] = ()
         self.loss_scale = None
-        self._engine: loop.Engine | None = None
-        self._forward: Callable | None = None
-        self._settings = Settings()
+        self._compiled_steps = CompiledSteps()
+        self._compiled_forward = CompiledForward()
 
     @reads
     def __getstate__(self):
         """Return what `pickle` and `copy.deepcopy` keep: arrays on the host, nothing compiled."""
-        kept = {**vars(self), "_engine": None, "_forward": None, "_settings": Settings(), "trained_in": None}
+        kept = {**vars(self), "trained_in": None}
+        kept |= {"_compiled_steps": CompiledSteps(), "_compiled_forward": CompiledForward()}
         kept["loss_scale"] = self._to_host(self.loss_scale or {})
         if self.built:
             kept["_params"], kept["_state"] = self._to_host(self._params), self._to_host(self._state)
@@ -237,6 +205,10 @@ class Model(Strict):
             arrays = tree.map(lambda a: self.backend.asarray(np.asarray(a, dtype=self.weight_dtype)), host)
             return self.backend.pack(arrays) if packed else arrays
 
+    def as_input(self, x, in_shape) -> Any:
+        """Return samples as the host array, or arrays, that the network takes, or raise a ValueError."""
+        return as_inputs(x, in_shape, self.weight_dtype, self.network.categories)
+
     @explained
     @alone
     def build(self, input_shape) -> None:
@@ -261,6 +233,12 @@ class Model(Strict):
         self._slots, self._slot_names, self.loss_scale, self.step = None, (), None, 0
         if self._owns_layers:
             ownership.claim(self, params, state)
+
+    def unbuild(self, input_shape) -> None:
+        """Drop the weights, which were made for data that did not fit, and go back to the declared shape."""
+        self._forget()
+        ownership.release(self)
+        self.input_shape = input_shape
 
     def expect_same_weights(self) -> None:
         """Raise a ValueError if the settings of the layers have changed so that the weights do not fit them."""
@@ -349,7 +327,7 @@ class Model(Strict):
                 self.set_slots(slots)
             self.set_loss_scale(scale)
         self._backend = found
-        self._engine = self._forward = None
+        self._compiled_steps, self._compiled_forward = CompiledSteps(), CompiledForward()
         return self
 
     def _to_host(self, arrays):
@@ -372,7 +350,7 @@ class Model(Strict):
         """
         ctx = ctx or self.context()
         with self.backend.scope(self.dtype):
-            output, pullback = self._run(ctx, params, x)
+            output, pullback = run_network(self.dtype, self.network, ctx, params, x)
 
         def pullback_in_scope(dy):
             with self.backend.scope(self.dtype):
@@ -399,7 +377,8 @@ class Model(Strict):
             raise ValueError(f"two metrics have the same name: {names}; give one of them name=...")
         self.optimizer, self.loss = found
         self.metrics_used = used
-        self._slots, self._slot_names, self.loss_scale, self._engine, self.step = None, (), None, None, 0
+        self._slots, self._slot_names, self.loss_scale, self.step = None, (), None, 0
+        self._compiled_steps = CompiledSteps()
         self._is_known_to_suit = False
 
     @property
@@ -407,14 +386,6 @@ class Model(Strict):
         """What `evaluate` returns, in order."""
         parts = () if self.loss is None else self.loss.parts
         return ["loss", *parts] + [metric.name for metric, _ in self.metrics_used]
-
-    @property
-    def engine(self) -> loop.Engine:
-        """The step functions for the present backend."""
-        self._require_compiled()
-        if self._engine is None:
-            self._engine = loop.Engine(self)
-        return self._engine
 
     def _require_compiled(self) -> optimizers.Optimizer:
         if self.optimizer is None:
@@ -464,68 +435,13 @@ class Model(Strict):
         self.loss_scale = carry.get("scale")
         self.step += steps
 
-    def _check(self, x, y, sample_weight=None) -> Samples:
-        x, y = on_host(x, "X", self.backend), on_host(y, "y", self.backend)
-        sample_weight = on_host(sample_weight, "sample_weight", self.backend)
-        declared, was_built = self.input_shape, self.built
-        if declared is None:
-            x = as_several(x, y, self._begins_with_inputs)
-        if not was_built:
-            found = as_inputs(x, declared, self.weight_dtype)
-            self._make_weights(tree.map(lambda a: a.shape[1:], found))
-        try:
-            expect_outputs(self.loss, self.metrics_used, self.output_shape)
-            check = as_out_of_core if lazy_arrays.in_any(x, y) else as_samples
-            return check(
-                x,
-                y,
-                sample_weight,
-                self.loss,
-                self.input_shape,
-                map_shapes(as_column, self.output_shape),
-                self.weight_dtype,
-                self.network.categories,
-            )
-        except ValueError:
-            if not was_built:  # what does not fit must not decide about the shape either
-                self._forget()
-                ownership.release(self)
-                self.input_shape = declared
-            raise
-
-    @property
-    def _begins_with_inputs(self) -> bool:
-        first = self.network
-        while isinstance(first, Chain) and first.layers:
-            first = first.layers[0]
-        return isinstance(first, Inputs)
-
-    def as_input(self, x, in_shape) -> Any:
-        """Return samples as the host array, or arrays, that the network takes, or raise a ValueError."""
-        return as_inputs(x, in_shape, self.weight_dtype, self.network.categories)
-
-    def check_batch(self, batch) -> Samples:
-        """Return one checked batch, `(x, y, sample_weight)`."""
-        return self._check(*batch)
-
-    def check_for_training(self, x, y, sample_weight=None) -> Samples:
-        """Return checked samples; warn at the first ones after `compile` if the output does not suit the loss."""
-        samples = self._check(x, y, sample_weight)
-        if not self._is_known_to_suit and self.loss is not None:
-            self._is_known_to_suit = True
-            # Of a file the first samples: what is further on is read when its turn comes.
-            some = (samples.part(0, min(len(samples), 32)) if samples.stays_on_host else samples).glance()
-            for text in unsuited(self.network, self.loss, self.output_shape, some.y, some.weight):
-                warnings.warn(text, stacklevel=6)
-        return samples
-
     @explained
     @interruptible
     @alone
-    def fit(self, x, y=None, batch_size: int | None = 32, epochs: int = 1, verbose="auto", callbacks=None,
+    def fit(self, x, y=None, batch_size: Any = 32, epochs: int = 1, verbose="auto", callbacks=None,
             validation_split: float = 0.0, validation_data=None, shuffle: Any = True, class_weight=None,
             sample_weight=None, initial_epoch: int = 0, steps_per_epoch: int | None = None,
-            validation_steps: int | None = None, validation_batch_size: int | None = None, validation_freq: int = 1,
+            validation_steps: int | None = None, validation_batch_size: Any = None, validation_freq: int = 1,
             resume=None) -> History:  # fmt: skip
         """Train, and return the history.
 
@@ -570,121 +486,32 @@ class Model(Strict):
             On Ctrl-C, once weights and history are in order: the model stays usable.
         """
         self._require_compiled()
-        batch_size = check_count("batch_size", 32 if batch_size is None else batch_size)
-        validation_freq = check_count("validation_freq", validation_freq)
-        validation_batch_size = (
-            max(batch_size, 256) if validation_batch_size is None else validation_batch_size
-        )
-        validation_batch_size = check_count("validation_batch_size", validation_batch_size)
-        initial_epoch, epochs = check_epochs(initial_epoch, epochs)
-        steps_per_epoch, validation_steps = (
-            None if steps is None else check_count(name, steps)
-            for name, steps in (("steps_per_epoch", steps_per_epoch), ("validation_steps", validation_steps))
-        )
-        validation_split, shuffle = check_share("validation_split", validation_split), check_shuffle(shuffle)
-        check_verbose(verbose)
-        samples, stream, validation = None, None, None
-        if self._is_stream(x, y):
-            if validation_split or class_weight is not None or sample_weight is not None:
-                raise ValueError(
-                    "validation_split, class_weight and sample_weight need arrays, not an iterable of batches"
-                )
-            stream = x
-        else:
-            if steps_per_epoch is not None:
-                raise ValueError("steps_per_epoch is for an iterable of batches; with arrays give batch_size")
-            samples = self.check_for_training(x, y, sample_weight)
-            if validation_split and validation_data is None:
-                samples, validation = split_last(samples, validation_split)
-                warn_of_untrained(samples, validation, stacklevel=5)
-            samples = with_class_weights(samples, class_weight, self.output_shape)
-        if validation_data is not None:
-            several = (
-                self._begins_with_inputs if self.input_shape is None else not is_single(self.input_shape)
-            )
-            validation = as_validation(validation_data, several)
-            if isinstance(validation, tuple):
-                validation = self._check(*validation)
-            else:
-                due = epochs // validation_freq - initial_epoch // validation_freq
-                expect_end(validation, validation_steps, due, steps_per_epoch is not None)
-        if validation_steps is not None and validation is None:
-            raise ValueError("validation_steps needs validation_data, or validation_split")
-        if isinstance(validation, Samples):
-            stop = end_of("validation_steps", validation_steps, validation_batch_size, len(validation))
-            validation = validation.part(0, stop) if stop < len(validation) else validation
-
-        self.history = History()
-        shown = [] if verbose == 0 else [ProgressBar(bar=False if verbose == 2 else None)]
-        given = [callbacks] if isinstance(callbacks, Callback) else () if callbacks is None else callbacks
-        if not isinstance(given, Iterable) or isinstance(given, str):
-            raise TypeError(f"callbacks must be a list of nnx.callbacks.Callback objects, got {callbacks!r}")
-        hooks = CallbackList([*given, self.history, *shown], ranks.rank())
-        hooks.set_model(self)
-        with resuming.alone_in_folders(hooks):
-            facts, begun = {}, None
-            if resume is not None or resuming.is_wanted(hooks):
-                facts = {
-                    "batch_size": batch_size, "initial_epoch": initial_epoch, "steps_per_epoch": steps_per_epoch,
-                    "validation_freq": validation_freq, "shuffle": shuffle if isinstance(shuffle, bool) else "function",
-                    "learning rate": resuming.told(self._require_compiled().learning_rate),
-                    "training data": resuming.describe(samples), "validation data": resuming.describe(validation),
-                }  # fmt: skip
-            if resume is not None and (begun := resuming.begin(self, hooks, facts, resume)) is not None:
-                initial_epoch += begun["epochs"]
-            steps = steps_per_epoch if samples is None else -(-len(samples) // batch_size)
-            hooks.set_params({
-                "epochs": epochs, "steps": steps, "verbose": verbose, "resumed": begun is not None,
-                "do_validation": validation is not None, "validation_freq": validation_freq,
-            })  # fmt: skip
-            with self.backend.scope(self.dtype):
-                loop.train(
-                    self,
-                    samples,
-                    stream,
-                    validation,
-                    hooks,
-                    epochs=epochs,
-                    initial_epoch=initial_epoch,
-                    batch_size=batch_size,
-                    validation_batch_size=validation_batch_size,
-                    validation_freq=validation_freq,
-                    validation_steps=validation_steps,
-                    shuffle=shuffle,
-                    steps_per_epoch=steps_per_epoch,
-                    facts=facts,
-                    run=begun,
-                )
-        return self.history
-
-    def _is_stream(self, x, y) -> bool:
-        """Whether fit or evaluate was given an iterable of batches."""
-        if y is not None and isinstance(x, Iterator):
-            raise ValueError(
-                f"x is an iterable of batches, a {type(x).__name__}, which gives the targets itself: leave y out"
-            )
-        return y is None and is_stream(x)
+        arguments = FitArguments(
+            batch_size, epochs, initial_epoch, shuffle, verbose, steps_per_epoch, validation_steps,
+            validation_batch_size, validation_freq,
+        )  # fmt: skip
+        data = fit_data(self, arguments, x, y, sample_weight, class_weight, validation_split, validation_data)
+        return Trainer(self, arguments, data).fit(callbacks, resume)
 
     @explained
     @alone
     def train_on_batch(self, x, y, sample_weight=None, class_weight=None, return_dict: bool = False):
         """Take one step on these samples; return its loss and metrics. The arguments are those of `fit`."""
-        engine = self.engine
-        samples = with_class_weights(
-            self.check_for_training(x, y, sample_weight), class_weight, self.output_shape
-        )
+        runner = StepRunner(self)
+        samples = prepared_for_training(self, x, y, sample_weight)
+        samples = with_class_weights(samples, class_weight, self.output_shape)
         with self.backend.scope(self.dtype):
-            logs = engine.logs(engine.train_on_samples(samples), len(samples))
+            logs = runner.train_on_batch(samples)
         return _as_result(logs, return_dict)
 
     @explained
     def test_on_batch(self, x, y, sample_weight=None, return_dict: bool = False):
         """Return loss and metrics on these samples, as one batch."""
-        engine = self.engine
+        runner = StepRunner(self)
         expect_alone(self)
-        samples = self._check(x, y, sample_weight)
+        samples = prepared(self, x, y, sample_weight)
         with self.backend.scope(self.dtype):
-            logs = engine.evaluate(samples, engine.place_if_it_fits(samples), len(samples))
+            logs = runner.evaluate_samples(samples, len(samples))
         return _as_result(logs, return_dict)
 
     @explained
@@ -703,22 +530,24 @@ class Model(Strict):
 
         An iterator goes on from there at the next call.
         """
-        engine = self.engine
+        runner = StepRunner(self)
         check_verbose(verbose)
         size = check_count("batch_size", 256 if batch_size is None else batch_size)
         steps = None if steps is None else check_count("steps", steps)
         with self.backend.scope(self.dtype):
-            if self._is_stream(x, y):
+            if is_stream_of_batches(x, y):
                 if sample_weight is not None:
                     raise ValueError(
                         "sample_weight needs arrays: an iterable of batches gives (x, y, sample_weight)"
                     )
-                logs = engine.evaluate_stream(engine.checked(x, steps, "steps"))
+                batches = Stream(self.backend, lambda step: checked_batches(self, x, steps, "steps"))
+                logs = runner.evaluate(batches)
             else:
-                samples = self._check(x, y, sample_weight)
+                samples = prepared(self, x, y, sample_weight)
                 stop = end_of("steps", steps, size, len(samples))
-                samples = samples.part(0, stop) if stop < len(samples) else samples
-                logs = engine.evaluate(samples, engine.place_if_it_fits(samples), size)
+                logs = runner.evaluate_samples(
+                    samples.part(0, stop) if stop < len(samples) else samples, size
+                )
         if verbose:
             print("  ".join(f"{name} {format_number(value)}" for name, value in logs.items()))
         return _as_result(logs, return_dict)
@@ -742,64 +571,8 @@ class Model(Strict):
         steps = None if steps is None else check_count("steps", steps)
         shape = self._built_shape()
         if holds_batches(x, shape):
-            return self._predict_stream(x, steps)
-        x = on_host(x, "X", self.backend)
-        if _holds_no_sample(x, shape):
-            return map_shapes(lambda s: np.zeros((0, *s), self.weight_dtype), self.output_shape)
-        x = self.as_input(x, shape)
-        starts, results = range(0, end_of("steps", steps, size, rows_of(x)), size), []
-        for part in loop.parts_that_fit(self, starts, size):
-            batches = (tree.map(operator.itemgetter(slice(i, i + size)), x) for i in part)
-            with contextlib.closing(ahead(batches) if lazy_arrays.in_any(x) else batches) as found:
-                results += self._outputs(found, size)
-        return tree.map(lambda *parts: np.concatenate(parts), *results)
-
-    def _predict_stream(self, stream, steps: int | None) -> Any:
-        """Return the outputs for the batches of an iterable."""
-
-        def checked(item):
-            x = self.as_input(on_host(features_of(item), "X", self.backend), self.input_shape)
-            return tree.map(lambda a: np.array(a[:]), x)  # the iterable may use its arrays again
-
-        results = []
-        with contextlib.closing(own_exceptions(first(stream, steps))) as items:
-            pairs = numbered(items, stream, steps, "steps")
-            batches = (as_part_of_stream(checked, item, number) for number, item in pairs)
-            while found := self._outputs(itertools.islice(batches, IN_FLIGHT)):
-                results += found
-        if not results:
-            raise ValueError(loop.NO_BATCH)
-        return tree.map(lambda *parts: np.concatenate(parts), *results)
-
-    def _outputs(self, batches, most: int | None = None) -> list:
-        """Return the outputs for some batches of checked samples, of at most so many, on the host."""
-        weights, counts, outputs = {"params": self.params, "state": self.state}, [], []
-        with self.backend.scope(self.dtype):
-            forward = self._compiled_forward()
-            for batch in batches:
-                counts.append(count := rows_of(batch))
-                # Each output depends on its own sample alone, at least in nnx's own layers.
-                rows = count if self._settings.is_users else self.backend.padded(count)
-                rows = rows if most is None else min(rows, most)
-                placed = tree.map(lambda a, rows=rows: self.backend.asarray(with_rows(a, rows)), batch)
-                outputs.append(forward(weights, placed))
-            read = self.backend.read(outputs)
-        return [tree.map(lambda a, n=n: a[:n], output) for n, output in zip(counts, read, strict=True)]
-
-    def _compiled_forward(self) -> Callable:
-        """Return `_predict_batch`, compiled for the settings that the layers have now."""
-        if self._settings.have_changed(self.network) or self._forward is None:
-            run = Guard(self.backend, (self.network,)) if self._settings.is_users else self.backend
-            self._forward = run.compile(self._predict_batch)
-        return self._forward
-
-    def _predict_batch(self, weights, x):
-        return self._run(Context(self.backend, state=weights["state"]), weights["params"], x)[0]
-
-    def _run(self, ctx, params, x):
-        if self.dtype in mixed_precision.HALF:
-            return mixed_precision.run_half(self.dtype, self.network, ctx, params, x)
-        return run(self.network, ctx, params, x)
+            return predict_stream(self, x, shape, steps)
+        return predict_samples(self, x, shape, size, steps)
 
     @explained
     @reads
@@ -808,7 +581,8 @@ class Model(Strict):
         x = self.as_input(on_host(x, "X", self.backend), self.input_shape)
         with self.backend.scope(self.dtype):
             placed = tree.map(lambda a: self.backend.asarray(a[:]), x)
-            return self._predict_batch({"params": self.params, "state": self.state}, placed)
+            ctx = Context(self.backend, state=self.state)
+            return run_network(self.dtype, self.network, ctx, self.params, placed)[0]
 
     # Weights
 
@@ -923,14 +697,6 @@ class Model(Strict):
     def load_weights(self, path, check_finite: bool = True) -> None:
         """Load weights from a file of `save_weights` or `save` into a model of the same architecture."""
         model_files.load_weights(self, path, check_finite)
-
-
-def _holds_no_sample(x, shape) -> bool:
-    if is_single(shape):
-        return bool(np.ndim(x)) and len(x) == 0 and np.shape(x)[1:] == shape
-    x = tuple(x) if isinstance(x, list) else x
-    shapes = tree.map(np.shape, x) if isinstance(x, (dict, tuple)) else None
-    return shapes == map_shapes(lambda s: (0, *s), shape)
 
 
 def _as_result(logs: dict, return_dict: bool):

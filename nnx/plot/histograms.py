@@ -4,6 +4,8 @@ import numpy as np
 
 from nnx import tree
 from nnx.plot.axes import BLUE, GREY, label, new_axes, tidy
+from nnx.training.preparation import prepared
+from nnx.training.runner import StepRunner
 
 
 def weight_histograms(model, ax=None):
@@ -59,11 +61,11 @@ def gradient_histograms(model, X, y, ax=None):
     >>> ax.get_xlabel(), ax.get_xscale()
     ('size of the gradient', 'log')
     """
-    engine, samples = model.engine, model.check_batch((X, y, None))
-    numbers = engine.numbers(model.step, model.step + 1)
+    runner, samples = StepRunner(model), prepared(model, X, y)
+    numbers = runner.scalars(model.step, model.step + 1)
     with model.backend.scope(model.dtype):
         row = {name: values[0] for name, values in model.backend.stage(numbers).items()}
-        grads, _, _ = engine.steps.gradients(model.params, model.state, engine.place(samples), row)
+        grads, _, _ = runner.steps.gradients(model.params, model.state, runner.place(samples), row)
     sizes = {name: np.abs(grad) for name, grad in _named(model, grads).items()}
     shares = {name: np.mean(size == 0) for name, size in sizes.items()}
     named = {

@@ -8,9 +8,10 @@ import contextlib
 import errno
 import os
 import threading
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
+
+from nnx import log
 
 NAME = "state.nnx.lock"
 """The file in a run folder that is locked while a training writes its state there."""
@@ -93,9 +94,8 @@ def _locked(folder: Path) -> int:
                 return handle
         except OSError as error:
             os.close(handle)
-            warnings.warn(
-                f"{folder} cannot be locked ({error.strerror}): see to it that no second training runs there",
-                stacklevel=6,
+            log.warn(
+                f"{folder} cannot be locked ({error.strerror}): see to it that no second training runs there"
             )
             return -1
         except BaseException:

@@ -48,6 +48,11 @@ def run_half(dtype: str, network, ctx, params, x):
     return tree.map(lambda part: xp.astype(part, xp.float32), output), pullback_in_half
 
 
+def run_network(dtype: str, network, ctx, params, x):
+    """Return output and pullback of a network that computes in `dtype`, half precision or not."""
+    return run_half(dtype, network, ctx, params, x) if dtype in HALF else run(network, ctx, params, x)
+
+
 def first_scale(backend) -> dict:
     """Return the scale of the loss that training starts with, and the good steps since it changed."""
     one = backend.zeros((), "float32") + 1.0  # a scalar as it comes out of a step

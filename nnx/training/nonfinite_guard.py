@@ -1,42 +1,42 @@
-"""Numbers that go wrong in `fit`: noticed without a look in any step, and undone.
+"""The guard against nan and infinity in `fit`: they are noticed without a host read in any step, and undone.
 
-A step is a function of weights, optimizer and batch, so it can be taken again. The watch keeps a copy
+A step is a function of weights, optimizer and batch, so it can be repeated. The guard keeps a snapshot
 of them from a moment at which all was finite, and a journal of the steps since. The loss is read once
-an epoch anyway: where it is not finite, or the weights are not, the steps of the journal are taken
-again from the copy, to find the first that goes wrong. The model is left as it was before that step.
+an epoch anyway: where it is not finite, or the weights are not, the steps of the journal are repeated
+from the snapshot, to find the first that goes wrong. The model is left as it was before that step.
 """
 
 import math
 import time
-import warnings
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from nnx import tree
+from nnx import log, tree
 from nnx.callbacks import TerminateOnNaN
 from nnx.errors import NonFiniteError
+from nnx.training.batches import Batches
 
 SECONDS_A_SNAPSHOT, RUNS_KEPT = 1.0, 64
-"""A copy older than this, or than so many runs of steps, is made anew at the end of an epoch."""
-SECONDS_A_LOOK = 10.0
-"""Within an epoch the numbers are looked at as often."""
-NUMBERS_KEPT, BATCHES_KEPT = 2**22, 4
-"""Of a stream, batches are kept until they hold so many numbers (16 MiB in float32), but so many at least."""
+"""A snapshot older than this, or than so many runs of steps, is replaced at the end of an epoch."""
+SECONDS_A_CHECK = 10.0
+"""The time between two checks within an epoch."""
+ELEMENTS_KEPT, BATCHES_KEPT = 2**22, 4
+"""Batches of a stream are kept up to so many array elements (16 MiB in float32), but so many batches at least."""
 BATCHES_SHARED = 32
-"""Where several processes train together, so many batches of a stream: all look at the same step."""
+"""Where several processes train together, so many batches of a stream are kept: all check at the same step."""
 STEPS_AGAIN = 64
-"""Steps that are taken again at a time, before their numbers are looked at."""
+"""Steps repeated at a time before they are checked."""
 SNAPSHOT_SHARE, SMALL = 0.25, 2**20
-"""A copy that would take more than this share of the memory free on the device is kept on the host, unless it
+"""A snapshot that would take more than this share of the free memory of the device is kept on the host, unless it
 is of fewer bytes."""
-BATCHES_SHARE, FEW_NUMBERS = 0.125, 2**16
-"""The share of that memory for the batches of a stream that are kept, which may be so many numbers in any case."""
+BATCHES_SHARE, FEW_ELEMENTS = 0.125, 2**16
+"""The share of that memory for kept batches of a stream, and the number of elements kept in any case."""
 
 
 class Snapshot:
-    """A copy of all that training changes, on the device if it fits there with ease."""
+    """A copy of all that training changes, on the device if it is small beside the free memory there."""
 
     def __init__(self, model, carry: dict):
         self.model = model
@@ -55,53 +55,46 @@ class Snapshot:
 
     def carry(self) -> dict:
         """Return a carry of its own."""
-        found = {name: copy() for name, copy in self.parts.items()}
-        found["slots"] = [found.pop(index) for index in range(self.slots)]
-        return found
+        carry = {name: copy() for name, copy in self.parts.items()}
+        carry["slots"] = [carry.pop(index) for index in range(self.slots)]
+        return carry
 
 
 def _is_large(model, carry) -> bool:
     free = model.backend.free_memory()
     if free is None:
         return False
-    numbers = sum(math.prod(leaf.shape) for leaf in tree.leaves(carry["params"]))
-    nbytes = numbers * (1 + len(carry["slots"])) * np.dtype(model.weight_dtype).itemsize
+    elements = sum(math.prod(leaf.shape) for leaf in tree.leaves(carry["params"]))
+    nbytes = elements * (1 + len(carry["slots"])) * np.dtype(model.weight_dtype).itemsize
     return nbytes > max(SMALL, SNAPSHOT_SHARE * free)
 
 
 class Run(NamedTuple):
-    """Steps to be taken: rows start, ..., stop - 1 of `rows`, which number those of `samples` in each batch.
-
-    Without numbers ("index") a step takes all samples as they lie.
-    Of a stream it is one step, and `samples` its batch: then `rows` are on the host.
-    """
+    """Steps that were taken: those of rows start, ..., stop - 1."""
 
     rows: dict
+    """Scalars and sample indices, a row a step, on the device."""
     samples: dict
+    """The arrays that batches are gathered from; without `rows["index"]` the batch itself."""
     start: int
     stop: int
     step: int
-    """The number of the first of them since `compile`, counted from 0."""
+    """The number of the first step since `compile`, from 0."""
     epoch: int
     first_step: int
-    """That of the epoch's first step."""
-    of_stream: bool = False
-    """Whether `samples` are one batch of a stream."""
+    """The number of the epoch's first step."""
 
     def again(self, steps, carry, start, stop) -> tuple:
-        """Take some of the steps from a carry of one's own; return the new one and the sums."""
-        if self.of_stream:
-            return steps.train_one(carry, None, self.rows, {"samples": self.samples})
+        """Repeat some of the steps from a carry that may be consumed; return the new one and the sums."""
         return steps.train(carry, None, self.rows, {"samples": self.samples}, start, stop)
 
     def batch(self, steps, i) -> tuple[dict, dict]:
-        """Return the batch of row `i`, and what the host computed for it."""
-        rows = steps.backend.stage(self.rows) if self.of_stream else self.rows
-        numbers = {name: v[i] if isinstance(v, list) else v[i, ...] for name, v in rows.items()}
-        return steps.backend.batch(numbers, {"samples": self.samples})["samples"], numbers
+        """Return the batch of row `i`, and its scalars."""
+        row = {name: v[i] if isinstance(v, list) else v[i, ...] for name, v in self.rows.items()}
+        return steps.backend.batch(row, {"samples": self.samples})["samples"], row
 
     def where(self, i) -> str:
-        """Return which step the one of row `i` is, in words."""
+        """Return which step row `i` is, in words."""
         step = self.step + i - self.start
         return f"epoch {self.epoch + 1}, step {step - self.first_step + 1} (step {step + 1} since compile)"
 
@@ -111,61 +104,77 @@ class Epochs(NamedTuple):
 
     step: int
     epoch: int
-    """That of `step`."""
+    """The epoch of `step`."""
     first_step: int
-    """That of the epoch's first step."""
+    """The number of that epoch's first step."""
     settings: dict
-    """Those of the optimizer."""
+    """The attributes of the optimizer."""
 
 
-class Watch:
-    """Looks at the numbers of one `fit`."""
+class NonfiniteGuard:
+    """Checks the loss and the weights of one `fit`.
 
-    def __init__(self, engine, callbacks):
-        self.engine, self.model, self.backend = engine, engine.model, engine.backend
-        self.is_shared = engine.communicator is not None
+    Parameters
+    ----------
+    runner : StepRunner
+    callbacks : CallbackList
+    epoch_again : function, optional
+        `epoch_again(step)` yields the same `Batches` again of an epoch that begins at a step. Without it,
+        the guard keeps the rows and batches of all steps since its snapshot.
+    """
+
+    def __init__(self, runner, callbacks, epoch_again: Callable[[int], Iterator[Batches]] | None = None):
+        self.runner, self.model, self.backend = runner, runner.model, runner.backend
+        self.epoch_again = epoch_again
+        self.is_shared = runner.communicator is not None
         self.stoppers = [c for c in callbacks.callbacks if isinstance(c, TerminateOnNaN)]
-        # The weights are looked at before a callback is called that may keep or save them.
+        # The weights are checked before a callback is called that may keep or save them.
         self.each_epoch = self.is_shared or any(c.keeps_weights for c in callbacks.callbacks)
         self.snapshot: Snapshot | None = None
         self.journal: list[Run | Epochs] = []
         """The steps since the snapshot."""
-        self.rows_again: Callable | None = None
-        """`rows_again(step)` gives (rows, samples, stop, step) of each `Run` of an epoch that begins at a step."""
         self.settings: dict = {}
-        self.numbers = self.numbers_a_sample = self.most_numbers = 0
+        self.elements = self.most_elements = 0
+        """Of the batches of a stream in the journal."""
         self.kinds: list[str] | None = None
-        """Of "params" and "state", those that the model has."""
-        self.left: Any = None
-        """The carry that the last step left: other weights are of a callback."""
+        """Which of "params" and "state" the model has."""
+        self.carry: Any = None
+        """The carry after the last step: if the model has another one, a callback has set its weights."""
         self.steps: Any = None
-        """The step functions that the steps of the journal are taken by."""
-        self.is_unseen = self.is_over = self.has_warned = False
-        self.next_snapshot = self.next_look = math.inf
+        """The step functions of the steps in the journal."""
+        self.is_unchecked = self.is_over = self.has_warned = False
+        self.next_snapshot = self.next_check = math.inf
 
     def begin_epoch(self, epoch: int) -> None:
-        """Note that an epoch begins, after callbacks."""
+        """Note that an epoch begins, after its callbacks."""
         self.epoch, self.first_step = epoch, self.model.step
-        if self.rows_again is None:
+        if self.epoch_again is None:
             return
         if self.snapshot is None or self._is_other():
             self._begin()
         elif self._has_other_settings():
             self._note_settings()
 
-    def note(self, rows: dict, samples: dict, steps: int = 1, of_stream: bool = False) -> None:
-        """Note steps that are about to be taken; see `Run`."""
-        if self.rows_again is None:
-            if self.snapshot is None or self._is_other():
-                self._begin()
-            step = self.model.step
-            self.journal.append(Run(rows, samples, 0, steps, step, self.epoch, self.first_step, of_stream))
+    def before(self, rows: dict, batches: Batches) -> None:
+        """Note steps that are about to be taken."""
+        if self.epoch_again is not None:
+            return
+        if self.snapshot is None or self._is_other():
+            self._begin()
+        step = self.model.step
+        self.journal.append(Run(rows, batches.samples, 0, batches.steps, step, self.epoch, self.first_step))
+        if batches.is_streamed:
+            self.elements += sum(math.prod(leaf.shape) for leaf in tree.leaves(batches.samples))
+
+    def after(self, carry: dict) -> None:
+        """Note the carry that steps have left."""
+        self.carry = carry
 
     def _is_other(self) -> bool:
-        """Whether a callback has set other weights than the last step left, or other settings of the layers."""
-        model, left = self.model, self.left
-        is_set = model._params is not left["params"] or model._state is not left["state"]
-        return is_set or self.engine.steps is not self.steps
+        """Whether a callback has set weights or changed settings of the layers."""
+        model, carry = self.model, self.carry
+        is_set = model._params is not carry["params"] or model._state is not carry["state"]
+        return is_set or self.runner.steps is not self.steps
 
     def _has_other_settings(self) -> bool:
         """Whether a callback has changed the optimizer, such as its learning rate."""
@@ -173,41 +182,33 @@ class Watch:
         return any(known.get(name, self) is not value for name, value in vars(self.model.optimizer).items())
 
     def _begin(self):
-        """Copy what there is: at the start, when all was found finite, and where a callback changed it."""
-        self.left = carry = self.model.carry
-        self.steps = self.engine.steps
-        self.snapshot, self.journal, self.numbers = Snapshot(self.model, carry), [], 0
+        """Take a snapshot: at the start, when all was found finite, and where a callback changed something."""
+        self.carry = carry = self.model.carry
+        self.steps = self.runner.steps
+        self.snapshot, self.journal, self.elements = Snapshot(self.model, carry), [], 0
         free = self.backend.free_memory()
-        self.most_numbers = NUMBERS_KEPT
+        self.most_elements = ELEMENTS_KEPT
         if free is not None:
-            self.most_numbers = min(NUMBERS_KEPT, max(FEW_NUMBERS, int(BATCHES_SHARE * free) // 4))
+            self.most_elements = min(ELEMENTS_KEPT, max(FEW_ELEMENTS, int(BATCHES_SHARE * free) // 4))
         now = time.monotonic()
         self.next_snapshot = now + SECONDS_A_SNAPSHOT
-        # Not by the clock where several processes train together: it is another in each.
-        self.next_look = math.inf if self.is_shared else now + SECONDS_A_LOOK
-        if self.rows_again is not None:
+        # Not by the clock where several processes train together: clocks differ.
+        self.next_check = math.inf if self.is_shared else now + SECONDS_A_CHECK
+        if self.epoch_again is not None:
             self._note_settings()
 
     def _note_settings(self):
         self.settings = dict(vars(self.model.optimizer))
         self.journal.append(Epochs(self.model.step, self.epoch, self.first_step, self.settings))
 
-    def note_batch(self, numbers: dict, batch: dict) -> None:
-        """Note a step on a batch of a stream."""
-        self.note(numbers, batch, of_stream=True)
-        if self.numbers_a_sample == 0:
-            self.numbers_a_sample = sum(math.prod(leaf.shape[1:]) for leaf in tree.leaves(batch))
-        self.numbers += self.numbers_a_sample * batch["weight"].shape[0]
-
-    def look_at_batches(self, totals: dict) -> bool:
-        """Look if too many batches are kept; return whether training is over."""
+    def check(self, totals: dict) -> bool:
+        """Check the loss and the weights if it is time to; return whether training is over."""
+        keeps_most = len(self.journal) >= BATCHES_KEPT and self.elements >= self.most_elements
         if self.is_shared:
-            return len(self.journal) >= BATCHES_SHARED and self.look(totals)
-        return self.numbers >= self.most_numbers and len(self.journal) >= BATCHES_KEPT and self.look(totals)
-
-    def look(self, totals: dict) -> bool:
-        """Look at the loss and the weights now; return whether training is over."""
-        sums = self.engine.of_all_ranks({"loss": totals["loss"]})
+            keeps_most = self.elements > 0 and len(self.journal) >= BATCHES_SHARED
+        if not keeps_most and time.monotonic() <= self.next_check:
+            return False
+        sums = self.runner.of_all_ranks({"loss": totals["loss"]})
         read, *wrong = self.backend.read([sums["loss"], *self._probe()])
         self._judge(tree.leaves(read), wrong)
         run, step = self.journal[-1], self.model.step
@@ -217,37 +218,36 @@ class Watch:
         return self.is_over
 
     def logs(self, totals: dict, samples: int, is_last: bool) -> dict[str, float]:
-        """Return loss and metrics of an epoch, as `Engine.logs`; look at them, and now and then at the weights."""
+        """Return loss and metrics of an epoch; check them, and now and then the weights."""
         is_old = len(self.journal) >= RUNS_KEPT or time.monotonic() > self.next_snapshot
         if not (is_old or is_last or self.each_epoch):
-            logs, wrong = self.engine.logs(totals, samples), []
+            logs, wrong = self.runner.logs(totals, samples), []
         else:
-            read, *wrong = self.backend.read([self.engine.of_all_ranks(totals), *self._probe()])
-            logs = self.engine.named(read, samples)
+            read, *wrong = self.backend.read([self.runner.of_all_ranks(totals), *self._probe()])
+            logs = self.runner.named(read, samples)
         if wrong or not math.isfinite(logs["loss"]):  # no part of the loss goes wrong without it
             self._judge((logs["loss"],), wrong)
-        self.is_unseen = not wrong
+        self.is_unchecked = not wrong
         if is_old or self.is_shared:
             self.snapshot, self.journal = None, []
         return logs
 
-    def look_at_validation(self, logs: dict) -> None:
+    def check_validation(self, logs: dict) -> None:
         """Warn once of a validation loss that is not finite, where the loss is."""
         if not math.isfinite(logs["val_loss"]) and not self.has_warned and not self.is_over:
             self.has_warned = True
-            warnings.warn(
+            log.warn(
                 f"val_loss is {logs['val_loss']} in epoch {self.epoch + 1}, while the loss is finite: training goes "
-                f"on. Look for values in the validation data that are far from those trained on",
-                stacklevel=7,
+                f"on. Look for values in the validation data that are far from those trained on"
             )
 
-    def look_at_the_end(self) -> None:
-        """Look at the weights if those of the last epoch have not been looked at."""
-        if self.is_unseen:
+    def end(self) -> None:
+        """Check the weights if those of the last epoch have not been checked."""
+        if self.is_unchecked:
             self._judge([], self.backend.read(self._probe()))
 
     def _probe(self) -> list:
-        """Return what tells whether the weights are finite, to be read."""
+        """Return numbers on the device that are zero where the weights are finite."""
         return self._probe_of({"params": self.model._params, "state": self.model._state})
 
     def _probe_of(self, carry: dict) -> list:
@@ -256,7 +256,7 @@ class Watch:
         return [self.backend.zero_or_nan(carry[kind]) for kind in self.kinds]
 
     def _judge(self, losses, wrong) -> None:
-        """Raise an error if a number is not finite; with `TerminateOnNaN`, tell that and end training."""
+        """Raise an error if a number is not finite, or with `TerminateOnNaN` end training."""
         if self.is_over or all(map(math.isfinite, (*losses, *wrong))):
             return
         fault = self._find()
@@ -267,7 +267,7 @@ class Watch:
             callback.fault = fault
 
     def _find(self) -> str:
-        """Take the steps of the journal again; leave the model as it was before the first that goes wrong."""
+        """Repeat the steps of the journal; leave the model as it was before the first that goes wrong."""
         from nnx.inspect.nonfinite import explain  # seldom needed
 
         assert self.snapshot is not None
@@ -288,7 +288,7 @@ class Watch:
                     carry, sums = run.again(steps, carry, i, i + 1)
                     if not self._is_finite(carry, sums):
                         self._put_back(before, run.step + i - run.start)
-                        return explain(model, run, i, carry, sums)
+                        return explain(self.runner, run, i, carry, sums)
         return (
             f"the loss or the weights of epoch {self.epoch + 1} are not finite. Taken again, none of its steps went "
             f"wrong by itself: the sum of the losses is too large for {model.weight_dtype}, or the steps give other "
@@ -296,7 +296,7 @@ class Watch:
         )
 
     def _runs(self, taken: int) -> Iterator[Run]:
-        """Yield the runs of the journal up to step `taken`; those that are not kept are made again."""
+        """Yield the runs of the journal up to step `taken`; those that were not kept are made again."""
         ends = [entry.step for entry in self.journal[1:]] + [taken]
         for entry, end in zip(self.journal, ends, strict=True):
             if isinstance(entry, Run):
@@ -312,21 +312,27 @@ class Watch:
                 first, epoch = after, epoch + 1
 
     def _made_again(self, step: int, settings: dict) -> list:
-        """Return the runs of the epoch that begins at a step, as the optimizer was set then."""
-        optimizer, rows_again = vars(self.model.optimizer), self.rows_again
-        assert rows_again is not None
+        """Return (rows, samples, number of steps, first step) of the epoch that begins at a step.
+
+        Learning rates are those of the optimizer as it was set then.
+        """
+        optimizer, epoch_again, again = vars(self.model.optimizer), self.epoch_again, []
+        assert epoch_again is not None
         present = dict(optimizer)
         try:
             optimizer.update(settings)
-            return list(rows_again(step))
+            for batches in epoch_again(step):
+                again.append((self.runner.rows(batches, step), batches.samples, batches.steps, step))
+                step += batches.steps
+            return again
         finally:
             optimizer.update(present)
 
     def _put_back(self, snapshot: Snapshot, step: int) -> None:
-        self.left = carry = snapshot.carry()
+        self.carry = carry = snapshot.carry()
         self.model.set_carry(carry, steps=step - self.model.step)
 
     def _is_finite(self, carry, sums) -> bool:
-        losses = self.engine.of_all_ranks({"loss": sums["loss"]})
+        losses = self.runner.of_all_ranks({"loss": sums["loss"]})
         read = self.backend.read([losses, *self._probe_of(carry)])
         return all(math.isfinite(number) for values in read for number in tree.leaves(values))

@@ -36,15 +36,6 @@ class Guard:
         """Return `Backend.repeat(step)`, watched."""
         return GuardedSteps(self, self.backend.repeat(step), Backend.repeat(self.backend, step))
 
-    def one_step(self, step: Callable) -> Callable:
-        """Return `Backend.one_step(step)`, watched."""
-        compiled, as_python = self.backend.one_step(step), Backend.repeat(self.backend, step)
-
-        def run_as_python(carry, totals, numbers, batch):
-            return as_python(carry, totals, self.backend.stage(numbers), batch, 0, 1)
-
-        return self._once_watched(compiled, run_as_python)
-
     def compile(self, function: Callable) -> Callable:
         """Return `Backend.compile(function)`, watched."""
         compiled = self.backend.compile(function)

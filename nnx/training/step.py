@@ -13,10 +13,11 @@ from nnx import activations, layers, tree
 from nnx.backend import Backend
 from nnx.context import Context
 from nnx.errors import raised_by
-from nnx.layers.base import Layer, run
+from nnx.layers.base import Layer
 from nnx.losses import Loss
 from nnx.registry import is_own
 from nnx.training import mixed_precision
+from nnx.training.mixed_precision import run_network
 from nnx.training.outputs import OutputLosses
 from nnx.training.purity import Guard
 
@@ -47,9 +48,7 @@ class Steps:
         self.guard = guard
         run = backend if guard is None else guard
         self.train = run.repeat(self._train_row)
-        self.train_one = run.one_step(self._train_row)
         self.evaluate = run.repeat(self._evaluate_row)
-        self.evaluate_one = run.one_step(self._evaluate_row)
         self.output = run.compile(self._output)
         self.loss_and_gradients = run.compile(self._loss_and_gradients)
 
@@ -82,7 +81,7 @@ class Steps:
         )
         if self.communicator is not None:
             ctx.part = numbers["first"], batch["weight"].shape[0]
-        output, pullback = as_columns(*self._run(ctx, params, batch["x"]))
+        output, pullback = as_columns(*run_network(self.dtype, self.network, ctx, params, batch["x"]))
         loss, pull_loss, parts = self._loss(ctx, batch, output)
         sums = self._sums(ctx, params, batch, output, loss, parts)
         dy = self._loss_gradient(pull_loss)
@@ -116,19 +115,16 @@ class Steps:
 
     def _output(self, weights, x):
         """Return the network's output, before the activation that `fuse` took out of it (`head`)."""
-        return self._run(Context(self.backend, state=weights["state"]), weights["params"], x)[0]
-
-    def _run(self, ctx, params, x):
-        if self.dtype in mixed_precision.HALF:
-            return mixed_precision.run_half(self.dtype, self.network, ctx, params, x)
-        return run(self.network, ctx, params, x)
+        return run_network(
+            self.dtype, self.network, Context(self.backend, state=weights["state"]), weights["params"], x
+        )[0]
 
     def _evaluate_row(self, carry, row, data):
         return carry, self._evaluate_step(data["weights"], data["samples"])
 
     def _evaluate_step(self, weights, batch):
         ctx = Context(self.backend, state=weights["state"])
-        output, _ = as_columns(*self._run(ctx, weights["params"], batch["x"]))
+        output, _ = as_columns(*run_network(self.dtype, self.network, ctx, weights["params"], batch["x"]))
         loss, _, parts = self._loss(ctx, batch, output)
         return self._sums(ctx, weights["params"], batch, output, loss, parts)
 

@@ -14,6 +14,7 @@ from nnx.__main__ import main
 from nnx.compare import CompareError, Difference, Failure, Place, compare, largest_difference
 from nnx.compare.script import SourceError, load_source
 from nnx.compare.trial import draw_batches, trial_model
+from nnx.training.preparation import prepared
 
 SCRIPT = """
 import sys
@@ -142,7 +143,7 @@ def test_the_traced_steps_are_those_of_fit():
     from nnx.compare.trace import Tracer
 
     model = small_model()
-    batches = [model.check_batch((*batch, None)) for batch in draw_batches(model, 3, 16)]
+    batches = [prepared(model, *batch, None) for batch in draw_batches(model, 3, 16)]
     tracer = Tracer(model, nnx.as_backend("numpy"))
     for step, batch in enumerate(batches, 1):
         traced = dict(tracer.trace(step, tracer.carry, batch))

@@ -14,6 +14,7 @@ import nnx
 from nnx import callbacks, layers
 from nnx.data import lazy_arrays, out_of_core, prefetch
 from nnx.random import SHUFFLE, generator
+from nnx.training.preparation import prepared
 
 RNG = np.random.default_rng(0)
 X = RNG.standard_normal((230, 6)).astype(np.float32)
@@ -113,7 +114,7 @@ def test_training_is_that_in_memory_in_the_same_order(any_backend, kind, tmp_pat
     settings = {"sample_weight": weight, "class_weight": {1: 2.0}, "validation_split": 0.2}
     model, other = build(any_backend), build(any_backend)
     found = fit(model, source, y, **settings)
-    order = as_read(other, model._check(source, y).part(0, 184))
+    order = as_read(other, prepared(model, source, y).part(0, 184))
     expected = fit(other, X, Y, shuffle=order, validation_batch_size=256, **settings)
     same_runs(model, found, other, expected)
     same(any_backend, model.evaluate(source, y, 50, verbose=0), other.evaluate(X, Y, 50, verbose=0))
@@ -146,7 +147,7 @@ def test_several_inputs_and_outputs_of_which_some_are_large(tmp_path):
     small = ({"left": X, "right": right}, {"kind": Y, "size": size})
     model, other = made(), made()
     found = fit(model, *large)
-    same_runs(model, found, other, fit(other, *small, shuffle=as_read(other, model._check(*large))))
+    same_runs(model, found, other, fit(other, *small, shuffle=as_read(other, prepared(model, *large))))
     np.testing.assert_array_equal(model.predict(large[0])["kind"], other.predict(small[0])["kind"])
 
 
@@ -173,7 +174,7 @@ def orders(samples, *seeds):
 
 
 def test_windows_are_blocks_of_rows_shuffled():
-    samples = build()._check(Source(X), Y)
+    samples = prepared(build(), Source(X), Y)
     first, again, other = orders(samples, 0, 0, 1)
     assert sorted(first) == list(range(230))
     np.testing.assert_array_equal(first, again)
@@ -189,7 +190,7 @@ def test_windows_are_blocks_of_rows_shuffled():
 
 def test_an_epoch_reads_each_row_once_in_slices_of_whole_chunks():
     source = Source(X, chunks=(7, 6))
-    samples = build()._check(source, Y)
+    samples = prepared(build(), source, Y)
     list(samples.batches(samples.order(True, lambda: np.random.default_rng(0)), 16))
     covered = [n for start, stop in source.read for n in range(start, stop)]
     assert sorted(covered) == list(range(230))

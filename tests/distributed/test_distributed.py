@@ -25,6 +25,7 @@ from nnx import callbacks, layers
 from nnx.data import lazy_arrays, out_of_core
 from nnx.distributed.launch import free_port
 from nnx.distributed.ranks import DistributedError
+from nnx.training.runner import StepRunner
 
 RNG = np.random.default_rng(0)
 X = RNG.standard_normal((103, 6))
@@ -193,7 +194,7 @@ def test_one_all_reduce_a_step_and_one_an_epoch():
 
 def test_the_all_reduce_is_part_of_the_compiled_step():
     def run(communicator):
-        programs = trained(network()).engine.steps.train.programs.values()
+        programs = StepRunner(trained(network())).steps.train.programs.values()
         return [program.loop.__doc__ for program in programs]
 
     for texts in on_ranks(2, run):
@@ -204,9 +205,9 @@ def test_the_all_reduce_is_part_of_the_compiled_step():
 
 def test_one_process_is_untouched():
     model = trained(network())
-    assert model.engine.communicator is None
-    assert "share" not in model.engine.numbers(0, 1, model.engine.part(20))
-    assert not any("all_reduce" in p.loop.__doc__ for p in model.engine.steps.train.programs.values())
+    assert StepRunner(model).communicator is None
+    assert "share" not in StepRunner(model).scalars(0, 1, StepRunner(model).shard(20))
+    assert not any("all_reduce" in p.loop.__doc__ for p in StepRunner(model).steps.train.programs.values())
 
 
 # Callbacks

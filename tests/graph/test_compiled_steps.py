@@ -19,6 +19,8 @@ from nnx.backends.shared.replay import Plain, Program
 import nnx
 from nnx import activations, layers, losses, optimizers, tree
 from nnx.graph import tracing
+from nnx.training.preparation import prepared
+from nnx.training.runner import StepRunner
 
 RNG = np.random.default_rng(0)
 X = RNG.standard_normal((70, 6)).astype(np.float32)
@@ -64,7 +66,7 @@ def expect_same(build, y=CLASSES, compiled=True, **settings):
     same = np.testing.assert_array_equal if on_numpy() else close
     for a, b in zip([*numbers.values(), *carries[0]], [*expected.values(), *carries[1]], strict=True):
         same(a, b)
-    found = programs(mine.engine.steps.train)
+    found = programs(StepRunner(mine).steps.train)
     assert all(isinstance(p, Program if compiled else Plain) for p in found), found
     return found
 
@@ -251,8 +253,8 @@ def test_float64_and_evaluate():
     expect_same(build)
     mine, plain = (train(build, fresh(r))[0] for r in (True, False))
     assert mine.evaluate(X, CLASSES, batch_size=8) == plain.evaluate(X, CLASSES, batch_size=8)
-    assert all(isinstance(p, (Program, tracing.Trace)) for p in programs(mine.engine.steps.evaluate))
-    assert any(isinstance(p, Program) for p in programs(mine.engine.steps.evaluate))
+    assert all(isinstance(p, (Program, tracing.Trace)) for p in programs(StepRunner(mine).steps.evaluate))
+    assert any(isinstance(p, Program) for p in programs(StepRunner(mine).steps.evaluate))
 
 
 class Writes(layers.Layer):
@@ -345,7 +347,9 @@ def test_what_reads_a_weight_is_computed_before_the_optimizer_writes_it():
 
 
 def texts(build, **settings):
-    return [p.loop.__doc__ for p in programs(train(build, fresh(True), **settings)[0].engine.steps.train)]
+    return [
+        p.loop.__doc__ for p in programs(StepRunner(train(build, fresh(True), **settings)[0]).steps.train)
+    ]
 
 
 def test_numpy_gradients_are_written_into_the_flat_buffer():
@@ -679,7 +683,7 @@ def test_not_all_programs_are_remembered(monkeypatch):
     model, _ = train(network(layers.Dense(4)), fresh(True))
     for size in range(1, 9):
         model.fit(X[: 2 * size], CLASSES[: 2 * size], batch_size=size, verbose=0)
-    assert len(programs(model.engine.steps.train)) == 3
+    assert len(programs(StepRunner(model).steps.train)) == 3
 
 
 def test_numpy_it_can_be_turned_off(monkeypatch):
@@ -694,19 +698,19 @@ def test_data_that_is_fixed_and_data_that_is_not_are_read_each_in_its_way():
     with nnx.use_backend(backend):
         model = nnx.Sequential([layers.Dense(8, "relu"), layers.Dense(3, "softmax")], seed=0)
         model.compile("adam", "sparse_categorical_crossentropy")
-        data = model.check_batch((X, CLASSES, None))
-    engine, losses = model.engine, []
+        data = prepared(model, X, CLASSES, None)
+    runner, losses = StepRunner(model), []
     with backend.scope("float32"):
-        placed = engine.place(data)
+        placed = runner.place(data)
         for samples in [backend.fixed(placed), placed] * 4:
             rows = backend.stage(
-                {"index": np.arange(70).reshape(7, 10), **engine.numbers(model.step, model.step + 7)}
+                {"index": np.arange(70).reshape(7, 10), **runner.scalars(model.step, model.step + 7)}
             )
-            carry, totals = engine.steps.train(model.carry, None, rows, {"samples": samples}, 0, 7)
+            carry, totals = runner.steps.train(model.carry, None, rows, {"samples": samples}, 0, 7)
             model.set_carry(carry, steps=7)
             losses.append(float(totals["loss"]["loss"]))
     assert losses == sorted(losses, reverse=True)
-    assert [type(found) for found in programs(engine.steps.train)] == [Program, Program]
+    assert [type(found) for found in programs(runner.steps.train)] == [Program, Program]
 
 
 class Side(enum.StrEnum):
@@ -724,13 +728,13 @@ def test_names_of_inputs_that_are_not_plain_text(names):
             [layers.Inputs({name: layers.Dense(4) for name in names}), layers.Dense(3)], seed=0
         )
         model.compile("sgd", nnx.losses.SparseCategoricalCrossentropy(from_logits=True))
-        data = model.check_batch((dict.fromkeys(names, X), CLASSES, None))
-    engine, losses = model.engine, []
+        data = prepared(model, dict.fromkeys(names, X), CLASSES, None)
+    runner, losses = StepRunner(model), []
     with backend.scope("float32"):
         for _ in range(5):
-            rows = backend.stage(engine.numbers(model.step, model.step + 1))
-            carry, totals = engine.steps.train(model.carry, None, rows, {"samples": engine.place(data)}, 0, 1)
+            rows = backend.stage(runner.scalars(model.step, model.step + 1))
+            carry, totals = runner.steps.train(model.carry, None, rows, {"samples": runner.place(data)}, 0, 1)
             model.set_carry(carry, steps=1)
             losses.append(float(totals["loss"]["loss"]))
     assert losses == sorted(losses, reverse=True)
-    assert [type(found) for found in programs(engine.steps.train)] == [Program]
+    assert [type(found) for found in programs(runner.steps.train)] == [Program]

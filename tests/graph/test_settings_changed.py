@@ -10,6 +10,7 @@ import pytest
 import nnx
 from nnx import callbacks, layers, losses, optimizers, regularizers
 from nnx.graph.fingerprint import Fingerprint, difference, kernel_key
+from nnx.training.runner import StepRunner
 
 X = np.random.default_rng(0).normal(size=(50, 4))
 Y = X[:, :2]
@@ -187,12 +188,12 @@ def both(build, **settings):
 @pytest.mark.parametrize("layer", IMPURE.values(), ids=IMPURE)
 def test_numpy_a_layer_that_changes_what_it_refers_to_is_not_compiled(layer):
     model, _ = both(lambda: [layer(), layers.Dense(2)])
-    assert "changes in a step" in model.engine.steps.guard.reason
+    assert "changes in a step" in StepRunner(model).steps.guard.reason
 
 
 def test_numpy_what_cannot_be_compared_is_not_compiled():
     model, _ = both(lambda: [Cycles(), layers.Dense(2)])
-    assert "cannot be compared" in model.engine.steps.guard.reason
+    assert "cannot be compared" in StepRunner(model).steps.guard.reason
 
 
 @pytest.mark.parametrize("draw", [random.random, lambda: np.random.random()], ids=["random", "numpy"])  # noqa: NPY002
@@ -264,7 +265,7 @@ def test_numpy_losses_and_metrics_of_ones_own_are_watched_too(part):
         for replays in (True, False)
     ]
     np.testing.assert_array_equal(found[0][1], found[1][1])
-    assert "calls changes in a step" in found[0][0].engine.steps.guard.reason
+    assert "calls changes in a step" in StepRunner(found[0][0]).steps.guard.reason
 
 
 # Settings that change.
@@ -401,15 +402,15 @@ def test_a_setting_that_the_weights_do_not_fit_is_an_error():
 
 def test_steps_are_compiled_once_as_long_as_nothing_changes():
     model, _ = train(dense(), fresh(True), epochs=2)
-    steps = model.engine.steps
+    steps = StepRunner(model).steps
     model.optimizer.learning_rate = 0.5  # an argument of each step
     layers.Dense(3).units = 4  # another's
     model.fit(X, Y, verbose=0)
-    assert model.engine.steps is steps
+    assert StepRunner(model).steps is steps
     own, _ = train(lambda: [Mine(), layers.Dense(2)], fresh(True), epochs=2)
-    steps = own.engine.steps
+    steps = StepRunner(own).steps
     own.fit(X, Y, verbose=0)
-    assert own.engine.steps is steps
+    assert StepRunner(own).steps is steps
 
 
 # Fingerprints.

@@ -20,6 +20,7 @@ import numpy as np
 import nnx
 from nnx.data.samples import split_last
 from nnx.random import SHUFFLE, generator
+from nnx.training.preparation import prepared
 
 EPOCHS, BATCH = 2, 500
 
@@ -62,7 +63,7 @@ def main(path, backend, limit, mode=""):
 
 def in_windows(model, source, labels):
     """Return the function for `shuffle` that visits an array as `fit` visits the file."""
-    samples = split_last(model._check(source, labels), 0.1)[0]
+    samples = split_last(prepared(model, source, labels), 0.1)[0]
 
     def order(numbers):
         rng = generator(model.seed, SHUFFLE, model.step)

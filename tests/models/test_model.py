@@ -8,7 +8,7 @@ import pytest
 
 import nnx
 from nnx import layers
-from nnx.training.loop import Engine
+from nnx.training.runner import StepRunner
 
 RNG = np.random.default_rng(0)
 X = RNG.standard_normal((120, 5)).astype(np.float32)
@@ -87,7 +87,7 @@ def test_final_activation_and_cross_entropy_are_fused(loss, activation, units, t
     hiding = layers.Lambda(lambda x: (x, lambda dy: dy))  # it might do anything
     plain.network = layers.Chain([*plain.network.layers, hiding])
     results = [model.fit(X, target, epochs=3, verbose=0).history["loss"] for model in (fused, plain)]
-    assert type(fused.engine.steps.head) is not type(plain.engine.steps.head)
+    assert type(StepRunner(fused).steps.head) is not type(StepRunner(plain).steps.head)
     np.testing.assert_allclose(*results, rtol=2e-4)
     assert np.all(fused.predict(X) <= 1)
     fused.set_weights([w * 1e4 for w in fused.get_weights()])
@@ -101,7 +101,7 @@ def test_a_final_activation_layer_is_fused_too():
     model = nnx.Sequential([layers.Dense(2), layers.Softmax()], seed=0)
     model.compile("adam", "sparse_categorical_crossentropy")
     model.fit(X, LABELS, verbose=0)
-    assert type(model.engine.steps.head).__name__ == "Softmax"
+    assert type(StepRunner(model).steps.head).__name__ == "Softmax"
     np.testing.assert_allclose(model.predict(X).sum(axis=1), 1, rtol=1e-5)
 
 
@@ -357,13 +357,13 @@ def test_a_layer_that_writes_into_the_data_is_told():
 
 @pytest.mark.parametrize("batch_size", [120, 200])
 def test_one_batch_of_all_samples_in_order_is_not_gathered(any_backend, monkeypatch, batch_size):
-    given, train_rows = [], Engine.train_rows
+    given, train_rows = [], StepRunner.train
 
-    def spy(engine, rows, *arguments):
+    def spy(runner, rows, *arguments):
         given.append(set(rows))
-        return train_rows(engine, rows, *arguments)
+        return train_rows(runner, rows, *arguments)
 
-    monkeypatch.setattr(Engine, "train_rows", spy)
+    monkeypatch.setattr(StepRunner, "train", spy)
     model, by_hand = regressor(any_backend), regressor(any_backend)
     curve = model.fit(X, Y, batch_size, epochs=6, shuffle=False, verbose=0).history["loss"]
     assert len(given) == 6
@@ -406,7 +406,7 @@ def test_models_of_equal_settings_share_compiled_steps():
     def steps(units=4, rate=0.1, learning_rate=0.1, loss="mse"):
         model = nnx.Sequential([layers.Dense(units), layers.Dropout(rate), layers.Dense(1)], seed=0)
         model.compile(nnx.optimizers.Adam(learning_rate), loss)
-        return model.engine.steps
+        return StepRunner(model).steps
 
     assert steps() is steps(learning_rate=lambda step: 0.2)
     assert len({id(s) for s in (steps(), steps(units=5), steps(rate=0.2), steps(loss="mae"))}) == 4

@@ -8,6 +8,7 @@ import pytest
 
 import nnx
 from nnx import layers
+from nnx.training.runner import StepRunner
 
 RNG = np.random.default_rng(0)
 X = RNG.standard_normal((200, 6)).astype(np.float32)
@@ -141,7 +142,7 @@ def test_jax_forgets_the_programs_of_models_that_are_gone():
         model.compile("sgd", "sparse_categorical_crossentropy")
         model.fit(X[:20], Y[:20] % 2, verbose=0)
         model.predict(X[:5])
-        gone += [weakref.ref(model), weakref.ref(model.engine.steps)]
+        gone += [weakref.ref(model), weakref.ref(StepRunner(model).steps)]
     del model
     gc.collect()
     assert [found for ref in gone if (found := ref()) is not None] == []
@@ -217,9 +218,9 @@ def test_jax_runs_many_steps_in_one_dispatch(monkeypatch):
     model = build("jax")
     model.fit(X, Y, batch_size=10, epochs=3, verbose=0)
     runs = []
-    train = model.engine.steps.train
-    monkeypatch.setattr(model.engine.steps, "train", lambda *a: (runs.append(a[5] - a[4]), train(*a))[1])
-    model.engine.steps_a_run = 1000
+    train = StepRunner(model).steps.train
+    monkeypatch.setattr(StepRunner(model).steps, "train", lambda *a: (runs.append(a[5] - a[4]), train(*a))[1])
+    model._compiled_steps.steps_a_run = 1000
     model.fit(X, Y, batch_size=10, epochs=1, verbose=0)
     assert runs == [20]
 

@@ -303,7 +303,7 @@ def test_one_read_an_epoch(any_backend, reads, extra, data):
 
 
 @pytest.mark.parametrize(
-    "kept", [{"SECONDS_A_SNAPSHOT": 0.0}, {"SECONDS_A_LOOK": 0.0}, {"RUNS_KEPT": 1}], ids=str
+    "kept", [{"SECONDS_A_SNAPSHOT": 0.0}, {"SECONDS_A_CHECK": 0.0}, {"RUNS_KEPT": 1}], ids=str
 )
 @pytest.mark.parametrize("data", ["arrays", "batches", "a callback at each batch"])
 def test_copies_are_made_anew(any_backend, monkeypatch, kept, data):
@@ -311,7 +311,7 @@ def test_copies_are_made_anew(any_backend, monkeypatch, kept, data):
         monkeypatch.setattr(nonfinite_guard, name, value)
     model, reference = (build(Countdown(at), optimizer=nnx.optimizers.Adam) for at in (15, 99))
     model.build((6,))
-    model.engine.steps_a_run = 4
+    model._compiled_steps.steps_a_run = 4
     batches = [(X[i : i + 20], Y[i : i + 20]) for i in range(0, 110, 20)]
     x, y = (batches, None) if data == "batches" else (X, Y)
     extra = [Stop(99)] if data.startswith("a callback") else []
@@ -321,12 +321,12 @@ def test_copies_are_made_anew(any_backend, monkeypatch, kept, data):
 
 def test_within_a_long_epoch(any_backend, monkeypatch):
     """It is said at the next look, not at the end of the epoch."""
-    monkeypatch.setattr(nonfinite_guard, "SECONDS_A_LOOK", 0.0)
+    monkeypatch.setattr(nonfinite_guard, "SECONDS_A_CHECK", 0.0)
     model = build(Countdown(7))
     seen = []
     hook = callbacks.LambdaCallback(on_progress=lambda done, total: seen.append(done))
     model.build((6,))
-    model.engine.steps_a_run = 2
+    model._compiled_steps.steps_a_run = 2
     monkeypatch.setattr(model.backend, "seconds_a_run", 1e-9)  # then of one step each
     told(lambda: fit(model, batch_size=5, callbacks=[hook]), r"^in epoch 1, step 8 ")
     assert max(seen) <= 8
@@ -334,14 +334,14 @@ def test_within_a_long_epoch(any_backend, monkeypatch):
 
 def test_the_batches_of_a_stream_that_are_kept_are_bounded(any_backend, monkeypatch):
     held = []
-    note = nonfinite_guard.Watch.note
+    note = nonfinite_guard.NonfiniteGuard.before
     monkeypatch.setattr(
-        nonfinite_guard.Watch,
-        "note",
+        nonfinite_guard.NonfiniteGuard,
+        "before",
         lambda self, *a, **k: (note(self, *a, **k), held.append(len(self.journal)))[0],
     )
     monkeypatch.setattr(
-        nonfinite_guard, "NUMBERS_KEPT", 10 * 20 * 8
+        nonfinite_guard, "ELEMENTS_KEPT", 10 * 20 * 8
     )  # ten batches of 20 samples of 8 numbers
     model, reference = (build(Countdown(at)) for at in (57, 99))
     batches = [(X[:20], Y[:20])] * 60
@@ -421,7 +421,7 @@ def test_terminate_on_nan(any_backend, capsys):
 
 
 def test_terminate_on_nan_within_an_epoch(any_backend, monkeypatch, capsys):
-    monkeypatch.setattr(nonfinite_guard, "SECONDS_A_LOOK", 0.0)
+    monkeypatch.setattr(nonfinite_guard, "SECONDS_A_CHECK", 0.0)
     for x, y in ((X, Y), ([(X[i : i + 20], Y[i : i + 20]) for i in range(0, 110, 20)], None)):
         model = build(Countdown(8))
         fit(model, x, y, epochs=9, callbacks=[callbacks.TerminateOnNaN()])

@@ -11,6 +11,7 @@ from paths import REFERENCE
 import nnx
 from nnx import layers
 from nnx.testing import check_layer
+from nnx.training.runner import StepRunner
 
 RNG = np.random.default_rng(0)
 CASES = json.loads((REFERENCE / "models.json").read_text())["cases"]
@@ -138,7 +139,7 @@ def test_the_step_is_compiled(any_backend):
         pytest.skip("only these trace their steps")
     model = of_two(backend=type(any_backend)())
     model.fit(X, Y, epochs=2, batch_size=10, verbose=0)
-    assert [type(p) for p in model.engine.steps.train.programs.values()] == [Program]
+    assert [type(p) for p in StepRunner(model).steps.train.programs.values()] == [Program]
 
 
 def test_an_output_without_a_loss_is_not_trained():
@@ -333,6 +334,6 @@ def test_masked_metrics_are_those_of_what_counts(metric):
 
 
 def test_final_activations_are_taken_into_their_losses():
-    head = of_two().engine.steps.head
+    head = StepRunner(of_two()).steps.head
     assert head["price"] is None
     assert isinstance(head["kind"], nnx.activations.Softmax)

@@ -11,6 +11,7 @@ from nnx.backends.cupy.kernels import MOST_ARGUMENTS, CudaKernel
 import nnx
 from nnx import layers
 from nnx.data.samples import Samples
+from nnx.training.runner import StepRunner
 
 RNG = np.random.default_rng(0)
 X = RNG.standard_normal((200, 6)).astype(np.float32)
@@ -215,7 +216,7 @@ def test_a_step_of_transformer_blocks():
 
 def test_a_training_step_waits_for_nothing(model):
     def step():
-        model.engine.train_on_samples(SAMPLES)
+        StepRunner(model).train_on_batch(SAMPLES)
 
     # In the pieces that other tests leave in the pool, a step takes long to settle.
     model.backend.cupy.get_default_memory_pool().free_all_blocks()
@@ -385,7 +386,9 @@ def counts_of_a_step(model, x) -> dict[str, float]:
     """Return what one more step of `fit` asks for, on batches of `x`."""
 
     def fit(samples):
-        model.engine.steps_a_run = 1000  # however slow the machine: what a run of steps prepares counts once
+        model._compiled_steps.steps_a_run = (
+            1000  # however slow the machine: what a run of steps prepares counts once
+        )
         model.fit(x[:samples], Y[:samples], batch_size=20, verbose=0)
 
     model.build(x.shape[1:])
@@ -447,7 +450,7 @@ def test_a_fused_kernel_has_no_more_arguments_than_cuda_passes():
     )
     model.compile("adam", "sparse_categorical_crossentropy")
     model.fit(X, Y, batch_size=20, epochs=2, verbose=0)
-    (program,) = model.engine.steps.train.programs.values()
+    (program,) = StepRunner(model).steps.train.programs.values()
     kernels = {name: k for name, k in program.loop.__globals__.items() if isinstance(k, CudaKernel)}
     calls = re.findall(r"^ +(?:(.*) = )?(\w+)\((.*)\)$", program.loop.__doc__, re.M)
     counts = [(results + ", " + given).count("v") for results, name, given in calls if name in kernels]

@@ -13,6 +13,8 @@ import pytest
 
 import nnx
 from nnx import layers
+from nnx.training.preparation import prepared
+from nnx.training.runner import StepRunner
 
 pytestmark = pytest.mark.gpu
 
@@ -85,12 +87,12 @@ def test_memory_does_not_grow(gpu):
 def test_steps_are_queued_not_waited_for(gpu):
     """The host runs ahead: to queue steps takes less time than they do."""
     model = build(gpu, units=8192)
-    samples = model.engine.place(model._check(X, Y, None))
-    model.engine.train_on(samples)
+    samples = StepRunner(model).place(prepared(model, X, Y, None))
+    StepRunner(model).train_on(samples)
     gpu.synchronize(None)
     start = time.perf_counter()
     for _ in range(10):
-        model.engine.train_on(samples)
+        StepRunner(model).train_on(samples)
     queued = time.perf_counter() - start
     gpu.synchronize(None)
     done = time.perf_counter() - start
