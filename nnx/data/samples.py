@@ -91,7 +91,7 @@ def as_inputs(x, in_shape, dtype: str, categories=None, what: str = "X") -> Any:
                 f"the model takes one array, {describe_shape(in_shape)}, got a dict with the keys "
                 f"{', '.join(map(repr, x))}: its first layer must be nnx.layers.Inputs to take several"
             )
-        return as_features(x, in_shape, dtype, what, categories)
+        return as_features(x, in_shape, dtype, what, categories if isinstance(categories, int) else None)
     names = _names(x, in_shape, what)
     found = {
         name: as_inputs(x[name], _entry(in_shape, name), dtype, _entry(categories, name), f"{what}[{name!r}]")
@@ -124,7 +124,10 @@ def _is_several(x, in_shape) -> bool:
 
 
 def _entry(whole, name):
-    return None if whole is None else whole[name]
+    """Return the part of a dict or tuple under a name or index, or None if it has none."""
+    if isinstance(whole, dict):
+        return whole.get(name)
+    return whole[name] if isinstance(whole, tuple) and name < len(whole) else None
 
 
 def _names(x, in_shape, what) -> list:
