@@ -41,7 +41,7 @@ def prepared(model, x, y, sample_weight=None) -> Samples:
         return check(x, y, sample_weight, model.loss, map_shapes(as_column, model.output_shape), dtype)
     except ValueError:
         if not was_built:  # data that does not fit must not decide about the shape either
-            model.unbuild(declared)
+            model._unbuild(declared)
         raise
 
 

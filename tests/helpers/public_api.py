@@ -13,6 +13,7 @@ import types
 from paths import ROOT
 
 import nnx
+from nnx import registry
 
 LIST = ROOT / "docs" / "api.txt"
 HEADING = """\
@@ -85,13 +86,12 @@ def _members(cls):
     if not isinstance(cls, type) or issubclass(cls, BaseException):
         return
     bases = {base for base in cls.__mro__[1:] if base in _public_classes()}
-    if bases and nnx.Model not in bases:
+    if bases - {registry.Strict} and nnx.Model not in bases:
         return
-    members, known = {}, set(inspect.signature(cls).parameters)
+    members, known = {}, {*inspect.signature(cls).parameters, *(name for base in bases for name in dir(base))}
     for base in reversed(cls.__mro__):
         if base.__module__.split(".")[0] == "nnx":
             members |= vars(base)
-            known |= vars(base).keys() if base in bases else set()
     for name in sorted(members.keys() - known):
         if name.startswith("_") or name.endswith("_request"):  # which scikit-learn makes
             continue
