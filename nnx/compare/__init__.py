@@ -21,7 +21,6 @@ from nnx.compare.trial import draw_batches
 from nnx.data.samples import Samples
 from nnx.data.streams import as_batch
 from nnx.models.model import DTYPES, Model, NotReadyError
-from nnx.training.preparation import prepared
 
 __all__ = ["CompareError", "Comparison", "Difference", "Failure", "Pair", "compare"]
 
@@ -158,7 +157,7 @@ def compare(
         raise ValueError(f"compare needs two or more different backends, got {', '.join(names) or 'none'}")
     start = as_start(model, dtype)
     drawn = draw_batches(start, steps, batch_size, seed) if batches is None else batches
-    samples = [prepared(start, *as_batch(batch)) for batch in drawn]
+    samples = [start.check_batch(as_batch(batch)) for batch in drawn]
 
     reference, *others = [Tracer(start, backend) for backend in found]
     limit = TOLERANCES[start.dtype] if tolerance is None else tolerance

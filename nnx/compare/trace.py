@@ -15,7 +15,6 @@ from nnx.errors import NonFiniteError
 from nnx.inspect.observe import Observer
 from nnx.layers.containers import snake_case
 from nnx.models.model import Model
-from nnx.training.runner import StepRunner
 
 
 @dataclass(frozen=True)
@@ -50,7 +49,7 @@ class Tracer:
         """Weights, state and slots on the host: after `trace`, those of the next step."""
         self.grads: dict = {}
         """The gradients that `trace` gave the optimizer, on the host."""
-        self._steps, self._observer = StepRunner(self.model).steps, Observer(backend)
+        self._steps, self._observer = self.model.engine.steps, Observer(backend)
         self._first_step = self.model.step
         self._observed = self._observer.observe(self._steps)
         self._compiled_gradients = backend.compile(self._steps.gradients)
@@ -100,7 +99,7 @@ class Tracer:
 
     def _pass(self, gradients, step: int, carry: dict, batch: Samples) -> dict:
         """Return gradients, new state and loss, by `steps.gradients`, observed or compiled."""
-        placed, runner = self._placed(carry), StepRunner(self.model)
+        placed, runner = self._placed(carry), self.model.engine
         with self.backend.scope(self.model.dtype):
             grads, state, sums = gradients(
                 placed["params"], placed["state"], runner.place(batch), self._numbers(step)
@@ -125,7 +124,7 @@ class Tracer:
     def _numbers(self, step: int) -> dict:
         """Return what the host computes for a step, as `fit` hands it to the step function."""
         first = self._first_step + step - 1
-        row = self.backend.stage(StepRunner(self.model).scalars(first, first + 1))
+        row = self.backend.stage(self.model.engine.scalars(first, first + 1))
         return {name: values[0] for name, values in row.items()}
 
     # Between host and backend

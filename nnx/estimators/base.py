@@ -26,7 +26,6 @@ from nnx.estimators.losses import WeightedMean
 from nnx.models.sequential import Sequential
 from nnx.random import WEIGHTS, generator
 from nnx.registry import REGISTRIES
-from nnx.training.runner import StepRunner
 
 # Output activations are applied on the host: there the smallest probabilities are not rounded to 0.
 ON_HOST = {
@@ -206,7 +205,7 @@ class Perceptron(BaseEstimator):
         else:
             old.params = perceptron.with_dense(old.params, self.coefs_, self.intercepts_)
         model = self._model
-        if StepRunner(model).communicator is not None:
+        if model.engine.communicator is not None:
             raise ValueError(
                 f"{type(self).__name__} trains on one process: run it without {LAUNCH}, or train a nnx.Sequential"
             )
@@ -334,7 +333,7 @@ class Perceptron(BaseEstimator):
     def _outputs(self, X, weights=None) -> np.ndarray:
         """Return the outputs for checked samples, (samples, n_outputs_), of the present weights."""
         model = self._model
-        backend, steps = model.backend, StepRunner(model).steps
+        backend, steps = model.backend, model.engine.steps
         dtype = str(np.result_type(X.dtype, self.coefs_[0]))
         with backend.scope(dtype):
             if weights is None:

@@ -8,8 +8,6 @@ import scipy.optimize
 
 from nnx import tree
 from nnx.estimators.perceptron import dense_paths
-from nnx.training.preparation import prepared
-from nnx.training.runner import StepRunner
 
 
 def minimize(model, x, y, weight, *, max_iter: int, max_fun: int, tol: float):
@@ -17,7 +15,7 @@ def minimize(model, x, y, weight, *, max_iter: int, max_fun: int, tol: float):
 
     Returns what SciPy says about it, and the kernels and biases in double precision.
     """
-    runner, backend, shapes = StepRunner(model), model.backend, tree.map(lambda p: p.shape, model.params)
+    runner, backend, shapes = model.engine, model.backend, tree.map(lambda p: p.shape, model.params)
     paths = [path for part in dense_paths(shapes) for path in part]
     sizes = [math.prod(tree.at(shapes, path)) for path in paths]
     places = list(pairwise(accumulate(sizes, initial=0)))
@@ -33,7 +31,7 @@ def minimize(model, x, y, weight, *, max_iter: int, max_fun: int, tol: float):
         return np.concatenate([np.ravel(tree.at(values, path)) for path in paths])
 
     with backend.scope(model.dtype):
-        batch = runner.place(prepared(model, x, y, weight))
+        batch = runner.place(model.check_batch((x, y, weight)))
 
         def loss_and_gradient(flat):
             params = tree.map(backend.asarray, unpacked(flat))

@@ -17,8 +17,6 @@ from nnx.data.samples import Samples
 from nnx.inspect.observe import Observer
 from nnx.layers.base import Layer
 from nnx.layers.containers import snake_case
-from nnx.training.preparation import prepared
-from nnx.training.runner import StepRunner
 from nnx.training.suitability import unsuited
 
 __all__ = ["Diagnosis", "Row", "diagnose"]
@@ -121,7 +119,7 @@ def diagnose(model, X, y, sample_weight=None, *, samples: int = 512, print_fn=pr
     Unscaled input: feature 2 goes up to 15532
     """
     model._require_compiled()
-    given = prepared(model, X, y, sample_weight)
+    given = model.check_batch((X, y, sample_weight))
     chosen = np.unique(np.linspace(0, len(given) - 1, min(samples, len(given))).astype(int))
     looked_at = given._each(lambda array: np.ascontiguousarray(array[chosen]))
     found = _Look(model, looked_at)
@@ -144,7 +142,7 @@ class _Look:
     def __init__(self, model, samples: Samples):
         self.model = copy.deepcopy(model)
         self.model.loss_scale = None
-        backend, runner = self.model.backend, StepRunner(self.model)
+        backend, runner = self.model.backend, self.model.engine
         self.steps, observer = runner.steps, Observer(backend)
         with backend.scope(model.dtype):
             batch, step = runner.place(samples), self.model.step

@@ -7,7 +7,7 @@ from nnx.callbacks import format_number
 from nnx.callbacks.history import History
 from nnx.context import Context
 from nnx.data.classes import with_class_weights
-from nnx.data.samples import check_count, check_verbose
+from nnx.data.samples import Samples, check_count, check_verbose
 from nnx.data.sources import on_host
 from nnx.data.streams import end_of, holds_batches
 from nnx.errors import explained
@@ -84,6 +84,15 @@ class Model(NetworkArrays):
         parts = () if self.loss is None else self.loss.parts
         return ["loss", *parts] + [metric.name for metric, _ in self.metrics_used]
 
+    @property
+    def engine(self) -> StepRunner:
+        """What runs its steps, on the present backend."""
+        return StepRunner(self)
+
+    def check_batch(self, batch) -> Samples:
+        """Return one checked batch, `(x, y, sample_weight)`."""
+        return prepared(self, *batch)
+
     @explained
     @interruptible
     @alone
@@ -146,7 +155,7 @@ class Model(NetworkArrays):
     @alone
     def train_on_batch(self, x, y, sample_weight=None, class_weight=None, return_dict: bool = False):
         """Take one step on these samples; return its loss and metrics. The arguments are those of `fit`."""
-        runner = StepRunner(self)
+        runner = self.engine
         samples = prepared_for_training(self, x, y, sample_weight)
         samples = with_class_weights(samples, class_weight, self.output_shape)
         with self.backend.scope(self.dtype):
@@ -156,7 +165,7 @@ class Model(NetworkArrays):
     @explained
     def test_on_batch(self, x, y, sample_weight=None, return_dict: bool = False):
         """Return loss and metrics on these samples, as one batch."""
-        runner = StepRunner(self)
+        runner = self.engine
         expect_alone(self)
         samples = prepared(self, x, y, sample_weight)
         with self.backend.scope(self.dtype):
@@ -179,7 +188,7 @@ class Model(NetworkArrays):
 
         An iterator goes on from there at the next call.
         """
-        runner = StepRunner(self)
+        runner = self.engine
         check_verbose(verbose)
         size = check_count("batch_size", 256 if batch_size is None else batch_size)
         steps = None if steps is None else check_count("steps", steps)

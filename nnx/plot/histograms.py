@@ -4,8 +4,6 @@ import numpy as np
 
 from nnx import tree
 from nnx.plot.axes import BLUE, GREY, label, new_axes, tidy
-from nnx.training.preparation import prepared
-from nnx.training.runner import StepRunner
 
 
 def weight_histograms(model, ax=None):
@@ -61,7 +59,7 @@ def gradient_histograms(model, X, y, ax=None):
     >>> ax.get_xlabel(), ax.get_xscale()
     ('size of the gradient', 'log')
     """
-    runner, samples = StepRunner(model), prepared(model, X, y)
+    runner, samples = model.engine, model.check_batch((X, y, None))
     numbers = runner.scalars(model.step, model.step + 1)
     with model.backend.scope(model.dtype):
         row = {name: values[0] for name, values in model.backend.stage(numbers).items()}
