@@ -1,7 +1,10 @@
-"""What may know what: the engine no array library, nnx/ no backend, `import nnx` nothing heavy."""
+"""What may import what. Each folder of nnx/ and backends/ says it in its docstring: `May import: core, layers, NumPy.`
+
+The core is the modules of nnx/ itself, except the few that users import by name and that build on the folders.
+"""
 
 import ast
-import json
+import functools
 import re
 import subprocess
 import sys
@@ -12,72 +15,147 @@ from paths import ROOT
 
 from nnx.layers.base import Layer
 
-LIBRARIES = {"numpy", "cupy", "cupyx", "jax", "jaxlib", "array_api_compat", "scipy", "torch"}
-# Modules that work on the host, before and after the step.
-HOST = {
-    "backend", "ahead", "classes", "compare/__init__", "compare/trace", "compare/trial", "compare/script", "data",
-    "datasets", "diagnosis", "distributed", "files", "frames", "functional", "initializers", "metrics", "model",
-    "fingerprint", "nonfinite", "outofcore", "purity", "random", "reports", "resume", "rows", "saving", "sequential",
-    "sources", "streams", "suitability", "tables", "targets", "testing", "training", "utils", "watch", "__main__",
-}  # fmt: skip
-HOST_FOLDERS = {"estimators", "export", "plot"}
+ARRAY_LIBRARIES = {"numpy", "scipy", "cupy", "cupyx", "jax", "jaxlib", "array_api_compat", "torch"}
+FRONT = {"__init__", "__main__", "datasets", "diagnosis", "onnx", "testing", "utils"}
+"""Modules of nnx/ that build on the folders."""
 
 
-def imported(path: Path) -> set[str]:
-    """Return the top-level names of all modules that a file imports, and `nnx.backends`."""
-    found = (
-        {"nnx.backends"} if re.search(r"^\s*(from|import) nnx\.backends", path.read_text(), re.M) else set()
-    )
-    for node in ast.walk(ast.parse(path.read_text())):
+def folder_of(module: str) -> str:
+    """Return the folder of a module: "layers", "backends.numpy", "core" or "front"."""
+    _, *names = module.split(".")
+    if names[:1] == ["backends"]:
+        return ".".join(names[:2])
+    if names and (ROOT / "nnx" / names[0]).is_dir():
+        return names[0]
+    return "front" if not names or names[0] in FRONT else "core"
+
+
+@functools.cache
+def modules() -> dict[str, Path]:
+    """Return the file of each module of nnx and nnx.backends."""
+    files = {}
+    for root, package in (("nnx", "nnx"), ("backends", "nnx.backends")):
+        for path in (ROOT / root).rglob("*.py"):
+            names = path.relative_to(ROOT / root).with_suffix("").parts
+            names = names[:-1] if names[-1] == "__init__" else names
+            if path.relative_to(ROOT).parts[:2] != ("nnx", "backends"):
+                files[".".join([package, *names])] = path
+    return files
+
+
+@functools.cache
+def imports(module: str) -> frozenset[str]:
+    """Return all that a module imports at its top or in a function, but for types alone."""
+    path, found = modules()[module], set()
+    package = module if path.name == "__init__.py" else module.rpartition(".")[0]
+    nodes = [ast.parse(path.read_text())]
+    while nodes:
+        node = nodes.pop()
+        if isinstance(node, ast.If) and ast.unparse(node.test).endswith("TYPE_CHECKING"):
+            continue
+        nodes += ast.iter_child_nodes(node)
         if isinstance(node, ast.Import):
-            found |= {alias.name.split(".")[0] for alias in node.names}
+            found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            found.add((node.module or "").split(".")[0] if not node.level else ".")
-    return found
+            base = (
+                ".".join(package.split(".")[: len(package.split(".")) - node.level + 1]) if node.level else ""
+            )
+            source = ".".join(filter(None, [base, node.module or ""]))
+            full = {f"{source}.{alias.name}" for alias in node.names}
+            found |= {name if name in modules() else source for name in full}
+    return frozenset(found - {module})
 
 
-ENGINE = sorted(
-    p
-    for p in (ROOT / "nnx").rglob("*.py")
-    if p.relative_to(ROOT / "nnx").with_suffix("").as_posix() not in HOST
-    and p.parent.name not in HOST_FOLDERS
-)
+def rules(folder: str) -> set[str]:
+    """Return what the modules of a folder may import: folders and array libraries."""
+    if folder == "core":
+        return {"core", "distributed", "numpy"}
+    init = (
+        ROOT / ("nnx" if not folder.startswith("backends") else "") / Path(*folder.split(".")) / "__init__.py"
+    )
+    text = " ".join((ast.get_docstring(ast.parse(init.read_text())) or "").split())
+    rule = re.search(r"May import: ([^.]*(?:\.\w[^.]*)*)\.(?: |$)", text)
+    assert rule, f"{init}: the docstring must end in a sentence such as  May import: core, layers, NumPy."
+    return {
+        folder,
+        *rule[1]
+        .replace("NumPy", "numpy")
+        .replace("SciPy", "scipy")
+        .replace("CuPy", "cupy")
+        .replace("JAX", "jax")
+        .split(", "),
+    }
 
 
-def test_there_is_an_engine():
-    names = {path.name for path in ENGINE}
-    assert {
-        "losses.py",
-        "optimizers.py",
-        "kernels.py",
-        "activations.py",
-        "dense.py",
-        "norm.py",
-        "context.py",
-    } <= names
+MODULES = sorted(module for module in modules() if folder_of(module) != "front")
+FOLDERS = sorted({folder_of(module) for module in MODULES} - {"core", "backends"})
 
 
-@pytest.mark.parametrize("path", ENGINE, ids=lambda p: p.relative_to(ROOT).as_posix())
-def test_engine_knows_no_array_library(path):
-    assert not imported(path) & LIBRARIES
+def test_modules_are_found():
+    assert {"nnx.layers.dense", "nnx.training.step", "nnx.backends.numpy.fusion", "nnx.kernels"} <= set(
+        MODULES
+    )
+    assert {"layers", "backends.shared", "graph"} <= set(FOLDERS)
+    assert "nnx.layers.base" in imports("nnx.layers.dense")
+    assert "nnx.backends.shared.eager" in imports("nnx.backends.numpy.backend")
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_a_module_imports_what_its_folder_may(module):
+    folder = folder_of(module)
+    if folder == "backends":
+        return
+    allowed = rules(folder)
+    for name in imports(module):
+        top = name.split(".")[0]
+        if top == "nnx":
+            assert folder_of(name) in allowed, (
+                f"{module} imports {name}: {folder} may import {sorted(allowed)}"
+            )
+        elif top in ARRAY_LIBRARIES:
+            assert top in allowed, f"{module} imports {name}: {folder} may import {sorted(allowed)}"
+
+
+@pytest.mark.parametrize("module", [module for module in MODULES if folder_of(module) == "core"])
+def test_a_core_module_that_imports_numpy_works_on_the_host(module):
+    """All others run on every array library."""
+    if "numpy" in imports(module):
+        assert "host" in (ast.get_docstring(ast.parse(modules()[module].read_text())) or "")
 
 
 @pytest.mark.parametrize(
-    "path", sorted((ROOT / "nnx").rglob("*.py")), ids=lambda p: p.relative_to(ROOT).as_posix()
+    "module", [module for module in MODULES if not folder_of(module).startswith("backends")]
 )
-def test_nnx_imports_no_backend_and_no_accelerated_library(path):
-    allowed = (
-        {"numpy", "scipy"} if path.parent.name == "estimators" else {"numpy"}
-    )  # SciPy comes with scikit-learn
-    assert not imported(path) & ((LIBRARIES | {"nnx.backends"}) - allowed)
-
-
-@pytest.mark.parametrize("path", ENGINE, ids=lambda p: p.relative_to(ROOT).as_posix())
-def test_engine_never_asks_which_backend(path):
-    for node in ast.walk(ast.parse(path.read_text())):
+def test_no_module_outside_of_backends_asks_which_backend_it_is_on(module):
+    for node in ast.walk(ast.parse(modules()[module].read_text())):
         if isinstance(node, ast.Compare):
             text = ast.unparse(node)
-            assert not any(f"'{name}'" in text for name in ("numpy", "jax", "cupy")), text
+            assert not any(f"'{name}'" in text for name in ("jax", "cupy")), text
+
+
+@pytest.mark.parametrize("unit", [str, folder_of], ids=["modules", "folders"])
+def test_nothing_imports_itself_in_a_circle(unit):
+    """Imports in functions count as well."""
+    edges = {}
+    for module in MODULES:
+        targets = {unit(name) for name in imports(module) if name in modules()}
+        edges.setdefault(unit(module), set()).update(targets - {unit(module)})
+    done: set[str] = set()
+
+    def visit(name, path):
+        assert name not in path, " -> ".join([*path[path.index(name) :], name])
+        if name not in done:
+            for target in sorted(edges.get(name, ())):
+                visit(target, [*path, name])
+            done.add(name)
+
+    for name in sorted(edges):
+        visit(name, [])
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_no_module_is_longer_than_450_lines(module):
+    assert len(modules()[module].read_text().splitlines()) <= 450
 
 
 def test_no_layer_draws_weights_to_tell_its_shape():
@@ -98,18 +176,6 @@ def test_import_nnx_loads_little_beyond_numpy():
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert "nnx" in loaded.split()
     assert set(loaded.split()) <= {"nnx", "copy", "dataclasses", "gc", "inspect", "re", "signal", "threading"}
-
-
-@pytest.mark.parametrize("before", ["gc.enable()", "gc.disable()", "gc.freeze()"])
-def test_import_nnx_leaves_the_garbage_collector_as_it_was(before):
-    code = (
-        f"import gc, numpy; {before}; state = gc.isenabled(), gc.get_freeze_count();"
-        "runs = [generation['collections'] for generation in gc.get_stats()]; import nnx;"
-        "assert (gc.isenabled(), gc.get_freeze_count()) == state;"
-        "print([now['collections'] - old for now, old in zip(gc.get_stats(), runs)])"
-    )
-    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert (json.loads(found) == [0, 0, 0]) is (before != "gc.freeze()")
 
 
 def test_importing_writes_no_file_and_needs_no_home(tmp_path):
