@@ -13,8 +13,8 @@ from nnx.backend import Backend
 from nnx.data.samples import Samples
 from nnx.errors import NonFiniteError
 from nnx.inspect.observe import Observer
-from nnx.layers.containers import snake_case
 from nnx.models.model import Model
+from nnx.registry import snake_case
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,8 @@ from nnx import tree
 from nnx.context import Context
 from nnx.graph.export_graph import NUMPY, ExportError, Graph, GraphBackend, Symbol, leaves
 from nnx.layers.base import Layer, run
-from nnx.layers.containers import Chain, snake_case
+from nnx.layers.containers import Chain
+from nnx.registry import snake_case
 from nnx.shapes import is_single, map_shapes
 
 SIZES = (2, 3)

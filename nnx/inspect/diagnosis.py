@@ -15,9 +15,9 @@ import numpy as np
 from nnx import activations, losses, tree
 from nnx.data.samples import Samples
 from nnx.inspect.observe import Observer
+from nnx.inspect.suitability import unsuited
 from nnx.layers.base import Layer
-from nnx.layers.containers import snake_case
-from nnx.training.suitability import unsuited
+from nnx.registry import snake_case
 
 __all__ = ["Diagnosis", "Row", "diagnose"]
 

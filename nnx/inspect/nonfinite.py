@@ -8,8 +8,7 @@ the numbers around it tell what may have caused it.
 import numpy as np
 
 from nnx import tree
-from nnx.layers.containers import snake_case
-from nnx.registry import is_own
+from nnx.registry import is_own, snake_case
 
 LARGE_INPUT = 1e3
 """Inputs and targets beyond this are worth scaling: layers and their starting weights are made for values near 1."""

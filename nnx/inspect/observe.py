@@ -9,7 +9,8 @@ import copy
 from nnx import tree
 from nnx.backend import Backend
 from nnx.layers.base import Layer, run
-from nnx.layers.containers import Chain, snake_case
+from nnx.layers.containers import Chain
+from nnx.registry import snake_case
 from nnx.training.step import Steps
 
 Key = tuple[str, str, str]

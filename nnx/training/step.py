@@ -15,10 +15,10 @@ from nnx.context import Context
 from nnx.errors import raised_by
 from nnx.layers.base import Layer
 from nnx.losses import Loss
+from nnx.losses.outputs import OutputLosses
 from nnx.registry import is_own
 from nnx.training import mixed_precision
 from nnx.training.mixed_precision import run_network
-from nnx.training.outputs import OutputLosses
 from nnx.training.purity import Guard
 
 
