@@ -180,10 +180,15 @@ _GET = {"activation": activations.get, "initializer": initializers.get, "regular
 """What finds the object of a name, by how the names of such settings end."""
 
 
-def run(layer: Layer, ctx: Context, params: Tree, x) -> tuple[Any, Pullback]:
-    """Return output and pullback of `layer`, deriving the pullback if the layer defines none."""
+def run(layer: Layer, ctx: Context, params: Tree, x, observed: bool = False) -> tuple[Any, Pullback]:
+    """Return output and pullback of `layer`, deriving the pullback if the layer defines none.
+
+    Every layer of a pass runs through here, so that `ctx.observer` sees each.
+    """
     if layer.full_precision and str(x.dtype) in HALF:
         return _run_in_full_precision(layer, ctx, params, x)
+    if ctx.observer is not None and not observed:
+        return ctx.observer(layer, ctx, lambda: run(layer, ctx, params, x, observed=True))
     mask = ctx.mask
     try:
         result = layer.forward(ctx, params, x)

@@ -8,6 +8,8 @@ A loss is a pure function like a layer's:
 with target and output (batch, ..., features) and values (batch, ...). Names, defaults and
 formulas are Keras's. Cross-entropies that follow a softmax or sigmoid are computed from the
 values before it (`with_logits`), in one stable formula: a compiled model does so by itself.
+
+Imports the core, activations and `nnx.data.targets`; `outputs` also the metrics.
 """
 
 from nnx.losses.base import FunctionLoss, Loss, get

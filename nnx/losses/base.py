@@ -50,7 +50,11 @@ class Loss(Configurable):
         It is the mean of the values of a batch, each times the weight of its sample, (batch,), or
         over those time steps alone that a mask, (batch, time), counts.
         """
-        values, pullback = self.forward(ctx, target, output)
+
+        def compute():
+            return self.forward(ctx, target, output)
+
+        values, pullback = compute() if ctx.observer is None else ctx.observer(self, ctx, compute)
         share = _shares(ctx.xp, weight, mask, values)
         return ctx.xp.sum(values * share), lambda: pullback(share), {}
 

@@ -5,6 +5,8 @@ A metric is a pair: `update(ctx, target, output, weight) -> sums`, run inside th
 epoch. `weight` has one entry for each sample. Names and defaults are Keras's.
 
 `classification_metrics` and `regression_metrics` report on finished predictions.
+
+Imports the core alone.
 """
 
 from nnx.metrics.base import Metric, get

@@ -70,8 +70,11 @@ class Steps:
         params, slots = self.optimizer.update(grads, carry["slots"], carry["params"], scalars, self.backend)
         return {"params": params, "state": state, "slots": slots, **kept}, sums
 
-    def gradients(self, params, state, batch, numbers, loss_scale=None) -> tuple:
-        """Return the gradients of the weights, the new state, and the sums of loss and metrics."""
+    def gradients(self, params, state, batch, numbers, loss_scale=None, observer=None) -> tuple:
+        """Return the gradients of the weights, the new state, and the sums of loss and metrics.
+
+        `observer` sees each layer and the loss; see `Context.observer`.
+        """
         ctx = Context(
             self.backend,
             training=True,
@@ -79,6 +82,7 @@ class Steps:
             key=(numbers["key_0"], numbers["key_1"]),
             needs_input_gradient=False,
         )
+        ctx.observer = observer
         if self.communicator is not None:
             ctx.part = numbers["first"], batch["weight"].shape[0]
         output, pullback = as_columns(*run_network(self.dtype, self.network, ctx, params, batch["x"]))
