@@ -5,6 +5,7 @@ A `Context` belongs to one layer in one forward pass. A container hands each of 
 """
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 from nnx import kernels, tree
@@ -46,6 +47,7 @@ class Context:
         "key",
         "mask",
         "needs_input_gradient",
+        "observer",
         "part",
         "path",
         "penalties",
@@ -75,6 +77,9 @@ class Context:
         self.mask = mask
         self.part: tuple[Any, int] | None = None
         """Where the samples start in a batch that several processes share, and how many they are."""
+        self.observer: Callable | None = None
+        """Called in place of each layer and loss as `observer(layer, ctx, compute)`; returns `compute()`, its output
+        and pullback, or what stands in for them."""
         self.penalties: list = []
         """Terms that layers add to the loss, such as activity regularisation."""
 
@@ -85,7 +90,7 @@ class Context:
         inner.state = self.state.get(name, {})
         inner.key, inner.path, inner.part = self.key, f"{self.path}/{name}", self.part
         inner.needs_input_gradient, inner.mask = needs_input_gradient, self.mask
-        inner.penalties = self.penalties
+        inner.penalties, inner.observer = self.penalties, self.observer
         return inner
 
     def kernel(self, function, *arrays, overwrite: int | None = None):

@@ -9,6 +9,7 @@ argument's own name.
 
 import functools
 import inspect
+import re
 from collections.abc import Callable, Iterator, Mapping
 from types import MappingProxyType, NoneType, UnionType
 from typing import Any, ClassVar, Union, get_args, get_origin, get_type_hints
@@ -110,6 +111,15 @@ class Registry:
 def is_same_class(one: type, other: type) -> bool:
     """Whether two classes have one place in one module: one definition that has been run twice."""
     return (one.__module__, one.__qualname__) == (other.__module__, other.__qualname__)
+
+
+def snake_case(name: str) -> str:
+    """Return a class name as Keras names its layers.
+
+    >>> snake_case("BatchNormalization"), snake_case("ReLU"), snake_case("Conv2D")
+    ('batch_normalization', 're_lu', 'conv2d')
+    """
+    return re.sub(r"(?<=[a-z])(?=[A-Z][a-z])|(?<=[a-z])(?=[A-Z]{2})", "_", name).lower()
 
 
 def _plain(name: str) -> str:

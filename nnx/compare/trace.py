@@ -4,6 +4,7 @@ import copy
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,8 +14,8 @@ from nnx.backend import Backend
 from nnx.data.samples import Samples
 from nnx.errors import NonFiniteError
 from nnx.inspect.observe import Observer
-from nnx.layers.containers import snake_case
 from nnx.models.model import Model
+from nnx.registry import snake_case
 
 
 @dataclass(frozen=True)
@@ -49,9 +50,8 @@ class Tracer:
         """Weights, state and slots on the host: after `trace`, those of the next step."""
         self.grads: dict = {}
         """The gradients that `trace` gave the optimizer, on the host."""
-        self._steps, self._observer = self.model.engine.steps, Observer(backend)
+        self._steps = self.model.engine.steps
         self._first_step = self.model.step
-        self._observed = self._observer.observe(self._steps)
         self._compiled_gradients = backend.compile(self._steps.gradients)
         self._compiled_update = backend.compile(self._update)
 
@@ -61,14 +61,14 @@ class Tracer:
         The optimizer is given `grads`, by default those that were found.
         """
         self.place, failed = Place(step, "forward"), None
-        self._observer.forget()
+        observer = Observer(self.backend)
         try:
-            found = self._pass(self._observed.gradients, step, carry, batch)
+            found = self._pass(partial(self._steps.gradients, observer=observer), step, carry, batch)
         except Exception as error:
             failed, found = error, {}
-        yield from ((Place(step, *key), arrays) for key, arrays in self._observer.kept.items())
+        yield from ((Place(step, *key), arrays) for key, arrays in observer.kept.items())
         if failed is not None:
-            self.place = Place(step, *(self._observer.failed or ("forward", "")))
+            self.place = Place(step, *(observer.failed or ("forward", "")))
             raise failed
         yield from self._pass_places(step, "", found)
 

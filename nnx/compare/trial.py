@@ -3,11 +3,11 @@
 import numpy as np
 
 from nnx import activations, layers
+from nnx.losses.outputs import OutputLosses
 from nnx.models.sequential import Sequential
 from nnx.random import generator
 from nnx.registry import REGISTRIES
 from nnx.shapes import is_single
-from nnx.training.outputs import OutputLosses
 
 TRIAL = 3  # as a purpose of random numbers, beside those of nnx.random
 

@@ -5,7 +5,7 @@ in a reshape, must be a multiple of the batch, and becomes one: a `Batch`. If an
 model does not do the same for every batch and cannot be exported.
 """
 
-import copy
+import functools
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,8 @@ from nnx import tree
 from nnx.context import Context
 from nnx.graph.export_graph import NUMPY, ExportError, Graph, GraphBackend, Symbol, leaves
 from nnx.layers.base import Layer, run
-from nnx.layers.containers import Chain, snake_case
+from nnx.layers.containers import Chain
+from nnx.registry import snake_case
 from nnx.shapes import is_single, map_shapes
 
 SIZES = (2, 3)
@@ -100,38 +101,30 @@ def _run(model, params, state, in_shape, size: int):
     zeros = map_shapes(lambda shape: np.zeros((size, *shape), model.weight_dtype), in_shape)
     zeros = model.as_input(zeros, in_shape)  # integers where the model takes numbers of categories
     inputs = tree.map(lambda a: graph.note("input", (), {}, a), zeros)
-    network = copy.deepcopy(model.network)
-    _watch(network, graph)
     ctx = Context(GraphBackend(graph), state=state)
+    ctx.observer = functools.partial(_in_graph, graph)
     with np.errstate(all="ignore"):
-        outputs, _ = run(network, ctx, params, inputs)
+        outputs, _ = run(model.network, ctx, params, inputs)
     if not all(isinstance(y, Symbol) for y in leaves(outputs)):
         raise ExportError("the model cannot be exported: an output does not depend on its input")
     return inputs, outputs, graph
 
 
-def _watch(layer: Layer, graph: Graph) -> None:
-    """Let a layer, and those inside it, tell the graph when it runs, and errors which layer they are from."""
-    for inner in layer.sublayers().values():
-        _watch(inner, graph)
-    if isinstance(layer, Chain) or "forward" in vars(layer):
-        return
-    inner = copy.copy(layer)
-
-    def forward(ctx, params, x):
-        path = ctx.path[1:] or layer.name or snake_case(type(layer).__name__)
-        with graph.inside(path):
-            try:
-                return run(inner, ctx, params, x)
-            except Exception as error:
-                if getattr(error, "names_layer", False):
-                    raise
-                why = NUMPY if "__array_ufunc__" in str(error) else str(error)
-                found = ExportError(f"layer {path!r} ({type(layer).__name__}) cannot be exported: {why}")
-                vars(found)["names_layer"] = True
-                raise found from error
-
-    vars(layer)["forward"] = forward
+def _in_graph(graph: Graph, layer: Layer, ctx, compute):
+    """Return `compute()`, with the layer's path in the graph's Symbols and in errors: an observer of layers."""
+    if isinstance(layer, Chain):
+        return compute()
+    path = ctx.path[1:] or layer.name or snake_case(type(layer).__name__)
+    with graph.inside(path):
+        try:
+            return compute()
+        except Exception as error:
+            if getattr(error, "names_layer", False):
+                raise
+            why = NUMPY if "__array_ufunc__" in str(error) else str(error)
+            named = ExportError(f"layer {path!r} ({type(layer).__name__}) cannot be exported: {why}")
+            vars(named)["names_layer"] = True
+            raise named from error
 
 
 def _named(values, shape, name: str) -> list[tuple[str, Any]]:

@@ -1,4 +1,4 @@
-"""A look at a model while it computes: layer by layer, where numbers first go wrong, and diagnosis.
+"""Look into a model while it computes: the output of each layer, the first nan, advice, and whether outputs suit losses.
 
-Imports layers and training.
+Imports the core, layers, losses and data; no training and no models.
 """

@@ -15,9 +15,8 @@ import numpy as np
 from nnx import activations, losses, tree
 from nnx.data.samples import Samples
 from nnx.inspect.observe import Observer
+from nnx.inspect.suitability import unsuited
 from nnx.layers.base import Layer
-from nnx.layers.containers import snake_case
-from nnx.training.suitability import unsuited
 
 __all__ = ["Diagnosis", "Row", "diagnose"]
 
@@ -143,18 +142,18 @@ class _Look:
         self.model = copy.deepcopy(model)
         self.model.loss_scale = None
         backend, runner = self.model.backend, self.model.engine
-        self.steps, observer = runner.steps, Observer(backend)
+        steps, observer = runner.steps, Observer(backend)
         with backend.scope(model.dtype):
             batch, step = runner.place(samples), self.model.step
             numbers = runner.scalars(step, step + 1, runner.shard(len(samples)))
             row = {name: values[0] for name, values in backend.stage(numbers).items()}
             carry = self.model.carry
             self.before = tree.map(backend.to_numpy, carry["params"])
-            grads, _, _ = observer.observe(self.steps).gradients(carry["params"], carry["state"], batch, row)
+            grads, _, _ = steps.gradients(carry["params"], carry["state"], batch, row, None, observer)
             self.grads = tree.map(backend.to_numpy, grads)
-            carry, _ = self.steps.train(carry, None, backend.stage(numbers), {"samples": batch}, 0, 1)
+            carry, _ = steps.train(carry, None, backend.stage(numbers), {"samples": batch}, 0, 1)
             self.after = tree.map(backend.to_numpy, carry["params"])
-        self.kept = observer.kept
+        self.network, self.kept, self.layers = steps.network, observer.kept, observer.layers
         logs = model.evaluate(samples.x, samples.y, sample_weight=samples.weight, verbose=0, return_dict=True)
         self.loss = logs["loss"]
 
@@ -169,7 +168,8 @@ class _Look:
     def _row(self, name: str, outputs, is_first: bool) -> Row:
         values = np.concatenate([np.asarray(y, dtype=np.float64).ravel() for y in outputs])
         row = Row(name, float(values.mean()), float(values.std()))
-        activation = _activation(_layer_at(self.steps.network, name))
+        layer = self.layers[name]
+        activation = _activation(layer)
         if type(activation) is activations.ReLU:
             row.dead = float(np.mean((outputs[0] == 0).reshape(-1, outputs[0].shape[-1]).all(axis=0)))
         ends = _ends(activation)
@@ -177,7 +177,7 @@ class _Look:
             low, high = ends
             centred = (values - (low + high) / 2) / ((high - low) / 2)
             row.saturated = float(np.mean(np.abs(centred) > SATURATION))
-        path = _path(self.steps.network, name)
+        path = [] if layer is self.network else name.split("/")
         weights = _own(self.before, path) if is_first else {}
         if weights:
             row.gradient = _norm(_own(self.grads, path))
@@ -187,22 +187,9 @@ class _Look:
         return row
 
 
-def _layer_at(network: Layer, name: str) -> Layer | None:
-    layer: Layer | None = network
-    for key in _path(network, name):
-        layer = layer.sublayers().get(key) if layer is not None else None
-    return layer
-
-
-def _path(network: Layer, name: str) -> list[str]:
-    """Return the keys that lead to a layer; none to the network itself, if it is no chain."""
-    inside = network.sublayers()
-    return [] if name not in inside and name == snake_case(type(network).__name__) else name.split("/")
-
-
-def _activation(layer) -> Any:
+def _activation(layer: Layer) -> Any:
     """Return the activation whose values are the layer's output, if it has one."""
-    if layer is None or hasattr(layer, "recurrent_activation"):
+    if hasattr(layer, "recurrent_activation"):
         return None
     return getattr(layer, "activation", None)
 

@@ -1,14 +1,13 @@
 """Where numbers first go wrong in a training step, and why: what `NonFiniteError` says.
 
-The step is run layer by layer on a private copy of the network, with an eye on what each layer returns
-(`nnx.compare.observe`). The first array that is not finite, in the order of computation, is the place;
-the numbers around it tell what may have caused it.
+The step is run layer by layer under an `Observer`. The first array that is not finite, in the order of
+computation, is the place; the sizes of the arrays around it show the likely cause.
 """
 
 import numpy as np
 
 from nnx import tree
-from nnx.layers.containers import snake_case
+from nnx.inspect.observe import Observer
 from nnx.registry import is_own
 
 LARGE_INPUT = 1e3
@@ -51,18 +50,16 @@ class _Step:
     """One step, run again layer by layer."""
 
     def __init__(self, runner, run, i, after, sums):
-        from nnx.inspect.observe import Observer
-
         self.runner, self.model, self.backend = runner, runner.model, runner.backend
         steps, carry = runner.steps, self.model.carry
         batch, numbers = run.batch(steps, i)
         scale = carry.get("scale")
         self.is_scaled = scale is not None
         observer = Observer(self.backend)
-        grads, state, _ = observer.observe(steps).gradients(
-            carry["params"], carry["state"], batch, numbers, scale and scale["factor"]
+        grads, state, _ = steps.gradients(
+            carry["params"], carry["state"], batch, numbers, scale and scale["factor"], observer
         )
-        self.kept = observer.kept
+        self.kept, self.layers = observer.kept, observer.layers
         self.grads, self.state, self.sums, self.params = (
             self._host(part) for part in (grads, state, sums["loss"], after["params"])
         )
@@ -169,8 +166,7 @@ class _Step:
             return [
                 f"values that grow from layer to layer: normalise them (BatchNormalization) before {name}"
             ]
-        layer = self._layer(name)
-        whose = "" if layer is None or is_own(layer) else " of your own"
+        whose = "" if is_own(self.layers[name]) else " of your own"
         return [
             f"what the layer{whose} computes: a logarithm or root of a number below 0, a division by 0; keep its "
             f"input away from these, or add a small number"
@@ -195,19 +191,8 @@ class _Step:
             *self._size_causes(),
         ]
 
-    # Layers
-
     def _named(self, name: str) -> str:
-        layer = self._layer(name)
-        return name if layer is None else f"{name} ({type(layer).__name__})"
-
-    def _layer(self, name: str):
-        layer = self.model.network
-        if name == snake_case(type(layer).__name__):
-            return layer
-        for key in name.split("/"):
-            layer = layer.sublayers().get(key) if layer is not None else None
-        return layer
+        return f"{name} ({type(self.layers[name]).__name__})"
 
 
 def _is_finite(arrays) -> bool:

@@ -1,89 +1,66 @@
-"""A training pass observed: host copies of what each layer returns, forward and backward.
+"""Observe a training pass: host copies of what each layer returns, forward and backward.
 
-The layers' code is not changed: on a private copy of the network, each layer's `forward` is
-replaced by one that runs it, and its pullback, and keeps what they return.
+An `Observer` is the `ctx.observer` of a pass: `layers.base.run` and `Loss.total` call it with each
+layer and loss.
 """
-
-import copy
 
 from nnx import tree
 from nnx.backend import Backend
-from nnx.layers.base import Layer, run
-from nnx.layers.containers import Chain, snake_case
-from nnx.training.step import Steps
+from nnx.layers.base import Layer
+from nnx.layers.containers import Chain
+from nnx.losses import Loss
+from nnx.registry import snake_case
 
 Key = tuple[str, str, str]
-"""Where in a pass something was computed: "forward" or "backward", the layer's path, what it is."""
+"""Where in a pass an array was computed: "forward" or "backward", the layer's path, and which array it is."""
 
 
 class Observer:
-    """What the layers of one pass returned, in the order in which they did.
+    """The outputs and gradients of the layers of one pass, in the order of computation.
 
     Attributes
     ----------
     kept : dict of Key to (dict of name to array)
         Outputs, gradients by the input and by the weights. Arrays under one key belong together:
-        a layer's kernel and bias.
+        a layer's kernel and bias. The loss is called "loss".
+    layers : dict of str to Layer
+        The layers by path.
     failed : tuple of str, optional
         The stage and the layer in which an error was raised.
     """
 
     def __init__(self, backend: Backend):
         self.backend = backend
-        self.forget()
-
-    def forget(self) -> None:
-        """Make ready for the next pass."""
         self.kept: dict[Key, dict] = {}
+        self.layers: dict[str, Layer] = {}
         self.failed: tuple[str, str] | None = None
         self._pulling = 0
 
-    def observe(self, steps: Steps) -> Steps:
-        """Return the same step functions, with their network and their loss observed."""
-        observed = copy.copy(steps)
-        observed.network, observed.loss = copy.deepcopy((steps.network, steps.loss))
-        self._observe_layer(observed.network)
-        loss = copy.copy(observed.loss)
-        vars(observed.loss)["forward"] = lambda ctx, target, output: self._run(
-            "loss", lambda: loss.forward(ctx, target, output)
-        )
-        return observed
-
-    def _observe_layer(self, layer: Layer) -> None:
-        inside = layer.sublayers()
-        for sublayer in inside.values():
-            self._observe_layer(sublayer)
-        # What a Chain returns, its last and first layer have returned already.
-        if isinstance(layer, Chain) or "forward" in vars(layer):
-            return
-        inner = copy.copy(layer)
-
-        def forward(ctx, params, x):
-            if self._pulling:  # a gradient is being derived: x stands for any input
-                return inner.forward(ctx, params, x)
-            name = ctx.path[1:] or snake_case(type(inner).__name__)
-            return self._run(name, lambda: run(inner, ctx, params, x), tuple(inside))
-
-        vars(layer)["forward"] = forward
-
-    def _run(self, name: str, forward, inside=()):
-        """Return what `forward()` does, output and pullback, and keep what both give."""
-        output, pullback = self._guarded("forward", name, forward)
-        self._keep("forward", name, "output", _named(output))
+    def __call__(self, layer: Layer | Loss, ctx, compute):
+        """Return `compute()`, output and pullback, and keep the arrays that both return."""
+        # While a gradient is derived, x stands for any input. The output of a Chain is that of its last layer.
+        if self._pulling or isinstance(layer, Chain):
+            return compute()
+        name, inner = "loss", {}
+        if isinstance(layer, Layer):
+            name, inner = ctx.path[1:] or snake_case(type(layer).__name__), layer.sublayers()
+            self.layers[name] = layer
+        output, pullback = self._guarded("forward", name, compute)
+        self._keep("forward", name, "output", output)
 
         def observed(dy):
             self._pulling += 1
             try:
-                found = self._guarded("backward", name, lambda: pullback(dy))
+                result = self._guarded("backward", name, lambda: pullback(dy))
             finally:
                 self._pulling -= 1
-            dx, grads = found if isinstance(found, tuple) else (found, {})
-            own = {key: gradient for key, gradient in grads.items() if key not in inside}
+            dx, grads = result if isinstance(result, tuple) else (result, {})
+            own = {key: gradient for key, gradient in grads.items() if key not in inner}
             if own:
-                self._keep("backward", name, "dL/dweights", _named(own))
+                self._keep("backward", name, "dL/dweights", own)
             if dx is not None:
-                self._keep("backward", name, "dL/dinput", _named(dx))
-            return found
+                self._keep("backward", name, "dL/dinput", dx)
+            return result
 
         return output, observed
 
@@ -97,16 +74,16 @@ class Observer:
     def _keep(self, stage, name, what, arrays):
         count = sum(key[:2] == (stage, name) and key[2].split(" #")[0] == what for key in self.kept)
         key = (stage, name, f"{what} #{count + 1}" if count else what)  # a layer used again in one pass
-        self.kept[key] = tree.map(self.backend.to_numpy, arrays)
+        self.kept[key] = tree.map(self.backend.to_numpy, _by_place(arrays))
 
 
-def _named(value, name: str = "") -> dict:
+def _by_place(value, name: str = "") -> dict:
     """Return the arrays of a dict or tuple by their place in it; one array under the empty name.
 
-    >>> _named((1, {"a": 2}))
+    >>> _by_place((1, {"a": 2}))
     {'0': 1, '1/a': 2}
     """
     if not isinstance(value, (dict, tuple)):
         return {name: value}
     items = value.items() if isinstance(value, dict) else enumerate(value)
-    return {k: v for key, part in items for k, v in _named(part, f"{name}/{key}".strip("/")).items()}
+    return {k: v for key, part in items for k, v in _by_place(part, f"{name}/{key}".strip("/")).items()}

@@ -28,8 +28,10 @@ from nnx.layers.dense import Dense
 from nnx.layers.depthwise import DepthwiseConv2D, SeparableConv2D
 from nnx.layers.dropout import Dropout, SpatialDropout1D, SpatialDropout2D
 from nnx.layers.embedding import Embedding
+from nnx.layers.gru import GRU
 from nnx.layers.lambda_layer import Lambda
 from nnx.layers.layer_normalization import GroupNormalization, LayerNormalization, RMSNormalization
+from nnx.layers.lstm import LSTM
 from nnx.layers.noise import AlphaDropout, GaussianDropout, GaussianNoise
 from nnx.layers.parallel import Inputs, Outputs, Parallel
 from nnx.layers.pooling import (
@@ -44,10 +46,10 @@ from nnx.layers.pooling import (
 )
 from nnx.layers.positions import PositionEmbedding, RotaryPositions, SinusoidalPositions
 from nnx.layers.prelu import PReLU
-from nnx.layers.recurrent import GRU, LSTM, SimpleRNN
 from nnx.layers.reshape import Flatten, Input, Permute, RepeatVector, Reshape
 from nnx.layers.resize import Cropping1D, Cropping2D, UpSampling2D, ZeroPadding1D, ZeroPadding2D
 from nnx.layers.sequences import Bidirectional, Masking, TimeDistributed
+from nnx.layers.simple_rnn import SimpleRNN
 from nnx.layers.transformer import TransformerBlock
 
 __all__ = [

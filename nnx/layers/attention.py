@@ -13,7 +13,7 @@ import math
 from typing import Any
 
 from nnx import initializers, kernels, regularizers
-from nnx.layers.base import Layer, describe_shape, positive_int, register
+from nnx.layers.base import Layer, Weight, describe_shape, positive_int, register
 from nnx.layers.dot_product import attend
 from nnx.layers.positions import rotate
 from nnx.shapes import is_single
@@ -111,22 +111,25 @@ class MultiHeadAttention(Layer):
         self.max_wavelength = max_wavelength
         self.block_size = None if block_size is None else positive_int(self, "block_size", block_size)
 
-    def init(self, rng, in_shape):
-        features, key_dim, value_dim = self._dims(in_shape)
-        heads, out_shape = self.num_heads, self.out_shape(in_shape)
-        kernels = {
-            "query": (features[0], heads, key_dim),
-            "key": (features[2], heads, key_dim),
-            "value": (features[1], heads, value_dim),
-            "attention_output": (heads, value_dim, *out_shape[1:]),
-        }
-        params = {}
-        for name, shape in kernels.items():
-            params[name] = {"kernel": self.kernel_initializer(rng, shape)}
+    def declare_weights(self):
+        for part in ("query", "key", "value", "attention_output"):
+            yield Weight.of(self, f"{part}/kernel", functools.partial(self._kernel_shape, part), "kernel")
             if self.use_bias:
-                of_output = name == "attention_output"
-                params[name]["bias"] = self.bias_initializer(rng, out_shape[1:] if of_output else shape[1:])
-        return params, out_shape
+                yield Weight.of(self, f"{part}/bias", functools.partial(self._bias_shape, part), "bias")
+
+    def _kernel_shape(self, part: str, in_shape) -> tuple[int, ...]:
+        (query, value, key), key_dim, value_dim = self._dims(in_shape)
+        shapes = {
+            "query": (query, self.num_heads, key_dim),
+            "key": (key, self.num_heads, key_dim),
+            "value": (value, self.num_heads, value_dim),
+            "attention_output": (self.num_heads, value_dim, *self.out_shape(in_shape)[1:]),
+        }
+        return shapes[part]
+
+    def _bias_shape(self, part: str, in_shape) -> tuple[int, ...]:
+        summed_axes = 2 if part == "attention_output" else 1
+        return self._kernel_shape(part, in_shape)[summed_axes:]
 
     def out_shape(self, in_shape: Any):
         self._dims(in_shape)
@@ -211,16 +214,6 @@ class MultiHeadAttention(Layer):
         known = [mask for mask in others if mask is not None]
         ctx.mask = query_mask
         return query_mask, functools.reduce(ctx.xp.logical_and, known) if known else None
-
-    def regularizers(self):
-        found = {"kernel": self.kernel_regularizer, "bias": self.bias_regularizer if self.use_bias else None}
-        parts = ("query", "key", "value", "attention_output")
-        return {
-            f"{part}/{name}": penalty
-            for part in parts
-            for name, penalty in found.items()
-            if penalty is not None
-        }
 
     def flops(self, in_shape):
         features, key_dim, value_dim = self._dims(in_shape)

@@ -11,8 +11,8 @@ layer object holds settings only: its weights come in as `params`, its moving av
 import copy
 import math
 import warnings
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 from nnx import activations, initializers, regularizers, tree
 from nnx.context import Context
@@ -28,6 +28,34 @@ Pullback = Callable[[Any], tuple[Any, Tree]]
 
 HALF = ("float16", "bfloat16")
 """The half precisions: see `nnx.training.mixed_precision`."""
+
+
+class Weight(NamedTuple):
+    """One weight of a layer: its name, its shape, what draws its starting value, and its penalty.
+
+    The name is its path in `params`, such as "query/kernel". A shape that depends on the input is a
+    function of the input's shape.
+    """
+
+    name: str
+    shape: tuple[int, ...] | Callable[[Any], tuple[int, ...]]
+    initializer: Callable
+    regularizer: regularizers.Regularizer | None = None
+
+    @classmethod
+    def of(cls, layer: "Layer", name: str, shape, settings: str | None = None) -> "Weight":
+        """Return a weight whose initializer and regularizer are the layer's settings of that name.
+
+        `settings` is the start of these names, by default the name of the weight: `kernel_initializer`
+        and `kernel_regularizer` belong to "kernel".
+        """
+        start = settings or name
+        initializer = getattr(layer, f"{start}_initializer")
+        return cls(name, shape, initializer, getattr(layer, f"{start}_regularizer", None))
+
+    def draw(self, rng, in_shape: Shape):
+        """Return a starting value, for input of a shape."""
+        return self.initializer(rng, self.shape(in_shape) if callable(self.shape) else self.shape)
 
 
 class Layer(Configurable):
@@ -100,9 +128,15 @@ class Layer(Configurable):
                 f"{type(self).__name__}: layers cannot be frozen yet (trainable=False): all weights are trained"
             )
 
+    def declare_weights(self) -> Iterator[Weight]:
+        """Yield the weights of this layer, in the order in which they are drawn."""
+        yield from ()
+
     def init(self, rng, in_shape: Shape) -> tuple[Tree, Shape]:
         """Return starting weights, drawn on the host from `rng`, and the shape of one output."""
-        return {}, self.out_shape(in_shape)
+        out_shape, declared = self.out_shape(in_shape), list(self.declare_weights())
+        values = [weight.draw(rng, in_shape) for weight in declared]
+        return tree.from_paths([weight.name.split("/") for weight in declared], values), out_shape
 
     def out_shape(self, in_shape: Shape) -> Shape:
         """Return the shape of one output; by default what `init` says."""
@@ -124,7 +158,8 @@ class Layer(Configurable):
 
     def regularizers(self) -> dict[str, regularizers.Regularizer]:
         """Return the penalties on this layer's weights, by name of the weight: its path, such as "query/kernel"."""
-        return {}
+        declared = self.declare_weights()
+        return {weight.name: weight.regularizer for weight in declared if weight.regularizer is not None}
 
     def sublayers(self) -> "dict[str, Layer]":
         """Return the layers inside this one, by the key of their weights."""
@@ -145,10 +180,15 @@ _GET = {"activation": activations.get, "initializer": initializers.get, "regular
 """What finds the object of a name, by how the names of such settings end."""
 
 
-def run(layer: Layer, ctx: Context, params: Tree, x) -> tuple[Any, Pullback]:
-    """Return output and pullback of `layer`, deriving the pullback if the layer defines none."""
+def run(layer: Layer, ctx: Context, params: Tree, x, observed: bool = False) -> tuple[Any, Pullback]:
+    """Return output and pullback of `layer`, deriving the pullback if the layer defines none.
+
+    Every layer of a pass runs through here, so that `ctx.observer` sees each.
+    """
     if layer.full_precision and str(x.dtype) in HALF:
         return _run_in_full_precision(layer, ctx, params, x)
+    if ctx.observer is not None and not observed:
+        return ctx.observer(layer, ctx, lambda: run(layer, ctx, params, x, observed=True))
     mask = ctx.mask
     try:
         result = layer.forward(ctx, params, x)

@@ -12,7 +12,7 @@ Source: Ioffe and Szegedy, "Batch Normalization", 2015 (arXiv:1502.03167).
 
 from nnx import initializers, kernels
 from nnx.arguments import expect_range
-from nnx.layers.base import Layer, describe_shape, expect_features, register, size
+from nnx.layers.base import Layer, Weight, describe_shape, expect_features, register, size
 from nnx.random import generator
 
 
@@ -79,13 +79,11 @@ class BatchNormalization(Layer):
             )
         return ((0, *in_shape)[self.axis],)
 
-    def init(self, rng, in_shape):
-        features, params = self._features(in_shape), {}
+    def declare_weights(self):
         if self.scale:
-            params["gamma"] = self.gamma_initializer(rng, features)
+            yield Weight.of(self, "gamma", self._features)
         if self.center:
-            params["beta"] = self.beta_initializer(rng, features)
-        return params, in_shape
+            yield Weight.of(self, "beta", self._features)
 
     def out_shape(self, in_shape):
         self._features(in_shape)

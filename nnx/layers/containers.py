@@ -5,10 +5,10 @@ Residual(f)      y = x + f(x)
 """
 
 import copy
-import re
 
 from nnx.errors import raised_by
 from nnx.layers.base import Layer, Shape, describe_shape, register, run, size
+from nnx.registry import snake_case
 from nnx.shapes import elements, is_single
 
 LARGEST_OUTPUT = 2**40
@@ -223,15 +223,6 @@ def as_layer(what) -> Layer:
         network.input_shape = what.input_shape
         return network
     raise TypeError(f"expected a layer, a list of layers or a model, got {what!r}")
-
-
-def snake_case(name: str) -> str:
-    """Return a class name as Keras names its layers.
-
-    >>> snake_case("BatchNormalization"), snake_case("ReLU"), snake_case("Conv2D")
-    ('batch_normalization', 're_lu', 'conv2d')
-    """
-    return re.sub(r"(?<=[a-z])(?=[A-Z][a-z])|(?<=[a-z])(?=[A-Z]{2})", "_", name).lower()
 
 
 def init_layer(key, layer, rng, in_shape):

@@ -12,7 +12,7 @@ over patches: Chellapilla, Puri and Simard, 2006.
 import math
 
 from nnx import activations, initializers, regularizers
-from nnx.layers.base import Layer, positive_int, register, size
+from nnx.layers.base import Layer, Weight, positive_int, register, size
 from nnx.layers.windows import (
     PADDINGS,
     Windows,
@@ -128,6 +128,11 @@ class Convolution(Layer):
         self.bias_regularizer = regularizers.get(bias_regularizer)
         self.activity_regularizer = regularizers.get(activity_regularizer)
 
+    def declare_weights(self):
+        """Yield the bias: kernels come before it."""
+        if self.use_bias:
+            yield Weight.of(self, "bias", lambda in_shape: self.out_shape(in_shape)[-1:])
+
     def windows(self, in_shape) -> Windows:
         """Return the windows over samples of `in_shape`."""
         return windows_of(self, in_shape, self.kernel_size, self.strides, self.dilation_rate, self.padding)
@@ -149,16 +154,6 @@ class Convolution(Layer):
         if self.activity_regularizer is not None:
             ctx.add_penalty(self.activity_regularizer.penalty(xp, y) / batch)
         return xp.reshape(y, (batch, *out_shape)), pullback
-
-    kernel_regularizer: regularizers.Regularizer | None
-
-    def weight_regularizers(self) -> dict:
-        """Return the penalties on all weights but the bias."""
-        return {"kernel": self.kernel_regularizer}
-
-    def regularizers(self):
-        found = {**self.weight_regularizers(), "bias": self.bias_regularizer if self.use_bias else None}
-        return {name: penalty for name, penalty in found.items() if penalty is not None}
 
 
 class _Conv(Convolution):
@@ -194,13 +189,10 @@ class _Conv(Convolution):
         self.kernel_regularizer = regularizers.get(kernel_regularizer)
         self._set_output(activation, use_bias, bias_initializer, bias_regularizer, activity_regularizer)
 
-    def init(self, rng, in_shape):
-        out_shape = self.out_shape(in_shape)
-        shape = (*self.kernel_size, in_shape[-1] // self.groups, self.filters)
-        params = {"kernel": self.kernel_initializer(rng, shape)}
-        if self.use_bias:
-            params["bias"] = self.bias_initializer(rng, (self.filters,))
-        return params, out_shape
+    def declare_weights(self):
+        size, filters = self.kernel_size, self.filters
+        yield Weight.of(self, "kernel", lambda in_shape: (*size, in_shape[-1] // self.groups, filters))
+        yield from super().declare_weights()
 
     def out_shape(self, in_shape):
         counts = self.windows(in_shape).counts

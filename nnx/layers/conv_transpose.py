@@ -10,7 +10,7 @@ Source: Zeiler et al., "Deconvolutional networks", 2010.
 import math
 
 from nnx import initializers, regularizers
-from nnx.layers.base import positive_int, register
+from nnx.layers.base import Weight, positive_int, register
 from nnx.layers.conv import Convolution, convolve_transposed
 from nnx.layers.windows import Windows, expect_spatial, reach, spread
 
@@ -96,12 +96,9 @@ class Conv2DTranspose(Convolution):
         sizes = self.kernel_size, self.strides, self.dilation_rate
         return Windows(tuple(spatial), *sizes, tuple(padding), counts)
 
-    def init(self, rng, in_shape):
-        out_shape = self.out_shape(in_shape)
-        params = {"kernel": self.kernel_initializer(rng, (*self.kernel_size, self.filters, in_shape[-1]))}
-        if self.use_bias:
-            params["bias"] = self.bias_initializer(rng, (self.filters,))
-        return params, out_shape
+    def declare_weights(self):
+        yield Weight.of(self, "kernel", lambda in_shape: (*self.kernel_size, self.filters, in_shape[-1]))
+        yield from super().declare_weights()
 
     def out_shape(self, in_shape):
         return (*self.windows(in_shape).spatial, self.filters)

@@ -4,7 +4,7 @@ y = activation(x @ kernel + bias).
 """
 
 from nnx import activations, initializers, regularizers
-from nnx.layers.base import Layer, expect_features, positive_int, register, size
+from nnx.layers.base import Layer, Weight, expect_features, positive_int, register, size
 
 
 @register("dense")
@@ -56,14 +56,13 @@ class Dense(Layer):
         self.bias_regularizer = regularizers.get(bias_regularizer)
         self.activity_regularizer = regularizers.get(activity_regularizer)
 
-    def init(self, rng, in_shape):
-        expect_features(self, in_shape)
-        params = {"kernel": self.kernel_initializer(rng, (in_shape[-1], self.units))}
+    def declare_weights(self):
+        yield Weight.of(self, "kernel", lambda in_shape: (in_shape[-1], self.units))
         if self.use_bias:
-            params["bias"] = self.bias_initializer(rng, (self.units,))
-        return params, self.out_shape(in_shape)
+            yield Weight.of(self, "bias", (self.units,))
 
     def out_shape(self, in_shape):
+        expect_features(self, in_shape)
         return (*in_shape[:-1], self.units)
 
     def forward(self, ctx, params, x):
@@ -88,10 +87,6 @@ class Dense(Layer):
         if self.activity_regularizer is not None:
             ctx.add_penalty(self.activity_regularizer.penalty(xp, y) / x.shape[0])
         return y if x.ndim == 2 else xp.reshape(y, (*x.shape[:-1], self.units)), pullback
-
-    def regularizers(self):
-        found = {"kernel": self.kernel_regularizer, "bias": self.bias_regularizer if self.use_bias else None}
-        return {name: penalty for name, penalty in found.items() if penalty is not None}
 
     def flops(self, in_shape):
         rows = size(in_shape[:-1])

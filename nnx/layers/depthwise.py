@@ -9,7 +9,7 @@ Source: Chollet, "Xception: Deep learning with depthwise separable convolutions"
 import math
 
 from nnx import initializers, kernels, regularizers
-from nnx.layers.base import positive_int, register
+from nnx.layers.base import Weight, positive_int, register
 from nnx.layers.conv import Convolution, convolve_by_library
 
 
@@ -57,14 +57,18 @@ def convolve_depthwise(ctx, x, kernel, windows):
 
 
 class _Depthwise(Convolution):
+    depth_multiplier: int
+
+    def _depthwise_kernel(self, name: str) -> Weight:
+        size, multiplier = self.kernel_size, self.depth_multiplier
+        return Weight.of(self, name, lambda in_shape: (*size, in_shape[-1], multiplier), "depthwise")
+
     def _channels(self, in_shape):
         """Return the channels after the depthwise convolution, and check the shape."""
         return (*self.windows(in_shape).counts, in_shape[-1] * self.depth_multiplier)
 
     def _depthwise_flops(self, in_shape):
         return 2 * math.prod(self._channels(in_shape)) * math.prod(self.kernel_size)
-
-    depth_multiplier: int
 
 
 @register("depthwise_conv2d")
@@ -118,13 +122,9 @@ class DepthwiseConv2D(_Depthwise):
         self.depthwise_regularizer = regularizers.get(depthwise_regularizer)
         self._set_output(activation, use_bias, bias_initializer, bias_regularizer, activity_regularizer)
 
-    def init(self, rng, in_shape):
-        out_shape = self.out_shape(in_shape)
-        shape = (*self.kernel_size, in_shape[-1], self.depth_multiplier)
-        params = {"kernel": self.depthwise_initializer(rng, shape)}
-        if self.use_bias:
-            params["bias"] = self.bias_initializer(rng, out_shape[-1:])
-        return params, out_shape
+    def declare_weights(self):
+        yield self._depthwise_kernel("kernel")
+        yield from super().declare_weights()
 
     def out_shape(self, in_shape):
         return self._channels(in_shape)
@@ -140,9 +140,6 @@ class DepthwiseConv2D(_Depthwise):
             return dx, {"kernel": dkernel, **grads}
 
         return y, pullback
-
-    def weight_regularizers(self):
-        return {"kernel": self.depthwise_regularizer}
 
     def flops(self, in_shape):
         added = math.prod(self.out_shape(in_shape)) if self.use_bias else 0
@@ -209,16 +206,13 @@ class SeparableConv2D(_Depthwise):
         self.pointwise_regularizer = regularizers.get(pointwise_regularizer)
         self._set_output(activation, use_bias, bias_initializer, bias_regularizer, activity_regularizer)
 
-    def init(self, rng, in_shape):
-        *_, between = self._channels(in_shape)
-        depthwise = (*self.kernel_size, in_shape[-1], self.depth_multiplier)
-        params = {
-            "depthwise_kernel": self.depthwise_initializer(rng, depthwise),
-            "pointwise_kernel": self.pointwise_initializer(rng, (1, 1, between, self.filters)),
-        }
-        if self.use_bias:
-            params["bias"] = self.bias_initializer(rng, (self.filters,))
-        return params, self.out_shape(in_shape)
+    def declare_weights(self):
+        def pointwise(in_shape):
+            return (1, 1, self._channels(in_shape)[-1], self.filters)
+
+        yield self._depthwise_kernel("depthwise_kernel")
+        yield Weight.of(self, "pointwise_kernel", pointwise, "pointwise")
+        yield from super().declare_weights()
 
     def out_shape(self, in_shape):
         return (*self._channels(in_shape)[:-1], self.filters)
@@ -237,12 +231,6 @@ class SeparableConv2D(_Depthwise):
             return dx, grads
 
         return y, pullback
-
-    def weight_regularizers(self):
-        return {
-            "depthwise_kernel": self.depthwise_regularizer,
-            "pointwise_kernel": self.pointwise_regularizer,
-        }
 
     def flops(self, in_shape):
         *counts, between = self._channels(in_shape)

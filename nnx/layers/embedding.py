@@ -10,7 +10,7 @@ Source: Bengio et al., "A neural probabilistic language model", JMLR 2003.
 import math
 
 from nnx import initializers, regularizers
-from nnx.layers.base import HALF, Layer, describe_shape, expect_features, positive_int, register
+from nnx.layers.base import HALF, Layer, Weight, describe_shape, expect_features, positive_int, register
 
 # The whole numbers that a half precision has without gaps.
 _EXACT = {"float16": 2048, "bfloat16": 256}
@@ -66,12 +66,11 @@ class Embedding(Layer):
     def categories(self):
         return self.input_dim
 
-    def init(self, rng, in_shape):
-        expect_features(self, in_shape)
-        vectors = self.embeddings_initializer(rng, (self.input_dim, self.output_dim))
-        return {"embeddings": vectors}, self.out_shape(in_shape)
+    def declare_weights(self):
+        yield Weight.of(self, "embeddings", (self.input_dim, self.output_dim))
 
     def out_shape(self, in_shape):
+        expect_features(self, in_shape)
         if self.mask_zero and len(in_shape) != 1:
             raise ValueError(
                 f"Embedding: mask_zero=True expects input of shape (batch, time), got {describe_shape(in_shape)}"
@@ -105,7 +104,3 @@ class Embedding(Layer):
         inside = xp.logical_and(values >= 0, values < self.input_dim)
         nothing = values * 0.0
         return xp.astype(xp.where(inside, values, nothing), xp.int32), xp.where(inside, nothing, math.nan)
-
-    def regularizers(self):
-        found = self.embeddings_regularizer
-        return {} if found is None else {"embeddings": found}

@@ -12,7 +12,7 @@ Normalization", 2019 (arXiv:1910.07467).
 
 from nnx import initializers, kernels, regularizers
 from nnx.arguments import expect_range
-from nnx.layers.base import Layer, describe_shape, expect_features, register, size
+from nnx.layers.base import Layer, Weight, describe_shape, expect_features, register, size
 
 
 class _SampleNormalization(Layer):
@@ -43,13 +43,11 @@ class _SampleNormalization(Layer):
         self.beta_regularizer = regularizers.get(beta_regularizer)
         self.gamma_regularizer = regularizers.get(gamma_regularizer)
 
-    def init(self, rng, in_shape):
-        shape, params = _lengths(self, in_shape), {}
+    def declare_weights(self):
         if self.scale:
-            params["gamma"] = self.gamma_initializer(rng, shape)
+            yield Weight.of(self, "gamma", lambda in_shape: _lengths(self, in_shape))
         if self.center:
-            params["beta"] = self.beta_initializer(rng, shape)
-        return params, in_shape
+            yield Weight.of(self, "beta", lambda in_shape: _lengths(self, in_shape))
 
     def out_shape(self, in_shape):
         _lengths(self, in_shape)
@@ -79,11 +77,6 @@ class _SampleNormalization(Layer):
     def normalise(self, ctx, x):
         """Return x with zero mean and unit variance, and its pullback."""
         raise NotImplementedError
-
-    def regularizers(self):
-        found = {"gamma": self.gamma_regularizer, "beta": self.beta_regularizer}
-        used = {"gamma": self.scale, "beta": self.center}
-        return {name: penalty for name, penalty in found.items() if penalty is not None and used[name]}
 
     def flops(self, in_shape):
         return 8 * size(in_shape)
@@ -160,9 +153,6 @@ class GroupNormalization(_SampleNormalization):
             )
         return in_shape
 
-    def init(self, rng, in_shape):
-        return super().init(rng, self.out_shape(in_shape))
-
     def normalise(self, ctx, x):
         (axis,) = _axes(self.axis, x.ndim)
         groups = self._groups_of(x.shape[axis])
@@ -206,8 +196,8 @@ class RMSNormalization(Layer):
         expect_range(self, at_least=0, epsilon=epsilon)
         self.epsilon = epsilon
 
-    def init(self, rng, in_shape):
-        return {"scale": initializers.get("ones")(rng, _lengths(self, in_shape))}, in_shape
+    def declare_weights(self):
+        yield Weight("scale", lambda in_shape: _lengths(self, in_shape), initializers.get("ones"))
 
     def out_shape(self, in_shape):
         _lengths(self, in_shape)

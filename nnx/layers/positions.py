@@ -13,7 +13,7 @@ import math
 
 from nnx import initializers, kernels, regularizers
 from nnx.arguments import expect_range
-from nnx.layers.base import HALF, Layer, describe_shape, positive_int, register, size
+from nnx.layers.base import HALF, Layer, Weight, describe_shape, positive_int, register, size
 
 
 class _Positions(Layer):
@@ -96,9 +96,8 @@ class PositionEmbedding(_Positions):
         self.embeddings_initializer = initializers.get(embeddings_initializer)
         self.embeddings_regularizer = regularizers.get(embeddings_regularizer)
 
-    def init(self, rng, in_shape):
-        out_shape = self.out_shape(in_shape)
-        return {"embeddings": self.embeddings_initializer(rng, (self.max_length, in_shape[1]))}, out_shape
+    def declare_weights(self):
+        yield Weight.of(self, "embeddings", lambda in_shape: (self.max_length, in_shape[1]))
 
     def out_shape(self, in_shape):
         if super().out_shape(in_shape)[0] > self.max_length:
@@ -116,10 +115,6 @@ class PositionEmbedding(_Positions):
             return dy, {"embeddings": ctx.backend.pad(total, ((0, left), (0, 0))) if left else total}
 
         return ctx.kernel(kernels.add, x, table[:steps, :]), pullback
-
-    def regularizers(self):
-        found = self.embeddings_regularizer
-        return {} if found is None else {"embeddings": found}
 
 
 @register("rotary_positions")

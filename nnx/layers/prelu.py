@@ -4,7 +4,7 @@ Source: He et al., "Delving deep into rectifiers", 2015 (arXiv:1502.01852).
 """
 
 from nnx import initializers, regularizers
-from nnx.layers.base import Layer, describe_shape, expect_features, register, size
+from nnx.layers.base import Layer, Weight, describe_shape, expect_features, register, size
 
 
 @register("prelu")
@@ -37,10 +37,12 @@ class PReLU(Layer):
         axes = [shared_axes] if isinstance(shared_axes, int) else shared_axes
         self.shared_axes = None if axes is None else list(axes)
 
-    def init(self, rng, in_shape):
-        out_shape, shared = self.out_shape(in_shape), self.shared_axes or []
-        shape = tuple(1 if axis in shared else n for axis, n in enumerate(in_shape, start=1))
-        return {"alpha": self.alpha_initializer(rng, shape)}, out_shape
+    def declare_weights(self):
+        yield Weight.of(self, "alpha", self._slopes)
+
+    def _slopes(self, in_shape):
+        shared = self.shared_axes or []
+        return tuple(1 if axis in shared else n for axis, n in enumerate(in_shape, start=1))
 
     def out_shape(self, in_shape):
         expect_features(self, in_shape)
@@ -62,9 +64,6 @@ class PReLU(Layer):
             return (ctx.kernel(_gradient, dy, x, alpha) if ctx.needs_input_gradient else None), grads
 
         return ctx.kernel(_prelu, x, alpha), pullback
-
-    def regularizers(self):
-        return {} if self.alpha_regularizer is None else {"alpha": self.alpha_regularizer}
 
     def flops(self, in_shape):
         return 3 * size(in_shape)

@@ -9,9 +9,10 @@ import copy
 from typing import Any
 
 from nnx.layers.base import Layer, describe_shape, register, run, size
-from nnx.layers.containers import Container, as_layer, init_layer, snake_case
+from nnx.layers.containers import Container, as_layer, init_layer
 from nnx.layers.merges import MERGES
 from nnx.layers.recurrent import Recurrent
+from nnx.registry import snake_case
 from nnx.shapes import is_single
 
 _MERGE_MODES = {"concat": "concat", "sum": "add", "mul": "multiply", "ave": "average"}

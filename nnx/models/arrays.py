@@ -14,6 +14,7 @@ from nnx.errors import explained
 from nnx.interrupt import undivided
 from nnx.layers.base import Layer
 from nnx.layers.containers import as_layer
+from nnx.losses.outputs import as_loss
 from nnx.metrics import Metric
 from nnx.models import ownership
 from nnx.models.prediction import CompiledForward
@@ -23,7 +24,6 @@ from nnx.shapes import Shape, as_shapes
 from nnx.threads import alone, expect_alone, expect_readable, reads
 from nnx.training import mixed_precision
 from nnx.training.mixed_precision import run_network
-from nnx.training.outputs import as_loss
 from nnx.training.step_cache import CompiledSteps
 
 DTYPES = (*mixed_precision.HALF, "float32", "float64")
@@ -55,7 +55,7 @@ class NetworkArrays(Strict):
     trained_in: int | None
     """The number of the thread that trains it now."""
     _is_known_to_suit = False
-    """Whether output and loss have been looked at; see `nnx.training.suitability`."""
+    """Whether output and loss have been looked at; see `nnx.inspect.suitability`."""
     _owns_layers = True
     """Whether its layers may have weights in no other model."""
 

@@ -14,6 +14,7 @@ from nnx.errors import explained
 from nnx.interrupt import interruptible
 from nnx.layers.base import Layer
 from nnx.layers.containers import Chain
+from nnx.losses.outputs import as_loss, as_metrics
 from nnx.models.arrays import DTYPES, NetworkArrays, NotReadyError
 from nnx.models.prediction import predict_samples, predict_stream
 from nnx.models.summary import summary_table
@@ -23,7 +24,6 @@ from nnx.threads import alone, expect_alone, reads
 from nnx.training.arguments import FitArguments
 from nnx.training.batches import Stream
 from nnx.training.mixed_precision import run_network
-from nnx.training.outputs import as_loss, as_metrics
 from nnx.training.preparation import fit_data, is_stream_of_batches, prepared, prepared_for_training
 from nnx.training.runner import StepRunner
 from nnx.training.step_cache import CompiledSteps

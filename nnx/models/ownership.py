@@ -10,7 +10,7 @@ import weakref
 from collections.abc import Iterator
 
 from nnx.layers.base import Layer
-from nnx.layers.containers import snake_case
+from nnx.registry import snake_case
 
 MOST_NESTED = 1000
 """Layers inside each other."""

@@ -10,12 +10,12 @@ from nnx.data.out_of_core import as_out_of_core
 from nnx.data.samples import Samples, as_inputs, as_samples, as_several, check_share, split_last
 from nnx.data.sources import on_host
 from nnx.data.streams import as_validation, end_of, expect_end, is_stream
+from nnx.inspect.suitability import unsuited
 from nnx.layers.containers import Chain
 from nnx.layers.parallel import Inputs
+from nnx.losses.outputs import expect_outputs
 from nnx.shapes import as_column, is_single, map_shapes
 from nnx.training.arguments import FitArguments, FitData
-from nnx.training.outputs import expect_outputs
-from nnx.training.suitability import unsuited
 
 
 def prepared(model, x, y, sample_weight=None) -> Samples:

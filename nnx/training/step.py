@@ -15,10 +15,10 @@ from nnx.context import Context
 from nnx.errors import raised_by
 from nnx.layers.base import Layer
 from nnx.losses import Loss
+from nnx.losses.outputs import OutputLosses
 from nnx.registry import is_own
 from nnx.training import mixed_precision
 from nnx.training.mixed_precision import run_network
-from nnx.training.outputs import OutputLosses
 from nnx.training.purity import Guard
 
 
@@ -70,8 +70,11 @@ class Steps:
         params, slots = self.optimizer.update(grads, carry["slots"], carry["params"], scalars, self.backend)
         return {"params": params, "state": state, "slots": slots, **kept}, sums
 
-    def gradients(self, params, state, batch, numbers, loss_scale=None) -> tuple:
-        """Return the gradients of the weights, the new state, and the sums of loss and metrics."""
+    def gradients(self, params, state, batch, numbers, loss_scale=None, observer=None) -> tuple:
+        """Return the gradients of the weights, the new state, and the sums of loss and metrics.
+
+        `observer` sees each layer and the loss; see `Context.observer`.
+        """
         ctx = Context(
             self.backend,
             training=True,
@@ -79,6 +82,7 @@ class Steps:
             key=(numbers["key_0"], numbers["key_1"]),
             needs_input_gradient=False,
         )
+        ctx.observer = observer
         if self.communicator is not None:
             ctx.part = numbers["first"], batch["weight"].shape[0]
         output, pullback = as_columns(*run_network(self.dtype, self.network, ctx, params, batch["x"]))

@@ -223,7 +223,7 @@ TARGETS = {
 }
 
 
-@pytest.mark.parametrize("loss", sorted(losses._registry.names()))
+@pytest.mark.parametrize("loss", sorted(nnx.registry.REGISTRIES["loss"].names()))
 def test_losses(loss):
     y, units = TARGETS.get(loss, (VALUES, 3))
     metrics = ["accuracy"] if "crossentropy" in loss else ["mae", "mse"]

@@ -72,7 +72,7 @@ def name_in_namespace(node: ast.AST) -> str | None:
 
 
 def engine_uses() -> list[Use]:
-    files = [*sorted((ROOT / "nnx").rglob("*.py")), ROOT / "backends/flat.py"]
+    files = [*sorted((ROOT / "nnx").rglob("*.py")), ROOT / "backends/shared/flat.py"]
     return [use for f in files for use in uses(f.read_text(), f.relative_to(ROOT).as_posix())]
 
 

@@ -23,8 +23,8 @@ from nnx.layers import (
     Sigmoid,
     TimeDistributed,
 )
+from nnx.losses.outputs import OutputMetric
 from nnx.registry import REGISTRIES
-from nnx.training.outputs import OutputMetric
 
 ERRORS = {"mean_squared_error", "mean_absolute_error", "root_mean_squared_error"}
 

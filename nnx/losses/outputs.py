@@ -3,15 +3,15 @@
 import copy
 from typing import Any
 
-from nnx import losses, metrics
+from nnx import metrics
 from nnx.errors import raised_by
-from nnx.losses import get as get_loss
+from nnx.losses.base import Loss, get, register
 from nnx.registry import REGISTRIES, suggest
 from nnx.shapes import describe_shape, is_single
 
 
-@REGISTRIES["loss"].register()
-class OutputLosses(losses.Loss):
+@register()
+class OutputLosses(Loss):
     """The weighted sum of a loss for each output: what `compile(loss={"price": "mse", ...})` makes.
 
     Parameters
@@ -32,12 +32,12 @@ class OutputLosses(losses.Loss):
     ['loss', 'price_loss', 'kind_loss']
     """
 
-    each: dict[Any, losses.Loss]
+    each: dict[Any, Loss]
     factors: dict[Any, float]
 
     def __init__(self, losses, weights=None):
         self.losses, self.weights = losses, weights
-        self.each = {key: get_loss(loss) for key, loss in _items(losses)}
+        self.each = {key: get(loss) for key, loss in _items(losses)}
         given = dict.fromkeys(self.each, 1.0) if weights is None else dict(_items(weights))
         for key in given:
             if key not in self.each:
@@ -130,13 +130,13 @@ class OutputMetric(metrics.Metric):
         return self.metric.result(sums)
 
 
-def as_loss(loss, weights=None) -> losses.Loss:
+def as_loss(loss, weights=None) -> Loss:
     """Return the loss that `compile` was given: one, or several by output."""
     if isinstance(loss, (dict, list, tuple)) and not _is_configuration(loss):
         return OutputLosses(loss, weights)
     if weights is not None:
         raise ValueError("loss_weights needs a loss for each output, as loss={'price': 'mse', 'kind': ...}")
-    return losses.get(loss)
+    return get(loss)
 
 
 def as_metrics(given, weighted: bool) -> list[tuple[metrics.Metric, bool]]:

@@ -16,9 +16,9 @@ from nnx.layers.conv import Convolution
 from nnx.layers.noise import GaussianNoise
 from nnx.layers.pooling import _GlobalPooling, _Pooling
 from nnx.layers.recurrent import Recurrent
+from nnx.losses.outputs import OutputLosses, output_name
 from nnx.registry import is_own
 from nnx.shapes import is_single
-from nnx.training.outputs import OutputLosses, output_name
 
 _RANGES = {
     **dict.fromkeys((activations.Sigmoid, activations.HardSigmoid, activations.Softmax), (0.0, 1.0)),

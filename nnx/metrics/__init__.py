@@ -1,0 +1,47 @@
+"""Metrics: computed on the device while training, as sums that batches add to.
+
+A metric is a pair: `update(ctx, target, output, weight) -> sums`, run inside the compiled step
+(sums of different batches are added up), and `result(sums) -> float`, run on the host once an
+epoch. `weight` has one entry for each sample. Names and defaults are Keras's.
+
+`classification_metrics` and `regression_metrics` report on finished predictions.
+
+Imports the core alone.
+"""
+
+from nnx.metrics.base import Metric, get
+from nnx.metrics.classification import (
+    AUC,
+    Accuracy,
+    BinaryAccuracy,
+    CategoricalAccuracy,
+    F1Score,
+    Precision,
+    Recall,
+    SparseCategoricalAccuracy,
+    SparseTopKCategoricalAccuracy,
+    TopKCategoricalAccuracy,
+)
+from nnx.metrics.regression import MeanAbsoluteError, MeanSquaredError, R2Score, RootMeanSquaredError
+from nnx.metrics.reports import classification_metrics, regression_metrics
+
+__all__ = [
+    "AUC",
+    "Accuracy",
+    "BinaryAccuracy",
+    "CategoricalAccuracy",
+    "F1Score",
+    "MeanAbsoluteError",
+    "MeanSquaredError",
+    "Metric",
+    "Precision",
+    "R2Score",
+    "Recall",
+    "RootMeanSquaredError",
+    "SparseCategoricalAccuracy",
+    "SparseTopKCategoricalAccuracy",
+    "TopKCategoricalAccuracy",
+    "classification_metrics",
+    "get",
+    "regression_metrics",
+]
