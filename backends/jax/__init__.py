@@ -1,1 +1,4 @@
-"""The JAX backend: steps compiled by XLA."""
+"""The JAX backend: steps compiled by XLA.
+
+May import: core, backends.shared, NumPy, JAX.
+"""

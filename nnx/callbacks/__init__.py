@@ -1,4 +1,7 @@
-"""Callbacks: what happens around training, under Keras's names and hooks."""
+"""Callbacks: what happens around training, under Keras's names and hooks.
+
+May import: core, saving.
+"""
 
 from nnx.callbacks.base import Callback, CallbackList, LambdaCallback
 from nnx.callbacks.monitors import EarlyStopping, ModelCheckpoint

@@ -8,14 +8,18 @@ step to step. They run it *layer by layer*, eagerly, with an eye on what each la
 A difference is the largest of two arrays, relative to the largest value in them. A layer's weights
 count as one array, and so do their gradients: the gradient of a bias before batch normalisation is
 nothing but rounding.
+
+May import: core, data, inspect, layers, losses, models, training, front, NumPy.
 """
 
 import copy
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
 from nnx.backend import as_backend
+from nnx.compare.differences import Difference, Failure, Pair
+from nnx.compare.tables import as_text
 from nnx.compare.trace import Arrays, Place, Tracer
 from nnx.compare.trial import draw_batches
 from nnx.data.samples import Samples
@@ -30,62 +34,6 @@ TOLERANCES = {"float32": 1e-4, "float64": 1e-12}
 
 class CompareError(RuntimeError):
     """There is nothing to compare with: the reference itself fails."""
-
-
-@dataclass(frozen=True)
-class Difference:
-    """The largest difference of two backends at one place."""
-
-    place: Place
-    relative: float
-    """Relative to the largest value: infinite where only one is finite, or the shapes differ."""
-    name: str = ""
-    """Of the array, where several belong together."""
-    index: tuple[int, ...] = ()
-    values: tuple[float, float] = (0.0, 0.0)
-
-    def describe(self, names: tuple[str, str]) -> str:
-        """Return place, difference and the two values, under these names of the backends."""
-        where = f"{self.name and f' in {self.name}'}{f' at index {self.index}' if self.index else ''}"
-        shown = ", ".join(f"{name} {text}" for name, text in zip(names, _digits(*self.values), strict=True))
-        return f"{self.place}: largest difference {self.relative:.1e}{where}: {shown}"
-
-
-@dataclass(frozen=True)
-class Failure:
-    """An error that one backend raised and the reference did not."""
-
-    place: Place
-    error: str
-
-    def describe(self, names: tuple[str, str]) -> str:
-        """Return place and error, under the name of the backend."""
-        return f"{self.place}: {names[1]} raises {self.error}"
-
-
-@dataclass
-class Pair:
-    """What two backends, the reference and another, have in common and what not."""
-
-    names: tuple[str, str]
-    tolerance: float
-    differences: list[Difference] = field(default_factory=list)
-    """In the order of computation."""
-    losses: list[tuple[float, float]] = field(default_factory=list)
-    """Of each step of `fit`."""
-    weights: list[float] = field(default_factory=list)
-    """The largest difference of weights after each step of `fit`: shown, not judged."""
-    failure: Failure | None = None
-
-    @property
-    def first(self) -> Difference | Failure | None:
-        """The first difference beyond tolerance, or the failure; None if they agree."""
-        return next((d for d in self.differences if d.relative > self.tolerance), self.failure)
-
-    @property
-    def agree(self) -> bool:
-        """Whether no difference is beyond tolerance."""
-        return self.first is None
 
 
 @dataclass
@@ -109,8 +57,6 @@ class Comparison:
         return next((pair.first for pair in self.pairs if not pair.agree), None)
 
     def __str__(self):
-        from nnx.compare.tables import as_text
-
         return as_text(self)
 
 
@@ -251,9 +197,3 @@ def _finite(arrays: Arrays) -> bool:
 def _one_line(error: Exception) -> str:
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
-
-
-def _digits(a: float, b: float) -> tuple[str, str]:
-    """Return two numbers with as many digits as tell them apart, four at least."""
-    texts = [(f"{a:.{digits}g}", f"{b:.{digits}g}") for digits in range(4, 18)]
-    return next((pair for pair in texts if pair[0] != pair[1]), texts[0])

@@ -2,14 +2,18 @@
 
 import math
 import textwrap
+from typing import TYPE_CHECKING
 
-from nnx.compare import Comparison, Difference, Pair
+from nnx.compare.differences import Difference, Pair
+
+if TYPE_CHECKING:
+    from nnx.compare import Comparison
 
 WIDTH = 80
 COLUMNS = ("output", "dL/dinput", "dL/dweights")
 
 
-def as_text(comparison: Comparison) -> str:
+def as_text(comparison: "Comparison") -> str:
     """Return the settings, and for each pair of backends two tables and a sentence."""
     parts = [comparison.settings]
     for pair in comparison.pairs:

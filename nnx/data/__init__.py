@@ -1,4 +1,4 @@
 """What `fit` takes: arrays, dataframes, files, iterables of batches, checked and cut into batches on the host.
 
-Imports the core (`nnx.tree`, `nnx.shapes`, ...) and no layers.
+May import: core, NumPy.
 """

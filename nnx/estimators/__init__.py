@@ -2,6 +2,8 @@
 
 `MLPClassifier` and `MLPRegressor` are scikit-learn's; `Classifier` and `Regressor` train a network of
 one's own. They need scikit-learn: pip install 'nnx-engine[sklearn]'. Each is imported when first used.
+
+May import: core, callbacks, data, distributed, layers, losses, models, NumPy, SciPy.
 """
 
 import importlib
@@ -11,7 +13,10 @@ if importlib.util.find_spec("sklearn") is None:
     raise ImportError("nnx.estimators needs scikit-learn: pip install 'nnx-engine[sklearn]'")
 
 # In which module of this package each name is.
-_HOMES = {"MLPClassifier": "mlp", "MLPRegressor": "mlp", "Classifier": "classifier", "Regressor": "regressor"}
+_HOMES = {
+    "MLPClassifier": "mlp_classifier", "MLPRegressor": "mlp_regressor", "Classifier": "classifier",
+    "Regressor": "regressor",
+}  # fmt: skip
 
 __all__ = list(_HOMES)  # pyright: ignore[reportUnsupportedDunderAll]
 

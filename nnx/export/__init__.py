@@ -2,6 +2,8 @@
 
 `graph` notes the operations while a model runs, `trace` makes sure that they hold for batches of any
 size, and `onnx_nodes` and `numpy_module` write them in another language, each from one table.
+
+May import: core, graph, saving, NumPy.
 """
 
 from nnx.graph.export_graph import ExportError

@@ -1,4 +1,4 @@
-"""Look into a model while it computes: the output of each layer, the first nan, advice, and whether outputs suit losses.
+"""A look into a model while it computes: each layer's output, the first nan, advice, and whether outputs suit losses.
 
-Imports the core, layers, losses and data; no training and no models.
+May import: core, data, layers, losses, NumPy.
 """

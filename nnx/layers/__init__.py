@@ -1,4 +1,7 @@
-"""Layers, under the names that Keras gives them."""
+"""Layers, under the names that Keras gives them.
+
+May import: core.
+"""
 
 from nnx.layers.activation import (
     ELU,

@@ -6,7 +6,7 @@ epoch. `weight` has one entry for each sample. Names and defaults are Keras's.
 
 `classification_metrics` and `regression_metrics` report on finished predictions.
 
-Imports the core alone.
+May import: core, NumPy.
 """
 
 from nnx.metrics.base import Metric, get

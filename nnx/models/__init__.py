@@ -1,7 +1,8 @@
 """Models: `Model` and `Sequential`, which hold weights, their summary, and `nnx.apply`.
 
 The module name is the one that Keras gives them: `keras.models.Sequential`, `load_model`.
-Imports all other folders but the estimators, compare and plot.
+
+May import: core, callbacks, data, export, graph, layers, losses, metrics, saving, training, NumPy.
 """
 
 from nnx.models.model import Model

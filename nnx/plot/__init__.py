@@ -3,6 +3,8 @@
 Each function draws into the axes it is given, or into a new figure's, and returns them. Save with
 `ax.figure.savefig("picture.png")`. Nothing outside these axes is changed: no style, no other figure.
 Colours are those of Okabe and Ito (jfly.uni-koeln.de/color), told apart with any colour vision.
+
+May import: core, callbacks, NumPy.
 """
 
 from nnx.plot.activations import activation_gallery

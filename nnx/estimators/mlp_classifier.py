@@ -1,4 +1,4 @@
-"""`MLPClassifier` and `MLPRegressor`: scikit-learn's multilayer perceptrons, trained by nnx.
+"""`MLPClassifier`: scikit-learn's multilayer perceptron for classes, trained by nnx.
 
 Parameters, attributes, methods, warnings and errors are those of `sklearn.neural_network`. With the
 same `random_state` they start from the same weights and visit the samples in the same order. What
@@ -6,8 +6,8 @@ nnx adds are further keywords, which do nothing by default.
 """
 
 import numpy as np
-from sklearn.base import ClassifierMixin, RegressorMixin, _fit_context
-from sklearn.metrics import accuracy_score, r2_score
+from sklearn.base import ClassifierMixin, _fit_context
+from sklearn.metrics import accuracy_score
 from sklearn.preprocessing import LabelBinarizer
 from sklearn.utils import column_or_1d, compute_class_weight, compute_sample_weight
 from sklearn.utils.metaestimators import available_if
@@ -17,11 +17,9 @@ from sklearn.utils.validation import check_is_fitted
 from nnx import losses
 from nnx.data.classes import check_weight
 from nnx.estimators import parameters
-from nnx.estimators.base import Perceptron, validate_data
+from nnx.estimators.base import Perceptron, has_epochs, validate_data
 from nnx.estimators.losses import (
     ClassLogLoss,
-    HalfPoissonDeviance,
-    HalfSquaredError,
     LabelLogLoss,
     WeightedMean,
 )
@@ -37,14 +35,6 @@ def _balanced(y, sample_weight) -> np.ndarray:
         )
         found[counts] *= each[np.searchsorted(classes, labels[counts])]
     return found
-
-
-def _has_epochs(estimator) -> bool:
-    if estimator.solver == "lbfgs":
-        raise AttributeError(
-            "partial_fit is only available for stochastic optimizers. lbfgs is not stochastic."
-        )
-    return True
 
 
 class MLPClassifier(ClassifierMixin, Perceptron):
@@ -193,7 +183,7 @@ class MLPClassifier(ClassifierMixin, Perceptron):
         """
         return self._fit(X, y, sample_weight, validation_data)
 
-    @available_if(_has_epochs)
+    @available_if(has_epochs)
     @_fit_context(prefer_skip_nested_validation=True)
     def partial_fit(self, X, y, sample_weight=None, classes=None):
         """Train for one epoch, from the present weights and optimizer on; the first call names all classes."""
@@ -309,171 +299,3 @@ class MLPClassifier(ClassifierMixin, Perceptron):
         tags = super().__sklearn_tags__()
         tags.classifier_tags.multi_label = True
         return tags
-
-
-class MLPRegressor(RegressorMixin, Perceptron):
-    """scikit-learn's `MLPRegressor`, trained by nnx.
-
-    Parameters
-    ----------
-    loss : str, Loss or function
-        "squared_error" (half of it), "poisson" (half the deviance, of exp(output)), "absolute_error", "huber",
-        "quantile", or any loss of nnx: `nnx.losses.Quantile(0.9)` for the quantile 0.9.
-    hidden_layer_sizes, solver, alpha, batch_size, learning_rate_init, power_t, max_iter, shuffle, random_state, tol,
-    verbose, warm_start, momentum, nesterovs_momentum, early_stopping, validation_fraction, beta_1, beta_2, epsilon,
-    n_iter_no_change, max_fun
-        As scikit-learn's.
-    activation, learning_rate, dropout, batch_norm, metrics, callbacks, optimizer, clipnorm, clipvalue,
-    global_clipnorm, restore_best, backend, dtype
-        As for `MLPClassifier`.
-
-    Attributes
-    ----------
-    loss_, best_loss_, loss_curve_, validation_scores_, best_validation_score_, t_, coefs_, intercepts_,
-    n_features_in_, feature_names_in_, n_iter_, n_layers_, n_outputs_, out_activation_
-        As scikit-learn's.
-    history_ : dict of str to list of float
-        Loss and metrics of each epoch of the last fit.
-
-    Examples
-    --------
-    >>> from nnx.estimators import MLPRegressor
-    >>> X, y = [[0.0], [1.0], [2.0]], [0.0, 2.0, 4.0]
-    >>> model = MLPRegressor(hidden_layer_sizes=(8,), solver="lbfgs", random_state=1).fit(X, y)
-    >>> [round(float(value), 1) for value in model.predict([[0.5]])]
-    [1.0]
-    """
-
-    _parameter_constraints: dict = parameters.REGRESSOR
-
-    def __init__(
-        self,
-        loss="squared_error",
-        hidden_layer_sizes=(100,),
-        activation="relu",
-        *,
-        solver="adam",
-        alpha=0.0001,
-        batch_size="auto",
-        learning_rate="constant",
-        learning_rate_init=0.001,
-        power_t=0.5,
-        max_iter=200,
-        shuffle=True,
-        random_state=None,
-        tol=1e-4,
-        verbose=False,
-        warm_start=False,
-        momentum=0.9,
-        nesterovs_momentum=True,
-        early_stopping=False,
-        validation_fraction=0.1,
-        beta_1=0.9,
-        beta_2=0.999,
-        epsilon=1e-8,
-        n_iter_no_change=10,
-        max_fun=15000,
-        dropout=0.0,
-        batch_norm=False,
-        metrics=None,
-        callbacks=None,
-        optimizer=None,
-        clipnorm=None,
-        clipvalue=None,
-        global_clipnorm=None,
-        restore_best=False,
-        backend=None,
-        dtype=None,
-    ):
-        self.loss = loss
-        self.hidden_layer_sizes = hidden_layer_sizes
-        self.activation = activation
-        self.solver = solver
-        self.alpha = alpha
-        self.batch_size = batch_size
-        self.learning_rate = learning_rate
-        self.learning_rate_init = learning_rate_init
-        self.power_t = power_t
-        self.max_iter = max_iter
-        self.shuffle = shuffle
-        self.random_state = random_state
-        self.tol = tol
-        self.verbose = verbose
-        self.warm_start = warm_start
-        self.momentum = momentum
-        self.nesterovs_momentum = nesterovs_momentum
-        self.early_stopping = early_stopping
-        self.validation_fraction = validation_fraction
-        self.beta_1 = beta_1
-        self.beta_2 = beta_2
-        self.epsilon = epsilon
-        self.n_iter_no_change = n_iter_no_change
-        self.max_fun = max_fun
-        self.dropout = dropout
-        self.batch_norm = batch_norm
-        self.metrics = metrics
-        self.callbacks = callbacks
-        self.optimizer = optimizer
-        self.clipnorm = clipnorm
-        self.clipvalue = clipvalue
-        self.global_clipnorm = global_clipnorm
-        self.restore_best = restore_best
-        self.backend = backend
-        self.dtype = dtype
-
-    @_fit_context(prefer_skip_nested_validation=True)
-    def fit(self, X, y, sample_weight=None, validation_data=None):
-        """Train on samples (samples, features) with targets (samples,) or (samples, outputs).
-
-        Parameters
-        ----------
-        X : array or sparse matrix
-        y : array
-        sample_weight : array, (samples,)
-        validation_data : (X, y) or (X, y, sample_weight)
-            Loss and metrics on it are in `history_`, and `early_stopping` is decided on it.
-        """
-        return self._fit(X, y, sample_weight, validation_data)
-
-    @available_if(_has_epochs)
-    @_fit_context(prefer_skip_nested_validation=True)
-    def partial_fit(self, X, y, sample_weight=None):
-        """Train for one epoch, from the present weights and optimizer on."""
-        return self._fit(X, y, sample_weight, incremental=True)
-
-    def _validate_input(self, X, y, incremental, reset):
-        X, y = validate_data(
-            self,
-            X,
-            y,
-            accept_sparse=["csr"],
-            multi_output=True,
-            y_numeric=True,
-            dtype=(np.float64, np.float32),
-            reset=reset,
-        )
-        if y.ndim == 2 and y.shape[1] == 1:
-            y = column_or_1d(y, warn=True)
-        return X, self._as_targets(y)
-
-    def _as_targets(self, y):
-        return y[:, None] if y.ndim == 1 else y
-
-    def _choose_out_activation(self):
-        poisson = self.loss == "poisson" or isinstance(self.loss, losses.Poisson)
-        return "exp" if poisson else "identity"
-
-    def _named_loss(self):
-        if self.loss == "absolute_error":
-            return WeightedMean(losses.MeanAbsoluteError())
-        own = {"squared_error": HalfSquaredError, "poisson": HalfPoissonDeviance}
-        return own[self.loss]() if isinstance(self.loss, str) and self.loss in own else None
-
-    def _score(self, outputs, y, sample_weight):
-        return r2_score(y, outputs, sample_weight=sample_weight)
-
-    def predict(self, X):
-        """Return the predictions, (samples,), or (samples, outputs) if there are several."""
-        check_is_fitted(self)
-        found = self._checked_outputs(X)
-        return found.ravel() if found.shape[1] == 1 else found

@@ -1,0 +1,67 @@
+"""In what two backends differ: at which place, by how much."""
+
+from dataclasses import dataclass, field
+
+from nnx.compare.trace import Place
+
+
+@dataclass(frozen=True)
+class Difference:
+    """The largest difference of two backends at one place."""
+
+    place: Place
+    relative: float
+    """Relative to the largest value: infinite where only one is finite, or the shapes differ."""
+    name: str = ""
+    """Of the array, where several belong together."""
+    index: tuple[int, ...] = ()
+    values: tuple[float, float] = (0.0, 0.0)
+
+    def describe(self, names: tuple[str, str]) -> str:
+        """Return place, difference and the two values, under these names of the backends."""
+        where = f"{self.name and f' in {self.name}'}{f' at index {self.index}' if self.index else ''}"
+        shown = ", ".join(f"{name} {text}" for name, text in zip(names, _digits(*self.values), strict=True))
+        return f"{self.place}: largest difference {self.relative:.1e}{where}: {shown}"
+
+
+@dataclass(frozen=True)
+class Failure:
+    """An error that one backend raised and the reference did not."""
+
+    place: Place
+    error: str
+
+    def describe(self, names: tuple[str, str]) -> str:
+        """Return place and error, under the name of the backend."""
+        return f"{self.place}: {names[1]} raises {self.error}"
+
+
+@dataclass
+class Pair:
+    """What two backends, the reference and another, have in common and what not."""
+
+    names: tuple[str, str]
+    tolerance: float
+    differences: list[Difference] = field(default_factory=list)
+    """In the order of computation."""
+    losses: list[tuple[float, float]] = field(default_factory=list)
+    """Of each step of `fit`."""
+    weights: list[float] = field(default_factory=list)
+    """The largest difference of weights after each step of `fit`: shown, not judged."""
+    failure: Failure | None = None
+
+    @property
+    def first(self) -> Difference | Failure | None:
+        """The first difference beyond tolerance, or the failure; None if they agree."""
+        return next((d for d in self.differences if d.relative > self.tolerance), self.failure)
+
+    @property
+    def agree(self) -> bool:
+        """Whether no difference is beyond tolerance."""
+        return self.first is None
+
+
+def _digits(a: float, b: float) -> tuple[str, str]:
+    """Return two numbers with as many digits as tell them apart, four at least."""
+    texts = [(f"{a:.{digits}g}", f"{b:.{digits}g}") for digits in range(4, 18)]
+    return next((pair for pair in texts if pair[0] != pair[1]), texts[0])
