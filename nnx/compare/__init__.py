@@ -38,7 +38,7 @@ class CompareError(RuntimeError):
 
 @dataclass
 class Comparison:
-    """What `compare` found. Its text is tables and a sentence for each pair of backends."""
+    """The result of `compare`. Its text is tables and a sentence for each pair of backends."""
 
     pairs: list[Pair]
     settings: str
@@ -97,15 +97,15 @@ def compare(
     >>> nnx.compare.compare(model, ["numpy", "jax"], steps=2).agree
     True
     """
-    found = [as_backend(backend) for backend in backends]
-    names = [backend.name for backend in found]
+    chosen = [as_backend(backend) for backend in backends]
+    names = [backend.name for backend in chosen]
     if len(set(names)) < max(2, len(names)):
         raise ValueError(f"compare needs two or more different backends, got {', '.join(names) or 'none'}")
     start = as_start(model, dtype)
     drawn = draw_batches(start, steps, batch_size, seed) if batches is None else batches
     samples = [start.check_batch(as_batch(batch)) for batch in drawn]
 
-    reference, *others = [Tracer(start, backend) for backend in found]
+    reference, *others = [Tracer(start, backend) for backend in chosen]
     limit = TOLERANCES[start.dtype] if tolerance is None else tolerance
     pairs = [Pair((reference.name, other.name), limit) for other in others]
     comparison = Comparison(pairs, _settings(names, start.dtype, samples), start.dtype)
@@ -161,7 +161,7 @@ def _compare_step(step: int, batch: Samples, reference: Tracer, others, comparis
         pair.weights.append(max((difference.relative for difference in apart), default=0.0))
 
 
-def largest_difference(place: Place, expected: Arrays, found: Arrays) -> Difference:
+def largest_difference(place: Place, expected: Arrays, actual: Arrays) -> Difference:
     """Return the largest difference of arrays that belong together, relative to their largest value.
 
     >>> import numpy as np
@@ -171,9 +171,9 @@ def largest_difference(place: Place, expected: Arrays, found: Arrays) -> Differe
     (0.25, 'kernel', (1,))
     """
     largest = Difference(place, 0.0)
-    scale = max(_scale(array) for arrays in (expected, found) for array in arrays.values()) or 1.0
+    scale = max(_scale(array) for arrays in (expected, actual) for array in arrays.values()) or 1.0
     for name in expected:
-        a, b = (np.asarray(arrays[name], dtype=np.float64) for arrays in (expected, found))
+        a, b = (np.asarray(arrays[name], dtype=np.float64) for arrays in (expected, actual))
         if a.shape != b.shape:
             return Difference(place, np.inf, f"{name} shapes {a.shape} and {b.shape}")
         with np.errstate(invalid="ignore"):

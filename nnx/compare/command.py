@@ -50,7 +50,7 @@ def run(args, parser: Parser, arguments) -> int:
         backends = usable_backends(args.backends.split(","))
         nnx.utils.set_random_seed(args.seed)
         model, batches = load_source(args.model, arguments, args.steps, args.batch_size, args.seed)
-        found = compare(
+        result = compare(
             model, backends, batches, steps=args.steps, batch_size=args.batch_size or 32, seed=args.seed,
             tolerance=args.tolerance, dtype=args.dtype,
         )  # fmt: skip
@@ -58,8 +58,8 @@ def run(args, parser: Parser, arguments) -> int:
         parser.error(str(error))
     except KeyboardInterrupt:
         parser.exit(130, "python -m nnx compare: interrupted\n")
-    print(found)
-    return 0 if found.agree else 1
+    print(result)
+    return 0 if result.agree else 1
 
 
 def usable_backends(names) -> list[Backend]:
@@ -70,19 +70,19 @@ def usable_backends(names) -> list[Backend]:
     BackendError
         If fewer than two can, or a name is unknown.
     """
-    found, infos = [], None
+    backends, infos = [], None
     for name in dict.fromkeys(name.strip() for name in names):
         try:
-            found.append(nnx.as_backend(name))
+            backends.append(nnx.as_backend(name))
         except Exception as error:  # a broken plug-in is as unusable as a missing one
             infos = infos or nnx.available_backends()
             if name not in infos:
                 raise
             reason = " ".join((infos[name].reason or str(error)).split())
             print(f"{name} cannot run here: {reason}", file=sys.stderr)
-    if len(found) < 2:
-        shown = found[0].name if found else "none"
+    if len(backends) < 2:
+        shown = backends[0].name if backends else "none"
         raise nnx.BackendError(
             f"two backends that can run here are needed, got {shown}: see python -m nnx info"
         )
-    return found
+    return backends

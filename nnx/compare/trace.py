@@ -58,31 +58,31 @@ class Tracer:
     def trace(self, step: int, carry: dict, batch: Samples, grads=None) -> Iterator[tuple[Place, Arrays]]:
         """Yield all that one step computes from `carry`, in order: first eagerly, then compiled.
 
-        The optimizer is given `grads`, by default those that were found.
+        The optimizer is given `grads`, by default those that were computed.
         """
         self.place, failed = Place(step, "forward"), None
         observer = Observer(self.backend)
         try:
-            found = self._pass(partial(self._steps.gradients, observer=observer), step, carry, batch)
+            computed = self._pass(partial(self._steps.gradients, observer=observer), step, carry, batch)
         except Exception as error:
-            failed, found = error, {}
+            failed, computed = error, {}
         yield from ((Place(step, *key), arrays) for key, arrays in observer.kept.items())
         if failed is not None:
             self.place = Place(step, *(observer.failed or ("forward", "")))
             raise failed
-        yield from self._pass_places(step, "", found)
+        yield from self._pass_places(step, "", computed)
 
         self.place = Place(step, "compiled forward and backward")
-        found = self._pass(self._compiled_gradients, step, carry, batch)
-        yield from self._pass_places(step, "compiled ", found)
+        computed = self._pass(self._compiled_gradients, step, carry, batch)
+        yield from self._pass_places(step, "compiled ", computed)
 
         self.place = Place(step, "update")
-        self.grads = found["grads"] if grads is None else grads
+        self.grads = computed["grads"] if grads is None else grads
         updated = self._updated(step, carry)
         yield from self._layers(step, "update", "weights", updated["params"])
         for name, slot in zip(self._steps.optimizer.slots, updated["slots"], strict=True):
             yield from self._layers(step, "update", name, slot)
-        self.carry = {**updated, "state": found["state"]}
+        self.carry = {**updated, "state": computed["state"]}
 
     def fit(self, step: int, batch: Samples) -> tuple[float, dict[Place, Arrays]]:
         """Take one step of `fit` from where the last one ended; return its loss and the new weights."""
@@ -102,26 +102,24 @@ class Tracer:
         placed, runner = self._placed(carry), self.model.engine
         with self.backend.scope(self.model.dtype):
             grads, state, sums = gradients(
-                placed["params"], placed["state"], runner.place(batch), self._numbers(step)
+                placed["params"], placed["state"], runner.place(batch), self._row(step)
             )
-        found = self._host({"grads": grads, "state": state, "loss": sums["loss"]["loss"]})
-        return {**found, "loss": found["loss"] / len(batch)}
+        computed = self._host({"grads": grads, "state": state, "loss": sums["loss"]["loss"]})
+        return {**computed, "loss": computed["loss"] / len(batch)}
 
     def _updated(self, step: int, carry: dict) -> dict:
         """Return new weights and slots."""
         placed = self._placed(carry)
         with self.backend.scope(self.model.dtype):
             grads = tree.map(self.backend.asarray, self.grads)
-            params, slots = self._compiled_update(
-                grads, placed["slots"], placed["params"], self._numbers(step)
-            )
+            params, slots = self._compiled_update(grads, placed["slots"], placed["params"], self._row(step))
         return self._host({"params": params, "slots": slots})
 
-    def _update(self, grads, slots, params, numbers):
-        scalars = {name[5:]: value for name, value in numbers.items() if name.startswith("rate_")}
+    def _update(self, grads, slots, params, row):
+        scalars = {name[5:]: value for name, value in row.items() if name.startswith("rate_")}
         return self._steps.optimizer.update(grads, slots, params, scalars, self.backend)
 
-    def _numbers(self, step: int) -> dict:
+    def _row(self, step: int) -> dict:
         """Return what the host computes for a step, as `fit` hands it to the step function."""
         first = self._first_step + step - 1
         row = self.backend.stage(self.model.engine.scalars(first, first + 1))
@@ -145,10 +143,10 @@ class Tracer:
 
     # Places
 
-    def _pass_places(self, step, prefix, found):
-        yield from self._layers(step, f"{prefix}forward", "state", found["state"])
-        yield Place(step, f"{prefix}forward", "loss", "mean with penalties"), {"": found["loss"]}
-        yield from self._layers(step, f"{prefix}backward", "gradient with penalties", found["grads"])
+    def _pass_places(self, step, prefix, computed):
+        yield from self._layers(step, f"{prefix}forward", "state", computed["state"])
+        yield Place(step, f"{prefix}forward", "loss", "mean with penalties"), {"": computed["loss"]}
+        yield from self._layers(step, f"{prefix}backward", "gradient with penalties", computed["grads"])
 
     def _layers(self, step, stage, what, arrays) -> Iterator[tuple[Place, Arrays]]:
         """Yield the arrays of each layer of a tree."""

@@ -1,7 +1,7 @@
-"""What a network does to some samples, layer by layer, and advice where that is known to hinder training.
+"""Statistics of each layer on some samples, and advice where they are known to hinder training.
 
-`nnx.diagnose(model, X, y)` runs one training step on a copy of the model, with an eye on what each layer
-returns, and prints a table and plain sentences. Thresholds stand at the top, with their sources.
+`nnx.diagnose(model, X, y)` runs one observed training step on a copy of the model, and prints a table and
+sentences. Thresholds stand at the top, with their sources.
 """
 
 import copy
@@ -36,7 +36,7 @@ LARGE_FEATURE, SMALL_FEATURES = 10.0, 0.01
 Source: LeCun et al., "Efficient BackProp" (1998), section 4.3: mean 0, deviation 1."""
 LARGE_TARGET = 10.0
 CHANCE, STEPS_OF_CHANCE = 0.98, 100
-"""After so many steps, more than this share of the loss of an answer that ignores the input."""
+"""After that many steps, more than this share of the loss of an answer that ignores the input."""
 
 HEADER = ("layer", "mean", "deviation", "dead", "saturated", "gradient", "update")
 WIDTH = 96
@@ -73,7 +73,7 @@ class Row:
 
 @dataclass
 class Diagnosis:
-    """What `diagnose` found: a row for each layer, and advice. Its text is both."""
+    """The result of `diagnose`: a row for each layer, and advice. `str` gives both as text."""
 
     rows: list[Row]
     advice: list[str]
@@ -81,12 +81,14 @@ class Diagnosis:
 
     def __str__(self):
         table = _aligned([HEADER, *(_cells(row) for row in self.rows)])
-        told = self.advice or [f"Nothing stands out. Loss {self.loss:.4g}."]
-        return "\n".join([*table, "", *(textwrap.fill(text, WIDTH, subsequent_indent="  ") for text in told)])
+        advice = self.advice or [f"Nothing stands out. Loss {self.loss:.4g}."]
+        return "\n".join(
+            [*table, "", *(textwrap.fill(text, WIDTH, subsequent_indent="  ") for text in advice)]
+        )
 
 
 def diagnose(model, X, y, sample_weight=None, *, samples: int = 512, print_fn=print) -> Diagnosis:
-    """Tell how a network fares on some samples: print a table by layer, and advice where there is any.
+    """Print a table of what each layer does to some samples, and advice where training may fail.
 
     Parameters
     ----------
@@ -95,7 +97,7 @@ def diagnose(model, X, y, sample_weight=None, *, samples: int = 512, print_fn=pr
     X, y, sample_weight : array
         As for `fit`.
     samples : int
-        How many of them to look at, spread evenly.
+        The number of samples to use, spread evenly.
     print_fn : function
         What prints; `lambda text: None` for nothing.
 
@@ -113,30 +115,30 @@ def diagnose(model, X, y, sample_weight=None, *, samples: int = 512, print_fn=pr
     >>> X[:, 2] *= 5000
     >>> model = nnx.Sequential([nnx.layers.Dense(16, "tanh"), nnx.layers.Dense(1)], seed=0)
     >>> model.compile("adam", "mse")
-    >>> found = nnx.diagnose(model, X, X[:, 0], print_fn=lambda text: None)
-    >>> print(found.advice[0].partition(",")[0])
+    >>> diagnosis = nnx.diagnose(model, X, X[:, 0], print_fn=lambda text: None)
+    >>> print(diagnosis.advice[0].partition(",")[0])
     Unscaled input: feature 2 goes up to 15532
     """
     model._require_compiled()
-    given = model.check_batch((X, y, sample_weight))
-    chosen = np.unique(np.linspace(0, len(given) - 1, min(samples, len(given))).astype(int))
-    looked_at = given._each(lambda array: np.ascontiguousarray(array[chosen]))
-    found = _Look(model, looked_at)
-    diagnosis = Diagnosis(found.rows(), [], found.loss)
-    of_scale = _of_inputs(looked_at.x) + _of_targets(model, looked_at)
-    suits = unsuited(model.network, model.loss, model.output_shape, looked_at.y, looked_at.weight)
+    prepared = model.check_batch((X, y, sample_weight))
+    chosen = np.unique(np.linspace(0, len(prepared) - 1, min(samples, len(prepared))).astype(int))
+    batch = prepared._each(lambda array: np.ascontiguousarray(array[chosen]))
+    look = _Look(model, batch)
+    diagnosis = Diagnosis(look.rows(), [], look.loss)
+    of_scale = _of_inputs(batch.x) + _of_targets(model, batch)
+    suits = unsuited(model.network, model.loss, model.output_shape, batch.y, batch.weight)
     diagnosis.advice = [
         *(f"Unsuited output: {text}." for text in suits),
         *of_scale,
         *_of_rows(diagnosis.rows, is_scaled=not of_scale),
-        *_of_chance(model, looked_at, found.loss),
+        *_of_chance(model, batch, look.loss),
     ]
     print_fn(str(diagnosis))
     return diagnosis
 
 
 class _Look:
-    """One training step of a copy of a model, looked at layer by layer."""
+    """One training step of a copy of a model, observed layer by layer."""
 
     def __init__(self, model, samples: Samples):
         self.model = copy.deepcopy(model)
@@ -145,13 +147,13 @@ class _Look:
         steps, observer = runner.steps, Observer(backend)
         with backend.scope(model.dtype):
             batch, step = runner.place(samples), self.model.step
-            numbers = runner.scalars(step, step + 1, runner.shard(len(samples)))
-            row = {name: values[0] for name, values in backend.stage(numbers).items()}
+            scalars = runner.scalars(step, step + 1, runner.shard(len(samples)))
+            row = {name: values[0] for name, values in backend.stage(scalars).items()}
             carry = self.model.carry
             self.before = tree.map(backend.to_numpy, carry["params"])
             grads, _, _ = steps.gradients(carry["params"], carry["state"], batch, row, None, observer)
             self.grads = tree.map(backend.to_numpy, grads)
-            carry, _ = steps.train(carry, None, backend.stage(numbers), {"samples": batch}, 0, 1)
+            carry, _ = steps.train(carry, None, backend.stage(scalars), {"samples": batch}, 0, 1)
             self.after = tree.map(backend.to_numpy, carry["params"])
         self.network, self.kept, self.layers = steps.network, observer.kept, observer.layers
         logs = model.evaluate(samples.x, samples.y, sample_weight=samples.weight, verbose=0, return_dict=True)
@@ -159,11 +161,11 @@ class _Look:
 
     def rows(self) -> list[Row]:
         """Return a row for each layer, in the order of computation."""
-        found = []
+        rows = []
         for (stage, name, what), arrays in self.kept.items():
             if stage == "forward" and name != "loss":
-                found.append(self._row(name, list(arrays.values()), is_first=what == "output"))
-        return found
+                rows.append(self._row(name, list(arrays.values()), is_first=what == "output"))
+        return rows
 
     def _row(self, name: str, outputs, is_first: bool) -> Row:
         values = np.concatenate([np.asarray(y, dtype=np.float64).ravel() for y in outputs])
@@ -219,7 +221,7 @@ def _of_inputs(x, name: str = "") -> list[str]:
     if isinstance(x, (dict, tuple)):
         items = x.items() if isinstance(x, dict) else enumerate(x)
         return [text for key, part in items for text in _of_inputs(part, f" of input {key!r}")]
-    if x.dtype.kind != "f":  # numbers of categories
+    if x.dtype.kind != "f":  # category indices
         return []
     values = x.astype(np.float64)
     if values.ndim != 2:
@@ -230,7 +232,7 @@ def _of_inputs(x, name: str = "") -> list[str]:
             f"Unscaled input: the values{name} have mean {mean:.4g} and deviation {deviation:.4g}. Divide them by "
             f"their largest value (images: by 255), or put a BatchNormalization first."
         ]
-    told, means, deviations = [], values.mean(axis=0), values.std(axis=0)
+    advice, means, deviations = [], values.mean(axis=0), values.std(axis=0)
     large = np.flatnonzero((np.abs(means) > LARGE_FEATURE) | (deviations > LARGE_FEATURE))
     constant = np.flatnonzero((deviations == 0) & (means != 0))
     scale = "Bring features to mean 0 and deviation 1: scikit-learn's StandardScaler."
@@ -238,19 +240,21 @@ def _of_inputs(x, name: str = "") -> list[str]:
     if len(large):
         worst = large[np.argmax(np.maximum(np.abs(means[large]), deviations[large]))]
         others = f", the largest of {len(large)} such features," if len(large) > 1 else ""
-        told.append(
+        advice.append(
             f"Unscaled input: feature {worst}{name}{others} goes up to {np.abs(values[:, worst]).max():.5g}, of mean "
             f"{means[worst]:.4g} and deviation {deviations[worst]:.4g}. {scale}"
         )
     elif deviations.any() and deviations.max() < SMALL_FEATURES:
-        told.append(f"Unscaled input: no feature{name} deviates by more than {deviations.max():.2g}. {scale}")
+        advice.append(
+            f"Unscaled input: no feature{name} deviates by more than {deviations.max():.2g}. {scale}"
+        )
     if len(constant):
         named = ", ".join(map(str, constant[:8])) + (", ..." if len(constant) > 8 else "")
-        told.append(
+        advice.append(
             f"Constant input: feature{'s' * (len(constant) > 1)} {named}{name} "
             f"{'have' if len(constant) > 1 else 'has'} the same value in all samples and tells nothing: leave it out."
         )
-    return told
+    return advice
 
 
 _REGRESSION = (
@@ -275,23 +279,23 @@ def _of_targets(model, samples: Samples) -> list[str]:
 
 
 def _of_rows(rows: list[Row], is_scaled: bool) -> list[str]:
-    told = []
+    advice = []
     for row in rows:
         if not (math.isfinite(row.mean) and math.isfinite(row.deviation)):
             return [f"The output of layer {row.layer} is not finite: look at it first."]
     for row in rows:
         if row.dead is not None and row.dead > DEAD:
-            told.append(
+            advice.append(
                 f"Dead units: {row.dead:.0%} of those of layer {row.layer} are 0 for every sample and learn nothing. "
                 f"Take a smaller learning rate, he_normal kernels, or leaky_relu."
             )
         if row.saturated is not None and row.saturated > SATURATED:
-            told.append(
+            advice.append(
                 f"Saturated: {row.saturated:.0%} of the values of layer {row.layer} are at the ends of its "
                 f"activation, where it has no slope. Scale its input (BatchNormalization before it), take smaller "
                 f"starting weights, or relu."
             )
-    return [*told, *_of_gradients(rows, is_scaled), *_of_updates(rows)]
+    return [*advice, *_of_gradients(rows, is_scaled), *_of_updates(rows)]
 
 
 def _of_gradients(rows: list[Row], is_scaled: bool) -> list[str]:

@@ -1,4 +1,4 @@
-"""Where numbers first go wrong in a training step, and why: what `NonFiniteError` says.
+"""Find the first array of a training step that is not finite, and the likely cause: the text of `NonFiniteError`.
 
 The step is run layer by layer under an `Observer`. The first array that is not finite, in the order of
 computation, is the place; the sizes of the arrays around it show the likely cause.
@@ -35,12 +35,12 @@ def explain(runner, run, i: int, after: dict, sums: dict) -> str:
     """
     with runner.backend.scope(runner.model.dtype):
         where, facts, causes = _Step(runner, run, i, after, sums).place()
-    told = ", ".join(f"{name} {value:.3g}" for name, value in facts.items())
+    sizes = ", ".join(f"{name} {value:.3g}" for name, value in facts.items())
     is_usable = facts["weight"] <= LARGE_WEIGHT
     then = "and can go on" if is_usable else "but they are too large to go on from: build it anew"
     return (
         f"in {run.where(i)}, {where}.\n"
-        f"Largest values: {told}.\n"
+        f"Largest values: {sizes}.\n"
         f"Likely cause: {'; or '.join(causes)}.\n"
         f"The model has the weights from before that step, {then}."
     )
@@ -52,18 +52,18 @@ class _Step:
     def __init__(self, runner, run, i, after, sums):
         self.runner, self.model, self.backend = runner, runner.model, runner.backend
         steps, carry = runner.steps, self.model.carry
-        batch, numbers = run.batch(steps, i)
+        batch, scalars = run.batch(steps, i)
         scale = carry.get("scale")
         self.is_scaled = scale is not None
         observer = Observer(self.backend)
         grads, state, _ = steps.gradients(
-            carry["params"], carry["state"], batch, numbers, scale and scale["factor"], observer
+            carry["params"], carry["state"], batch, scalars, scale and scale["factor"], observer
         )
         self.kept, self.layers = observer.kept, observer.layers
         self.grads, self.state, self.sums, self.params = (
             self._host(part) for part in (grads, state, sums["loss"], after["params"])
         )
-        self.rate = float(np.asarray(numbers["rate_learning_rate"]))
+        self.rate = float(np.asarray(scalars["rate_learning_rate"]))
         weights = self._host(carry["params"])
         self.began_finite = _is_finite(weights) and _is_finite(self._host(carry["state"]))
         self.facts = {
@@ -76,7 +76,7 @@ class _Step:
         return tree.map(self.backend.to_numpy, arrays)
 
     def place(self) -> tuple[str, dict[str, float], list[str]]:
-        """Return where the first number is that is not finite, the numbers that tell why, and likely causes."""
+        """Return the place of the first array that is not finite, sizes of the arrays around it, and likely causes."""
         where, causes = self._forward() or self._loss() or self._backward() or self._update()
         if not self.began_finite:
             causes = ["the weights held it before this step: build the model anew, or load other weights"]
@@ -151,10 +151,10 @@ class _Step:
     # Causes
 
     def _size_causes(self) -> list[str]:
-        """Return the causes that the size of inputs, targets and weights tells of."""
-        told = {INPUTS: self.facts["input"] > LARGE_INPUT, TARGETS: self.facts["target"] > LARGE_INPUT,
+        """Return the causes that show in the size of inputs, targets and weights."""
+        causes = {INPUTS: self.facts["input"] > LARGE_INPUT, TARGETS: self.facts["target"] > LARGE_INPUT,
                 RATE: self.facts["weight"] > LARGE_WEIGHT}  # fmt: skip
-        return [cause for cause, holds in told.items() if holds]
+        return [cause for cause, holds in causes.items() if holds]
 
     def _layer_causes(self, name, before) -> list[str]:
         causes = [cause for cause in self._size_causes() if cause != TARGETS]
@@ -215,5 +215,5 @@ def _largest(arrays) -> float:
 
 
 def _numbers(arrays) -> list[np.ndarray]:
-    """Return the arrays of a tree that hold numbers, in float64."""
+    """Return the arrays of a tree in float64."""
     return [np.asarray(array, dtype=np.float64) for array in tree.leaves(arrays)]

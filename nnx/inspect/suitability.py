@@ -30,7 +30,7 @@ _RANGES = {
     activations.Mish: (-0.3089, math.inf),
     activations.LogSoftmax: (-math.inf, 0.0),
 }
-"""The least and the largest value of activations that do not give all numbers."""
+"""The least and the largest value of activations whose range is limited."""
 
 TOLERANCE = 1e-2
 """By how much a target may lie outside: noise."""
@@ -61,7 +61,7 @@ def unsuited(network: Layer, loss, out_shape, y=None, weight=None) -> list[str]:
     y : array, or a dict or tuple of them, optional
         Targets, as the loss takes them.
     weight : array, (samples,), optional
-        Samples of weight 0 are not looked at.
+        Samples of weight 0 are ignored.
     """
     path = _in_a_row(network)
     if not path:
@@ -70,15 +70,15 @@ def unsuited(network: Layer, loss, out_shape, y=None, weight=None) -> list[str]:
         y = None
     if isinstance(loss, OutputLosses) and type(path[-1]) is layers.Outputs:
         last: layers.Outputs = path[-1]
-        told = []
+        sentences = []
         for place, branch in zip(last.places, last.layers, strict=True):
             if place in loss.each:
                 targets = None if y is None else y[place]
                 text = _unsuited(
                     [*path[:-1], *_in_a_row(branch)], loss.each[place], out_shape[place], targets, weight
                 )
-                told += [f"Output {output_name(place)!r}: {text}"] if text else []
-        return told
+                sentences += [f"Output {output_name(place)!r}: {text}"] if text else []
+        return sentences
     if not is_single(out_shape):
         return []
     text = _unsuited(path, loss, out_shape, y, weight)
@@ -102,7 +102,7 @@ def _in_a_row(layer: Layer) -> list[Layer]:
     """Return the layers that a layer runs one after another, those of chains in it included."""
     if type(layer) is not layers.Chain:
         return [layer]
-    return [found for inner in layer.layers for found in _in_a_row(inner)]
+    return [inner_layer for inner in layer.layers for inner_layer in _in_a_row(inner)]
 
 
 def _last_activation(path: list[Layer]) -> activations.Activation | None:
@@ -113,9 +113,9 @@ def _last_activation(path: list[Layer]) -> activations.Activation | None:
         if type(layer) is layers.TimeDistributed:
             return _last_activation(_in_a_row(layer.layer))
         if type(layer) is layers.Parallel and layer.merge == "concat":
-            found = [_last_activation(_in_a_row(branch)) for branch in layer.layers]
-            alike = not any(isinstance(a, activations.Softmax) for a in found)  # two of them sum to 2
-            return found[0] if alike and len({type(activation) for activation in found}) == 1 else None
+            ends = [_last_activation(_in_a_row(branch)) for branch in layer.layers]
+            alike = not any(isinstance(a, activations.Softmax) for a in ends)  # two of them sum to 2
+            return ends[0] if alike and len({type(activation) for activation in ends}) == 1 else None
         activation: Any = getattr(layer, "activation", None)
         if isinstance(layer, _WITH_ACTIVATION):
             if isinstance(layer, layers.Activation) and type(activation) is activations.Linear:

@@ -24,8 +24,8 @@ class MultiHeadAttention(Layer):
     """Multi-head attention: (batch, time, features) -> (batch, time, features).
 
     Given a tuple of arrays it is cross-attention: (query, value), or (query, value, key) as in Keras,
-    with a time axis of its own for the query. Padding, `ctx.mask`, is neither looked at nor looks at
-    anything: a step that may see no other gives `bias` alone.
+    with a time axis of its own for the query. Padding, `ctx.mask`, neither attends nor is attended to:
+    the output of a step that may attend to no other is the bias alone.
 
     Parameters
     ----------
@@ -207,7 +207,7 @@ class MultiHeadAttention(Layer):
         return y, pullback
 
     def _masks(self, ctx, several):
-        """Return the masks of the query and of the keys, and leave that of the query for the output."""
+        """Return the masks of the query and of the keys, and keep that of the query for the output."""
         if not several or ctx.mask is None:
             return ctx.mask, ctx.mask
         query_mask, *others = ctx.mask

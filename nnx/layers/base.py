@@ -5,7 +5,7 @@
 
 Forward and backward stand side by side, and the closure holds what the backward pass needs. A
 layer object holds settings only: its weights come in as `params`, its moving averages as
-`ctx.state`. It writes into nothing that it was given.
+`ctx.state`. It never writes into its arguments.
 """
 
 import copy
@@ -75,13 +75,13 @@ class Layer(Configurable):
     """Whether it computes in float32 where the model computes in half precision."""
 
     supports_masking = False
-    """Whether time step t of its output comes from that of its input, so that its mask is still right."""
+    """Whether time step t of its output comes from time step t of its input, so that the mask stays valid."""
 
     rearranges = False
-    """Whether its output is made of values of its input, whatever they mean."""
+    """Whether its output only rearranges values of its input."""
 
     _fixed: tuple[str, ...] = ()
-    """Settings that `__init__` makes other layers from: they cannot be changed afterwards."""
+    """Settings from which `__init__` makes other layers: they cannot be changed afterwards."""
 
     def __setattr__(self, name, value):
         if name in self._fixed and name in vars(self):
@@ -95,7 +95,7 @@ class Layer(Configurable):
 
     @property
     def categories(self) -> Any:
-        """How many categories there are, if the input is their numbers from 0 on; None: real numbers.
+        """The number of categories, if the input holds category indices from 0 on; else None.
 
         Of several inputs, a dict or a tuple.
         """
@@ -139,7 +139,7 @@ class Layer(Configurable):
         return tree.from_paths([weight.name.split("/") for weight in declared], values), out_shape
 
     def out_shape(self, in_shape: Shape) -> Shape:
-        """Return the shape of one output; by default what `init` says."""
+        """Return the shape of one output; by default that of `init`."""
         if type(self).init is Layer.init:
             return in_shape
         return self.init(generator(0), in_shape)[1]
@@ -177,7 +177,7 @@ class Layer(Configurable):
 
 
 _GET = {"activation": activations.get, "initializer": initializers.get, "regularizer": regularizers.get}
-"""What finds the object of a name, by how the names of such settings end."""
+"""The function that turns a name into its object, by the last word of the setting."""
 
 
 def run(layer: Layer, ctx: Context, params: Tree, x, observed: bool = False) -> tuple[Any, Pullback]:

@@ -23,11 +23,11 @@ class Container(Layer):
 
     def sublayers(self) -> dict[str, Layer]:
         """Return the layers by key: each layer's name, or its class in snake case, made unique."""
-        found: dict[str, Layer] = {}
+        keyed: dict[str, Layer] = {}
         counts: dict[str, int] = {}
         for layer in self.layers:
-            found[new_key(layer, found, counts)] = layer
-        return found
+            keyed[new_key(layer, keyed, counts)] = layer
+        return keyed
 
 
 def new_key(layer: Layer, present, counts: dict[str, int]) -> str:
@@ -98,10 +98,10 @@ class Chain(Container):
 
     def shapes(self, in_shape: Shape) -> list[Shape]:
         """Return the shape of one sample before the first layer and after each."""
-        found = [in_shape]
+        shapes = [in_shape]
         for _, layer in self._keyed:
-            found.append(layer.out_shape(found[-1]))
-        return found
+            shapes.append(layer.out_shape(shapes[-1]))
+        return shapes
 
     def init_state(self, in_shape):
         states = {}

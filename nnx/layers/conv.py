@@ -33,8 +33,8 @@ def convolve(ctx, x, kernel, windows: Windows):
     `ctx.backend.patch_bytes` has room for, and again for the pullback.
     """
     xp, filters = ctx.xp, kernel.shape[-1]
-    if (found := convolve_by_library(ctx, x, kernel, windows)) is not None:
-        return found
+    if (result := convolve_by_library(ctx, x, kernel, windows)) is not None:
+        return result
     matrix = xp.reshape(kernel, (-1, filters))
     rows = math.prod(windows.counts)
     length = _samples_at_a_time(x.shape[0], rows * matrix.shape[0], ctx.backend.patch_bytes, windows)
@@ -57,10 +57,10 @@ def convolve(ctx, x, kernel, windows: Windows):
 
 def convolve_by_library(ctx, x, kernel, windows: Windows, groups: int = 1):
     """Return what `convolve` does, of any number of groups, or None if the library has no faster way."""
-    found = ctx.backend.convolve(windows, x, kernel, groups)
-    if found is None:
+    result = ctx.backend.convolve(windows, x, kernel, groups)
+    if result is None:
         return None
-    y, pull = found
+    y, pull = result
 
     def pullback(dz):
         dx, dkernel = pull(ctx.xp.reshape(dz, y.shape))
@@ -74,8 +74,8 @@ def convolve_transposed(ctx, x, kernel, windows: Windows):
 
     x : (batch, *windows.counts, channels); kernel : (*size, filters, channels).
     """
-    if (found := ctx.backend.convolve(windows, x, kernel, transposed=True)) is not None:
-        y, pull = found
+    if (result := ctx.backend.convolve(windows, x, kernel, transposed=True)) is not None:
+        y, pull = result
         return y, lambda dy: pull(ctx.xp.reshape(dy, y.shape))
     xp, (filters, channels) = ctx.xp, kernel.shape[-2:]
     matrix = xp.reshape(kernel, (-1, channels))
@@ -224,16 +224,16 @@ class _Conv(Convolution):
         xp, channels, filters = ctx.xp, kernel.shape[-2], self.filters // self.groups
         inputs = [slice(i * channels, (i + 1) * channels) for i in range(self.groups)]
         outputs = [slice(i * filters, (i + 1) * filters) for i in range(self.groups)]
-        found = [
+        runs = [
             convolve(ctx, x[..., i], kernel[..., o], windows) for i, o in zip(inputs, outputs, strict=True)
         ]
 
         def pullback(dz):
-            pairs = [pull(dz[..., o]) for (_, pull), o in zip(found, outputs, strict=True)]
+            pairs = [pull(dz[..., o]) for (_, pull), o in zip(runs, outputs, strict=True)]
             dx = xp.concat([dx for dx, _ in pairs], axis=-1) if ctx.needs_input_gradient else None
             return dx, xp.concat([dkernel for _, dkernel in pairs], axis=-1)
 
-        return xp.concat([rows for rows, _ in found], axis=-1), pullback
+        return xp.concat([rows for rows, _ in runs], axis=-1), pullback
 
     def flops(self, in_shape):
         *counts, filters = self.out_shape(in_shape)

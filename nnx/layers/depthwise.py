@@ -20,8 +20,8 @@ def convolve_depthwise(ctx, x, kernel, windows):
     """
     xp, (channels, multiplier) = ctx.xp, kernel.shape[-2:]
     each_alone = xp.reshape(kernel, (*kernel.shape[:-2], 1, channels * multiplier))
-    if (found := convolve_by_library(ctx, x, each_alone, windows, groups=channels)) is not None:
-        rows, pull = found
+    if (result := convolve_by_library(ctx, x, each_alone, windows, groups=channels)) is not None:
+        rows, pull = result
 
         def pull_rows(dz):
             dx, dkernel = pull(dz)

@@ -96,15 +96,15 @@ class _Block:
 
     def hiding(self) -> list:
         """Return what is added to the scores: 0 where a key may be seen."""
-        ctx, xp, found = self.ctx, self.ctx.xp, []
+        ctx, xp, masks = self.ctx, self.ctx.xp, []
         if self.is_causal:
             rows, columns = (ctx.arange(n, "int32") for n in (self.stop - self.start, self.seen))
             later = xp.reshape(columns, (1, -1)) > xp.reshape(rows + self.start, (-1, 1))
-            found.append(self.wide(xp.astype(later, self.dtype)) * HIDDEN)
+            masks.append(self.wide(xp.astype(later, self.dtype)) * HIDDEN)
         if self.key_mask is not None:
             hidden = self.wide(xp.astype(xp.logical_not(self.key_mask), self.dtype))
-            found.append(hidden[:, None, None, :] * HIDDEN)
-        return found
+            masks.append(hidden[:, None, None, :] * HIDDEN)
+        return masks
 
     def wide(self, array):
         """Return an array in float32 where the layer computes in half precision."""

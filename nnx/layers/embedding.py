@@ -1,8 +1,8 @@
-"""Embedding: each category, numbered from 0, is a learnt vector,
+"""Embedding: each category, an index from 0 on, has a learnt vector,
 
     y = embeddings[x].
 
-The gradient of a vector is the sum of dL/dy over all places where its number stands.
+The gradient of a vector is the sum of dL/dy over all places where its index stands.
 
 Source: Bengio et al., "A neural probabilistic language model", JMLR 2003.
 """
@@ -12,29 +12,29 @@ import math
 from nnx import initializers, regularizers
 from nnx.layers.base import HALF, Layer, Weight, describe_shape, expect_features, positive_int, register
 
-# The whole numbers that a half precision has without gaps.
+# Integers up to here are exact in half precision.
 _EXACT = {"float16": 2048, "bfloat16": 256}
 
 
 @register("embedding")
 class Embedding(Layer):
-    """Turn numbers of categories into learnt vectors: (batch, ...) -> (batch, ..., output_dim).
+    """Turn category indices into learnt vectors: (batch, ...) -> (batch, ..., output_dim).
 
-    As the first layer of a model it is given integers, which are checked on the host. Behind other
-    layers it takes the whole part of real numbers; one outside the range gives a vector of nan.
+    As the first layer of a model it takes integers, which are checked on the host. Behind other
+    layers it takes the integer part of floats; one outside the range gives a vector of nan.
 
     Parameters
     ----------
     input_dim : int
-        How many categories there are: their numbers go from 0 to input_dim - 1.
+        How many categories there are: indices go from 0 to input_dim - 1.
     output_dim : int
         Length of each vector.
     embeddings_initializer : str or Initializer
         Starting vectors: embeddings (input_dim, output_dim).
     embeddings_regularizer : str or Regularizer, optional
     mask_zero : bool
-        Whether number 0 is padding: of a batch (batch, time) the layers behind are given the mask
-        x != 0, and recurrent layers, attention, averages and losses leave those steps out.
+        Whether index 0 is padding: the layers behind get the mask x != 0 of a batch (batch, time), and
+        recurrent layers, attention, averages and losses leave those steps out.
 
     Examples
     --------
@@ -95,7 +95,7 @@ class Embedding(Layer):
         return xp.reshape(vectors, (*x.shape, self.output_dim)), pullback
 
     def _as_ids(self, xp, values):
-        """Return whole parts of real numbers, and what to add to their vectors: 0, or nan outside the range."""
+        """Return the integer parts of floats, and an offset for their vectors: 0, or nan outside the range."""
         if str(values.dtype) in HALF and self.input_dim > _EXACT[str(values.dtype)]:
             raise ValueError(
                 f"Embedding: {self.input_dim} categories cannot be told apart as {values.dtype}: make it the first "

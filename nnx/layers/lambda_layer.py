@@ -21,7 +21,7 @@ class Lambda(Layer):
         y, or `(y, pullback)` where `pullback(dy)` is dL/dx. Without a pullback the model can be
         trained where the backend derives one (JAX).
     output_shape : tuple of int, optional
-        The shape of one output, without the batch axis; by default found by a trial on zeros.
+        The shape of one output, without the batch axis; by default that of a trial on zeros.
     arguments : dict, optional
         Further arguments of the function, by name.
 
@@ -89,7 +89,7 @@ def _arguments_needed(function, given) -> int:
     """Return how many arguments a function asks for beside those given by name."""
     try:
         parameters = inspect.signature(function).parameters.values()
-    except ValueError:  # some written in C do not tell
+    except ValueError:  # some functions written in C have no signature
         return 1
     positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     return sum(p.kind in positional and p.default is p.empty and p.name not in given for p in parameters)

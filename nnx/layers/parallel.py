@@ -47,7 +47,7 @@ class _Branches(Container):
 
     @property
     def places(self) -> list:
-        """The names of the branches, or their numbers."""
+        """The names of the branches, or their indices."""
         return [key for key, _ in self._keyed] if self.named else list(range(len(self._keyed)))
 
     def with_layers(self, layers):
@@ -58,7 +58,7 @@ class _Branches(Container):
         return changed
 
     def parts(self, whole) -> list:
-        """Return what each branch is given of the input, or of its shape."""
+        """Return the part of the input, or of its shape, for each branch."""
         return [whole] * len(self._keyed)
 
     def each(self, whole) -> list:
@@ -93,10 +93,10 @@ class _Branches(Container):
         joined = self.merge == "concat"
         single = all(map(is_single, shapes))
         if not single or len({shape[:-1] if joined else shape for shape in shapes}) != 1:
-            found = ", ".join(map(describe_shape, shapes))
+            listed = ", ".join(map(describe_shape, shapes))
             what = "equal but for the last axis" if joined else "equal"
             raise ValueError(
-                f"{type(self).__name__}(merge={self.merge!r}) needs outputs of {what} shapes, got {found}"
+                f"{type(self).__name__}(merge={self.merge!r}) needs outputs of {what} shapes, got {listed}"
             )
         return (*shapes[0][:-1], sum(s[-1] for s in shapes)) if joined else shapes[0]
 
@@ -141,7 +141,7 @@ class _Branches(Container):
         return functools.reduce(xp.logical_and, known) if known else None
 
     def gather_gradients(self, dparts) -> Any:
-        """Return the gradient by the input from those by what each branch was given of it."""
+        """Return the gradient by the input from the gradients of the branches."""
         return functools.reduce(_add, dparts)
 
     def flops(self, in_shape):
@@ -180,14 +180,14 @@ class Parallel(_Branches):
 
     @property
     def categories(self):
-        """The fewest of any branch, if all take numbers of categories."""
+        """The smallest number of any branch, if all take category indices."""
         return _fewest(self.layers)
 
 
 def _fewest(branches):
-    found = [branch.categories for branch in branches]
-    known = [count for count in found if isinstance(count, int)]
-    return min(known) if len(known) == len(found) else None
+    counts = [branch.categories for branch in branches]
+    known = [count for count in counts if isinstance(count, int)]
+    return min(known) if len(known) == len(counts) else None
 
 
 @register("outputs")
@@ -245,8 +245,8 @@ class Inputs(_Branches):
     @property
     def categories(self):
         """Those of each branch, if any has some."""
-        found = [branch.categories for branch in self.layers]
-        return None if all(count is None for count in found) else self.together(found)
+        counts = [branch.categories for branch in self.layers]
+        return None if all(count is None for count in counts) else self.together(counts)
 
     def init(self, rng, in_shape):
         self._expect(in_shape)

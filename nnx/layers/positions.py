@@ -1,4 +1,4 @@
-"""Where a time step stands: attention alone does not know.
+"""Positions of time steps, which attention alone does not see.
 
 SinusoidalPositions   y[t] = x[t] + sin and cos of t at wavelengths from 2 pi to 2 pi max_wavelength
 PositionEmbedding     y[t] = x[t] + a learnt vector
@@ -17,7 +17,7 @@ from nnx.layers.base import HALF, Layer, Weight, describe_shape, positive_int, r
 
 
 class _Positions(Layer):
-    """A layer that tells time steps apart: (batch, time, features) -> the same shape."""
+    """Base of layers that mark time steps with their position: (batch, time, features) -> the same shape."""
 
     supports_masking = True
 
@@ -176,6 +176,6 @@ def _angles(ctx, x, steps, features, count, max_wavelength):
     """Return t / max_wavelength**(2i / features) of steps t and i < count, in float32 if x is half."""
     xp = ctx.xp
     dtype = xp.float32 if str(x.dtype).split(".")[-1] in HALF else x.dtype
-    times, numbers = (xp.astype(ctx.arange(n, "int32"), dtype) for n in (steps, count))
-    frequencies = xp.exp(numbers * (-2 * math.log(max_wavelength) / features))
+    times, indices = (xp.astype(ctx.arange(n, "int32"), dtype) for n in (steps, count))
+    frequencies = xp.exp(indices * (-2 * math.log(max_wavelength) / features))
     return xp.reshape(times, (-1, 1)) * xp.reshape(frequencies, (1, -1))

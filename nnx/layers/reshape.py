@@ -30,7 +30,7 @@ class Input(Layer):
 class Reshape(Layer):
     """Give each sample another shape: (batch, *in_shape) -> (batch, *target_shape).
 
-    One entry of `target_shape` may be -1: it is found from the others.
+    One entry of `target_shape` may be -1: it is computed from the others.
 
     Examples
     --------

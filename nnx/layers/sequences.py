@@ -87,7 +87,7 @@ class Bidirectional(Container):
         return dict(self._keyed)
 
     def _parts(self, whole: Any) -> tuple:
-        """Return what each layer is given of the input, or of its shape or masks."""
+        """Return the part of the input, or of its shape or masks, for each layer."""
         if not isinstance(whole, tuple) or all(isinstance(n, int) for n in whole):
             return whole, whole
         x, *states = whole
@@ -95,12 +95,12 @@ class Bidirectional(Container):
         return (x, *states[:half]), (x, *states[half:])
 
     def _together(self, results: list, merge) -> Any:
-        """Return what comes out, from the outputs of both layers and how those of each step are merged."""
+        """Return the output, from the results of both layers and the function that merges their outputs."""
         results = results if self.layer.return_state else [(result,) for result in results]
         (y, *states), (y_back, *states_back) = results
         merged = [y, y_back] if self.merge_mode is None else [merge([y, y_back])]
-        found = [*merged, *states, *states_back]
-        return tuple(found) if len(found) > 1 else found[0]
+        outputs = [*merged, *states, *states_back]
+        return tuple(outputs) if len(outputs) > 1 else outputs[0]
 
     def init(self, rng, in_shape):
         params = {}
@@ -154,17 +154,17 @@ class Bidirectional(Container):
                 pair = [(pair[0], *dys[:half]), (pair[1], *dys[half:])]
             pair[1] = self._turned(xp, pair[1]) if turned else pair[1]
             (dx, grads), (dx_back, grads_back) = (pull(d) for (_, pull), d in zip(runs, pair, strict=True))
-            found = {key: g for (key, _), g in zip(self._keyed, (grads, grads_back), strict=True)}
+            both = {key: g for (key, _), g in zip(self._keyed, (grads, grads_back), strict=True)}
             if not ctx.needs_input_gradient:
-                return None, found
+                return None, both
             if isinstance(dx, tuple):
-                return (dx[0] + dx_back[0], *dx[1:], *dx_back[1:]), found
-            return dx + dx_back, found
+                return (dx[0] + dx_back[0], *dx[1:], *dx_back[1:]), both
+            return dx + dx_back, both
 
         return y, pullback
 
     def _turned(self, xp, y):
-        """Return what the second layer returns with the order of its time steps turned round."""
+        """Return the output of the second layer with its time steps in reverse order."""
         if isinstance(y, tuple):
             return (xp.flip(y[0], axis=1), *y[1:])
         return xp.flip(y, axis=1)

@@ -133,7 +133,7 @@ class FeedForward(Layer):
         self.activation, self.dropout = activation, dropout
 
     def network(self, features: int) -> Chain:
-        """Return the layers for so many features."""
+        """Return the layers for an input of that many features."""
         inner = Dense(self.units, self.activation, name="inner")
         return Chain([inner, Dropout(self.dropout), Dense(features, name="outer")])
 

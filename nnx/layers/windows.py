@@ -85,7 +85,7 @@ class Windows:
 
 
 def reach(size, dilation) -> Shape:
-    """Return the length that a window of so many elements spans."""
+    """Return the length that a window spans."""
     return tuple((length - 1) * step + 1 for length, step in zip(size, dilation, strict=True))
 
 
@@ -158,13 +158,13 @@ def pairs(layer: Layer, argument: str, value, rank: int) -> tuple[tuple[int, int
     values = list(value) if isinstance(value, (tuple, list)) else [value] * rank
     if rank == 1 and len(values) == 2:
         values = [values]
-    found = [tuple(v) if isinstance(v, (tuple, list)) else (v, v) for v in values]
-    if len(found) != rank or any(len(pair) != 2 for pair in found) or not all(map(_is_width, sum(found, ()))):
+    pairs = [tuple(v) if isinstance(v, (tuple, list)) else (v, v) for v in values]
+    if len(pairs) != rank or any(len(pair) != 2 for pair in pairs) or not all(map(_is_width, sum(pairs, ()))):
         example = "1 or (1, 2)" if rank == 1 else "1, (1, 2) or ((1, 2), (3, 4))"
         raise ValueError(
             f"{type(layer).__name__}: {argument} must be whole numbers from 0 on, such as {example}, got {value!r}"
         )
-    return tuple((int(before), int(after)) for before, after in found)
+    return tuple((int(before), int(after)) for before, after in pairs)
 
 
 def _is_width(n) -> bool:

@@ -37,7 +37,7 @@ class Loss(Configurable):
 
     @property
     def parts(self) -> tuple[str, ...]:
-        """The names of the parts that `total` gives, if it is a sum of several losses."""
+        """The names of the parts of `total`, if it is a sum of several losses."""
         return ()
 
     def forward(self, ctx, target, output):
@@ -45,10 +45,10 @@ class Loss(Configurable):
         raise NotImplementedError
 
     def total(self, ctx, target, output, weight, mask=None) -> tuple:
-        """Return what a step minimises, its gradient by the output as a function, and named parts of it.
+        """Return the scalar that a step minimises, a function that returns its gradient, and its named parts.
 
         It is the mean of the values of a batch, each times the weight of its sample, (batch,), or
-        over those time steps alone that a mask, (batch, time), counts.
+        over the time steps that a mask, (batch, time), counts.
         """
 
         def compute():
@@ -68,7 +68,7 @@ class Loss(Configurable):
         return {"loss": (1.0, value, xp.sum(xp.astype(mask, value.dtype)))}
 
     def divisor(self, xp, weight) -> Any:
-        """Return what penalties that are shared by the samples of a batch are divided by: their number."""
+        """Return the divisor of penalties that the samples of a batch share: their number."""
         return weight.shape[0]
 
     def value_and_grad(self, ctx, target, output):
@@ -90,7 +90,7 @@ class Loss(Configurable):
         return changed
 
     def _slope_of_log(self, xp, p, highest: float = 1 - EPSILON):
-        """Return the slope of log(p) at probabilities, 0 where they are outside of what the loss tells apart."""
+        """Return the slope of log(p) at probabilities, 0 where they are clipped."""
         lowest, highest = (EPSILON, highest) if self.clips else (0.0, math.inf)
         inside = xp.astype(p > lowest, p.dtype) * xp.astype(p < highest, p.dtype)
         return inside / xp.maximum(p, LEAST)
@@ -111,7 +111,7 @@ class Loss(Configurable):
 
 
 def _shares(xp, weight, mask, values):
-    """Return what part of the total each value is, in the shape of the values, (batch, ...)."""
+    """Return the share of each value in the total, in the shape of the values, (batch, ...)."""
     count, axes = math.prod(values.shape), 1
     if mask is not None and tuple(values.shape[:2]) == tuple(mask.shape):
         mask = xp.astype(mask, weight.dtype)
@@ -126,7 +126,7 @@ def evaluate(loss: Loss, y_true, y_pred):
     backend = get_backend()
     output = backend.asarray(y_pred)
     dtype = str(output.dtype).rpartition(".")[2]
-    if dtype not in ("float32", "float64"):  # whole numbers, or too few bits for sums
+    if dtype not in ("float32", "float64"):  # integers, or too few bits for sums
         wider = "float32" if "float" in dtype else "float64"
         output = backend.asarray(backend.to_numpy(output).astype(wider))
     target = loss.check_target(y_true, output.shape[1:])

@@ -19,7 +19,7 @@ class OutputLosses(Loss):
     losses : dict of output to loss, or a list of losses in the order of the outputs
         An output that a dict leaves out is not trained on.
     weights : dict or list of float, optional
-        By what each loss is multiplied; by default 1.
+        The factor of each loss; by default 1.
 
     Examples
     --------
@@ -55,31 +55,31 @@ class OutputLosses(Loss):
         return tuple(f"{output_name(key)}_loss" for key in self.each)
 
     def total(self, ctx, target, output, weight, mask=None):
-        found = {}
+        results = {}
         for key, loss in self.each.items():
             part = None if mask is None else mask[key]
             try:
-                found[key] = loss.total(ctx, target[key], output[key], weight, part)
+                results[key] = loss.total(ctx, target[key], output[key], weight, part)
             except Exception as error:
                 raised_by(error, "loss", getattr(loss, "function", loss), f" of output {output_name(key)}")
                 raise
-        total = sum(value * self.factors[key] for key, (value, _, _) in found.items())
+        total = sum(value * self.factors[key] for key, (value, _, _) in results.items())
 
         def gradient():
-            parts = {key: pull() * self.factors[key] for key, (_, pull, _) in found.items()}
+            parts = {key: pull() * self.factors[key] for key, (_, pull, _) in results.items()}
             if isinstance(output, dict):
                 return {key: parts[key] if key in parts else ctx.xp.zeros_like(output[key]) for key in output}
             return tuple(parts[i] if i in parts else ctx.xp.zeros_like(y) for i, y in enumerate(output))
 
-        return total, gradient, {f"{output_name(key)}_loss": value for key, (value, _, _) in found.items()}
+        return total, gradient, {f"{output_name(key)}_loss": value for key, (value, _, _) in results.items()}
 
     def steps_counted(self, xp, output, mask, value) -> dict:
-        found = {}
+        counted = {}
         for key, loss in self.each.items():
             name, part = f"{output_name(key)}_loss", None if mask is None else mask[key]
             for _, own, count in loss.steps_counted(xp, output[key], part, value[name]).values():
-                found[name] = self.factors[key], own, count
-        return found
+                counted[name] = self.factors[key], own, count
+        return counted
 
     def check_target(self, y, out_shape) -> Any:
         """Return the targets of those outputs that have a loss, each as its loss takes it."""
@@ -106,8 +106,8 @@ class OutputLosses(Loss):
 
     def map(self, function, *trees) -> Any:
         """Return what `function(loss, *those of the trees)` gives for each output with a loss."""
-        found = {key: function(loss, *(tree[key] for tree in trees)) for key, loss in self.each.items()}
-        return tuple(found.values()) if isinstance(trees[0], tuple) else found
+        results = {key: function(loss, *(tree[key] for tree in trees)) for key, loss in self.each.items()}
+        return tuple(results.values()) if isinstance(trees[0], tuple) else results
 
 
 @REGISTRIES["metric"].register()
@@ -158,8 +158,8 @@ def as_metrics(given, weighted: bool) -> list[tuple[metrics.Metric, bool]]:
     return [(metrics.get(metric), weighted) for metric in given]
 
 
-def expect_outputs(loss, found, out_shape) -> None:
-    """Raise a ValueError unless one loss meets one output, or several several."""
+def expect_outputs(loss, metrics_used, out_shape) -> None:
+    """Raise a ValueError unless loss and metrics fit a model of one output, or of several."""
     if not is_single(out_shape) and not isinstance(loss, OutputLosses):
         names = ", ".join(f"{key!r}: ..." for key in _keys(out_shape))
         raise ValueError(
@@ -171,8 +171,8 @@ def expect_outputs(loss, found, out_shape) -> None:
             f"the model has one output, {describe_shape(out_shape)}, but was compiled with losses for "
             f"{', '.join(repr(key) for key in loss.each)}: end it with nnx.layers.Outputs, or give one loss"
         )
-    several = {metric.output for metric, _ in found if isinstance(metric, OutputMetric)}
-    if is_single(out_shape) != (not several) and found:
+    several = {metric.output for metric, _ in metrics_used if isinstance(metric, OutputMetric)}
+    if is_single(out_shape) != (not several) and metrics_used:
         raise ValueError(
             f"the model has {'one output' if is_single(out_shape) else 'several outputs'}, "
             f"{describe_shape(out_shape)}: give metrics as {'a list' if is_single(out_shape) else 'lists by output'}"

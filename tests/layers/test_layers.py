@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 import nnx
 from nnx import layers, tree
+from nnx.layers.base import Weight
 from nnx.testing import check_layer
 
 shapes = st.lists(st.integers(1, 5), min_size=1, max_size=3).map(tuple)
@@ -595,3 +596,42 @@ def test_a_regularizer_of_a_weight_that_is_not_there_is_ignored(make, shape):
     params, _ = layer.init(np.random.default_rng(0), shape)
     paths = {"/".join(path) for path in tree.paths(params)}
     assert set(layer.regularizers()) <= paths
+
+
+def test_a_layer_declares_its_weights_once():
+    class Mixed(layers.Layer):
+        mix_initializer = nnx.initializers.RandomNormal()
+        mix_regularizer = nnx.regularizers.L2(0.1)
+        scale_initializer = nnx.initializers.Ones()
+
+        def declare_weights(self):
+            yield Weight.of(self, "inner/kernel", lambda in_shape: (in_shape[-1], 2), "mix")
+            yield Weight.of(self, "scale", (2,))
+            yield Weight("shift", (1,), nnx.initializers.Zeros(), nnx.regularizers.L1(0.2))
+
+    layer = Mixed()
+    params, out_shape = layer.init(np.random.default_rng(7), (3,))
+    assert out_shape == (3,)
+    assert list(params) == ["inner", "scale", "shift"]
+    expected = layer.mix_initializer(np.random.default_rng(7), (3, 2))
+    np.testing.assert_array_equal(params["inner"]["kernel"], expected)
+    np.testing.assert_array_equal(params["scale"], [1.0, 1.0])
+    assert {name: repr(r) for name, r in layer.regularizers().items()} == {
+        "inner/kernel": "L2(l2=0.1)",
+        "shift": "L1(l1=0.2)",
+    }
+
+
+def test_a_layer_of_ones_own_may_write_init_and_regularizers_itself():
+    class Own(layers.Dense):
+        def init(self, rng, in_shape):
+            params, out_shape = super().init(rng, in_shape)
+            return {**params, "gain": np.ones(self.units)}, out_shape
+
+        def regularizers(self):
+            return {**super().regularizers(), "gain": nnx.regularizers.L1(0.5)}
+
+    layer = Own(2, kernel_regularizer="l2")
+    params, out_shape = layer.init(np.random.default_rng(0), (3,))
+    assert (list(params), out_shape) == (["kernel", "bias", "gain"], (2,))
+    assert list(layer.regularizers()) == ["kernel", "gain"]
