@@ -3,14 +3,17 @@
 With `--cupy` (see plugins/nnx_cupy.py) that is CuPy alone.
 """
 
+import gc
 import os
 import signal
+import sys
 
 import numpy as np
 import pytest
 from every_backend import BACKENDS, full_of_nan, usable_or_skip
 from hypothesis import settings
 from nnx.backends.numpy import backend as numpy_backend
+from paths import ROOT
 
 import nnx
 
@@ -22,8 +25,14 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # The same examples every time: a red run can be repeated.
-settings.register_profile("nnx", deadline=None, derandomize=True, max_examples=8)
-settings.load_profile("nnx")
+settings.register_profile("few", deadline=None, derandomize=True, max_examples=3)
+settings.register_profile("many", settings.get_profile("few"), max_examples=8)
+settings.load_profile("few")
+
+# What XLA compiles is kept for later runs, and for the programs that tests start.
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".pytest_cache/jax"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 
 
 @pytest.fixture(params=BACKENDS)
@@ -48,6 +57,15 @@ def _unwritten_buffers():
         patch.setattr(numpy_backend.NumpyBackend, "empty", staticmethod(full_of_nan(np.empty)))
         patch.setattr(nnx.as_backend("numpy"), "fusion", numpy_backend.Fusion(empty=full_of_nan(np.empty)))
         yield
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _compiled_programs_are_freed():
+    """JAX keeps all that it compiled and traced, gigabytes in a run of all tests."""
+    yield
+    if "jax" in sys.modules:
+        sys.modules["jax"].clear_caches()
+        gc.collect()
 
 
 @pytest.fixture(autouse=True)
