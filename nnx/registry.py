@@ -176,7 +176,7 @@ class Strict:
         pass
 
     def __setattr__(self, name, value):
-        if name not in vars(self) and not name.startswith("_") and is_own(self):
+        if name not in vars(self) and not name.startswith("_") and is_builtin(self):
             known = _attributes(type(self))
             if name not in known and not hasattr(type(self), name):
                 raise AttributeError(
@@ -309,8 +309,8 @@ def register(cls):
     return cls
 
 
-def is_own(value) -> bool:
-    """Whether the class of `value` is one of nnx's, whose arguments tell all about it."""
+def is_builtin(value) -> bool:
+    """Whether nnx itself defines the class of `value`: then its `__init__` arguments describe it completely."""
     return type(value).__module__.startswith("nnx.")
 
 

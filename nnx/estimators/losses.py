@@ -14,7 +14,7 @@ import copy
 
 from nnx import activations, regularizers
 from nnx.losses import Loss
-from nnx.registry import REGISTRIES, is_own
+from nnx.registry import REGISTRIES, is_builtin
 from nnx.regularizers import Regularizer
 
 _register = REGISTRIES["loss"].register
@@ -110,7 +110,7 @@ class WeightedMean(_Mean):
     def __init__(self, loss: Loss):
         self.loss = loss
         self.from_logits = loss.from_logits
-        self.fused_activation = loss.fused_activation if is_own(loss) else None
+        self.fused_activation = loss.fused_activation if is_builtin(loss) else None
 
     def with_logits(self):
         fused = copy.copy(self)

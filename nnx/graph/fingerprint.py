@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from nnx import registry
-from nnx.registry import Configurable, init_arguments, is_own
+from nnx.registry import Configurable, init_arguments, is_builtin
 
 LARGE = 1 << 24
 """Arrays of more bytes count by identity: a compiled step reads them where they are."""
@@ -103,7 +103,9 @@ def kernel_key(function) -> Hashable | None:
     if isinstance(function, types.FunctionType) and function.__closure__ is None and _is_nnx(function):
         return function
     owner = getattr(function, "__self__", None)
-    if isinstance(owner, Configurable) and is_own(owner):  # such as an activation: the usual case, and quick
+    if isinstance(owner, Configurable) and is_builtin(
+        owner
+    ):  # such as an activation: the usual case, and quick
         settings = [getattr(owner, name) for name in settings_of(type(owner))]
         if {*map(type, settings)} <= _NUMBERS_AND_TEXT:
             return getattr(function, "__func__", None), type(owner), repr(settings)
@@ -156,7 +158,7 @@ class Fingerprint:
             return "met before", self._numbers[id(value)]
         self._numbers[id(value)] = len(self._numbers)
         self._alive.append(value)
-        if isinstance(value, Configurable) and is_own(value):
+        if isinstance(value, Configurable) and is_builtin(value):
             return self._settings(value)
         self._count += 1
         if self._count > MOST_OBJECTS:

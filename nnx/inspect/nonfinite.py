@@ -8,7 +8,7 @@ import numpy as np
 
 from nnx import tree
 from nnx.inspect.observe import Observer
-from nnx.registry import is_own
+from nnx.registry import is_builtin
 
 LARGE_INPUT = 1e3
 """Inputs and targets beyond this are worth scaling: layers and their starting weights are made for values near 1."""
@@ -166,7 +166,7 @@ class _Step:
             return [
                 f"values that grow from layer to layer: normalise them (BatchNormalization) before {name}"
             ]
-        whose = "" if is_own(self.layers[name]) else " of your own"
+        whose = "" if is_builtin(self.layers[name]) else " of your own"
         return [
             f"what the layer{whose} computes: a logarithm or root of a number below 0, a division by 0; keep its "
             f"input away from these, or add a small number"

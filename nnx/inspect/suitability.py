@@ -17,7 +17,7 @@ from nnx.layers.noise import GaussianNoise
 from nnx.layers.pooling import _GlobalPooling, _Pooling
 from nnx.layers.recurrent import Recurrent
 from nnx.losses.outputs import OutputLosses, output_name
-from nnx.registry import is_own
+from nnx.registry import is_builtin
 from nnx.shapes import is_single
 
 _RANGES = {
@@ -87,7 +87,7 @@ def unsuited(network: Layer, loss, out_shape, y=None, weight=None) -> list[str]:
 
 def _unsuited(path: list[Layer], loss, out_shape, y, weight) -> str | None:
     activation = _last_activation(path)
-    if activation is None or not is_own(loss):
+    if activation is None or not is_builtin(loss):
         return None
     text = _of_configuration(activation, loss, out_shape)
     if text is None and y is not None:
@@ -108,7 +108,7 @@ def _in_a_row(layer: Layer) -> list[Layer]:
 def _last_activation(path: list[Layer]) -> activations.Activation | None:
     """Return the activation that the output comes out of; None if that is not known."""
     for layer in reversed(path):
-        if not is_own(layer):
+        if not is_builtin(layer):
             return None
         if type(layer) is layers.TimeDistributed:
             return _last_activation(_in_a_row(layer.layer))
@@ -120,7 +120,7 @@ def _last_activation(path: list[Layer]) -> activations.Activation | None:
         if isinstance(layer, _WITH_ACTIVATION):
             if isinstance(layer, layers.Activation) and type(activation) is activations.Linear:
                 continue
-            return activation if is_own(activation) else None
+            return activation if is_builtin(activation) else None
         if not layer.rearranges and not isinstance(layer, _KEEPING):
             return None
     return None

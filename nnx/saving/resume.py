@@ -18,7 +18,7 @@ from nnx import log, tree
 from nnx.data.samples import Samples
 from nnx.distributed import ranks
 from nnx.interrupt import undivided
-from nnx.registry import Configurable, encode, init_arguments, is_own
+from nnx.registry import Configurable, encode, init_arguments, is_builtin
 from nnx.saving import files, locks, model_files
 from nnx.shapes import as_shapes
 
@@ -142,7 +142,7 @@ def continue_callbacks(model, callbacks, run: dict) -> None:
         if name not in run["callbacks"]:
             continue
         state = dict(run["callbacks"][name])
-        if is_own(callback):
+        if is_builtin(callback):
             _check_kept(run["path"], name, callback, state)
         for key, like in _snapshots(model, state).items():
             with model.backend.scope(model.dtype):
@@ -310,7 +310,7 @@ def _settings(callback) -> dict:
 def _deciding(callbacks):
     """Yield name and callback of those that keep something, and of nnx's own that decide about the course."""
     for name, callback in _named(callbacks):
-        if callback.keeps or (is_own(callback) and not callback.first_rank_only):
+        if callback.keeps or (is_builtin(callback) and not callback.first_rank_only):
             yield name, callback
 
 

@@ -16,7 +16,7 @@ from nnx.errors import raised_by
 from nnx.layers.base import Layer
 from nnx.losses import Loss
 from nnx.losses.outputs import OutputLosses
-from nnx.registry import is_own
+from nnx.registry import is_builtin
 from nnx.training import mixed_precision
 from nnx.training.mixed_precision import run_network
 from nnx.training.purity import Guard
@@ -250,7 +250,7 @@ def fuse(network: Layer, loss: Loss) -> tuple[Layer, Loss, Any]:
         if _is_chain(network) and network.layers:
             last, loss, head = fuse(network.layers[-1], loss)
             return network.with_layer(-1, last), loss, head
-    if loss.from_logits or not is_own(loss):
+    if loss.from_logits or not is_builtin(loss):
         return network, loss, None
     activation = None if loss.fused_activation is None else activations.get(loss.fused_activation)
     changed = None if activation is None else _without_last(network, activation)
@@ -285,7 +285,7 @@ def _lets_through(layer: Layer, activation) -> bool:
         return _lets_through(layer.layer, activation)
     if _is_chain(layer):
         return all(_lets_through(inner, activation) for inner in layer.layers)
-    if not is_own(layer):
+    if not is_builtin(layer):
         return False
     if isinstance(layer, layers.Dropout):
         return layer.rate == 0
