@@ -123,7 +123,7 @@ def train(network: Network, backend, batch: int, steps: int, dtype="float32", *,
         order = np.tile(np.arange(samples), (steps, 1))
         numbers["index"] = np.random.default_rng(2).permuted(order, axis=1)[:, :batch]
     with backend.scope(dtype):
-        placed, rows = backend.fixed(runner.place(data)), backend.stage(numbers)
+        placed, rows = backend.put_samples(data.arrays()), backend.device_put(numbers)
 
     def run():
         nonlocal totals

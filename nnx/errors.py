@@ -103,19 +103,20 @@ def _explanation(method, name: str, model, arguments, settings, error) -> Backen
         or any(frame.f_code is own_exceptions.__code__ for frame in frames)
     ):
         return None
-    if (said := backend.out_of_memory(error)) is not None:
+    cause = backend.translate(error)
+    if isinstance(cause, MemoryError):
         given = inspect.signature(method).bind(model, *arguments, **settings)
         given.apply_defaults()
         free = backend.free_memory()
         room = "" if free is None else f"; {free / 2**20:,.0f} MiB are free on the device"
         advice = _advice(name, given.arguments)
         return OutOfMemoryError(
-            f"{name} on the {backend.name} backend ran out of memory: {said.rstrip('.')}{room}. {advice}"
+            f"{name} on the {backend.name} backend ran out of memory: {str(cause).rstrip('.')}{room}. {advice}"
         )
-    if (said := backend.foreign_array(error)) is not None:
+    if isinstance(cause, TypeError):
         return BackendError(
             f"{_place(error, backend)}a layer, loss or metric on the {backend.name} backend mixes in an array that is "
-            f"none of its own: {said}. Make constants with ctx.xp.asarray(...), and compute with functions of ctx.xp"
+            f"none of its own: {cause}. Make constants with ctx.xp.asarray(...), and compute with functions of ctx.xp"
         )
     return None
 

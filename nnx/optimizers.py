@@ -102,7 +102,9 @@ class Optimizer(Configurable):
         scalars = step if isinstance(step, dict) else self.scalars(step)
         if self.clipnorm is not None or self.global_clipnorm is not None:
             grads = self._clip_norms(backend.xp, grads)
-        return backend.update(self._whole_rule, params, grads, slots, scalars)
+        trees, overwrite = (params, grads, *slots), (0, *range(2, 2 + len(slots)))
+        params, *slots = backend.map(self._whole_rule, *trees, scalars=scalars, overwrite=overwrite)
+        return params, slots
 
     def _whole_rule(self, xp, param, grad, *slots, finite=None, **scalars):
         """Run `rule`, and what is the same for all; where gradients are not `finite`, change nothing."""

@@ -28,6 +28,18 @@ def leaves(tree) -> list:
     return [leaf for key in sorted(tree) for leaf in leaves(tree[key])]
 
 
+def buffers(tree) -> list:
+    """Return the arrays that hold all of `tree`, which may have lists in it: of a packed tree its buffer.
+
+    See `nnx.Backend.pack`.
+    """
+    if isinstance(tree, dict):
+        if (buffer := getattr(tree, "buffer", None)) is not None:
+            return [buffer]
+        tree = [tree[key] for key in sorted(tree)]
+    return [array for item in tree for array in buffers(item)] if isinstance(tree, (list, tuple)) else [tree]
+
+
 def rebuild(like, values) -> Any:
     """Return a tree shaped as `like` whose leaves are taken from the iterable `values`.
 

@@ -319,7 +319,7 @@ def test_cupy_layers_that_use_numpy_are_told(cupy, make):
         told(
             call,
             nnx.BackendError,
-            rf"test_failures.py, line {line}: a layer, loss or metric on the cupy backend mixes in an array that is "
+            rf"test_device_errors.py, line {line}: a layer, loss or metric on the cupy backend mixes in an array that is "
             r"none of its own: .*numpy\.ndarray|NumPy.* ctx\.xp\.asarray",
         )
     model.network.layers[1].make = lambda x: 1
@@ -333,7 +333,7 @@ def test_jax_layers_that_use_numpy_are_told():
     told(
         lambda: model.fit(X, Y, verbose=0),
         nnx.BackendError,
-        rf"test_failures.py, line {line}: .* on the jax backend .*: an array of JAX was given to a function of NumPy",
+        rf"test_device_errors.py, line {line}: .* on the jax backend .*: an array of JAX was given to a function of NumPy",
     )
 
 

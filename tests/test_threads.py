@@ -119,7 +119,7 @@ def test_a_backend_is_made_once(monkeypatch):
         def load(self):
             return Slow
 
-    monkeypatch.setattr("nnx.backend._entry_points", lambda: {"slow": Point()})
+    monkeypatch.setattr("nnx.backend_loading.entry_points", lambda: {"slow": Point()})
     assert set(together([lambda: nnx.as_backend("slow")] * 4)) == {*made}
     assert len(made) == 1
 

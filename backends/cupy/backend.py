@@ -1,5 +1,6 @@
 """CuPy: arrays on a CUDA GPU, elementwise kernels fused into one launch each."""
 
+import contextlib
 import functools
 import importlib
 import math
@@ -40,7 +41,7 @@ class CupyBackend(EagerBackend):
 
     name = "cupy"
     is_accelerated = True
-    dtypes = ("float16", "bfloat16", "float32", "float64")
+    dtypes = ("float16", "float32", "float64")
     writer = CupyWriter
 
     def __init__(self):
@@ -78,6 +79,11 @@ class CupyBackend(EagerBackend):
                 f"Install the CUDA libraries with: {REMEDY}"
             ) from None
         self.cupy, self.xp = cupy, TracingNamespace(xp)
+        with contextlib.suppress(ImportError):
+            import ml_dtypes
+
+            vars(self.xp)["bfloat16"] = np.dtype(ml_dtypes.bfloat16)
+            self.dtypes = ("float16", "bfloat16", "float32", "float64")
         self.window_kernels = WindowKernels(cupy)
         self.replays = replay.is_on()
         self._kernels: dict[tuple, CudaKernel | None] = {}
@@ -102,21 +108,8 @@ class CupyBackend(EagerBackend):
     def to_numpy(self, array):
         return self.cupy.asnumpy(array)
 
-    def copy(self, array):
-        return array.copy()
-
     def empty(self, shape, dtype):
         return self.cupy.empty(shape, dtype)
-
-    def zeros(self, shape, dtype):
-        return self.cupy.zeros(shape, dtype)
-
-    def dtype(self, name):
-        if name == "bfloat16":
-            import ml_dtypes
-
-            return np.dtype(ml_dtypes.bfloat16)
-        return np.dtype(name)
 
     def arange(self, count, dtype):
         return self.cupy.arange(count, dtype=dtype)
@@ -168,7 +161,7 @@ class CupyBackend(EagerBackend):
     def zero(self, shape, dtype):
         return self.cupy.zeros(shape, dtype)
 
-    patch_bytes = 256 << 20  # few launches matter more than caches
+    tile_bytes = EagerBackend.tile_bytes | {"patches": 256 << 20}  # few launches matter more than caches
 
     def patches(self, x, windows):
         if windows.is_whole:

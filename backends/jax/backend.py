@@ -10,7 +10,8 @@ from nnx.backends.shared.prefetch import prefetch
 from nnx.backends.shared.remembered import remember
 
 from nnx import tree
-from nnx.backend import Backend, BackendError, BackendInfo, host_memory, joined
+from nnx.backend import Backend, BackendError, BackendInfo, batch_of, joined
+from nnx.backend_loading import cpu_info
 
 # Arrays below this many bytes are not placed on the device ahead of the call that reads them.
 SMALL = 1 << 18
@@ -59,8 +60,11 @@ class JaxBackend(Backend):
     def padded(self, rows):
         return _padded(rows)
 
-    def place(self, array, rows):
-        # In memory that JAX can take over as it is, on a CPU.
+    def put_samples(self, samples, rows=None):
+        return tree.map(lambda array: self._put(array, len(array) if rows is None else rows), samples)
+
+    def _put(self, array, rows):
+        # On a CPU, JAX uses memory of this alignment without a copy.
         count, nbytes = len(array), array.nbytes // len(array) * rows
         memory = np.empty(nbytes + ALIGNMENT, np.uint8)
         start = -memory.ctypes.data % ALIGNMENT
@@ -79,16 +83,13 @@ class JaxBackend(Backend):
         stats = (self.device.memory_stats() or {}) if self.is_accelerated else {}
         return stats["bytes_limit"] - stats["bytes_in_use"] if "bytes_limit" in stats else None
 
-    def out_of_memory(self, error):
+    def translate(self, error):
         text = str(error)
         if isinstance(error, self.jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" in text:
-            return text.splitlines()[0]
-        return super().out_of_memory(error)
-
-    def foreign_array(self, error):
+            return MemoryError(text.splitlines()[0])
         if isinstance(error, self.jax.errors.TracerArrayConversionError):
-            return "an array of JAX was given to a function of NumPy"
-        return None
+            return TypeError("an array of JAX was given to a function of NumPy")
+        return super().translate(error)
 
     def transfer(self, batches):
         # JAX reads the host's arrays while the host goes on: they must not change, so they are copied.
@@ -113,31 +114,31 @@ class JaxBackend(Backend):
 
         return self.jax.vjp(gradient if transposed else convolved, x, kernel)
 
-    def in_pieces(self, function, arrays, length):
-        # As a loop, which takes no longer to compile however many pieces there are.
+    def map_tiles(self, function, arrays, length):
+        # As a loop, whose time to compile does not depend on the number of tiles.
         count = len(arrays[0])
-        # Rather a shorter length than pieces of two lengths, each of which is compiled.
+        # Tiles of two lengths are both compiled, so a shorter length that divides the count is better.
         even = max((n for n in range(1, length + 1) if count % n == 0), default=1)
         length = even if 2 * even > length else length
-        pieces, lax = count // length, self.jax.lax
-        if pieces < 2:
-            return super().in_pieces(function, arrays, length)
-        whole, rest = pieces * length, count % length
+        count_of_tiles, lax = count // length, self.jax.lax
+        if count_of_tiles < 2:
+            return super().map_tiles(function, arrays, length)
+        whole, rest = count_of_tiles * length, count % length
 
-        def run(total, part):
-            joined, summed = function(*part)
-            return self.jax.tree.map(operator.add, total, summed), joined
+        def run(total, tile):
+            rows, term = function(*tile)
+            return self.jax.tree.map(operator.add, total, term), rows
 
-        parts = tuple(array[:whole].reshape(pieces, length, *array.shape[1:]) for array in arrays)
-        shape = self.jax.eval_shape(lambda part: function(*part)[1], tuple(part[0] for part in parts))
+        tiles = tuple(array[:whole].reshape(count_of_tiles, length, *array.shape[1:]) for array in arrays)
+        shape = self.jax.eval_shape(lambda tile: function(*tile)[1], tuple(tile[0] for tile in tiles))
         zeros = self.jax.tree.map(lambda s: self.xp.zeros(s.shape, s.dtype), shape)
-        summed, joined = lax.scan(run, zeros, parts)
-        joined = None if joined is None else joined.reshape(-1, *joined.shape[2:])
+        total, rows = lax.scan(run, zeros, tiles)
+        rows = None if rows is None else rows.reshape(-1, *rows.shape[2:])
         if rest:
             more = function(*(array[whole:] for array in arrays))
-            joined = None if joined is None else self.xp.concat([joined, more[0]])
-            summed = None if summed is None else summed + more[1]
-        return joined, summed
+            rows = None if rows is None else self.xp.concat([rows, more[0]])
+            total = None if total is None else total + more[1]
+        return rows, total
 
     def pad(self, x, widths, value=0.0):
         value = self.xp.asarray(value, x.dtype)
@@ -153,21 +154,21 @@ class JaxBackend(Backend):
 
         return functools.reduce(operator.add, map(whole, parts, keys))
 
-    def apart(self, function):
-        # XLA plans the memory of a branch by itself, as long as it cannot tell which one is taken.
+    def isolate(self, function):
+        # XLA plans the memory of a branch separately if it cannot tell at compile time which branch is taken.
         lax = self.jax.lax
         always = lax.optimization_barrier(self.xp.int32(0)) == 0
         shapes = self.jax.eval_shape(function)
         return lax.cond(always, function, lambda: tree.map(lambda s: self.xp.zeros(s.shape, s.dtype), shapes))
 
-    def stage(self, rows):
-        # Compiled steps take every number as an array: float64 ones of their own precision.
+    def device_put(self, rows):
+        # Compiled steps take every scalar as an array: floats in the precision of the scope.
         real = "float64" if self._x64 else "float32"
         dtypes = {"f": real, "i": "int32", "u": "uint32"}
         count = max(map(len, rows.values()), default=0)
         length = _padded(count)
         rows = {name: _with_zeros(v, length, dtypes[v.dtype.kind]) for name, v in rows.items()}
-        # What is small goes along with the call that reads it, in less time.
+        # Small arrays go to the device faster as arguments of the call that reads them.
         return self.jax.device_put(rows) if sum(v.nbytes for v in rows.values()) > SMALL else rows
 
     def scatter_add(self, indices, values, length):
@@ -191,12 +192,15 @@ class JaxBackend(Backend):
     def repeat(self, step):
         jax = self.jax
 
+        def is_single(rows):
+            return all(len(values) == 1 for values in rows.values())
+
         def row_of(rows, i):
             return {name: values[i] for name, values in rows.items()}
 
         def first_step(carry, rows, data):
             row = row_of(rows, 0)
-            return step(carry, row, self.batch(row, data))
+            return step(carry, row, batch_of(self, row, data))
 
         # Totals start on the host and go along with the first call: one dispatch less an epoch.
         zeros, shapes = {}, Programs(jax, first_step)
@@ -219,7 +223,7 @@ class JaxBackend(Backend):
             def run_many(k, carry_and_totals):
                 first = jax.numpy.minimum(k * many, len(rows["index"]) - many)
                 index = jax.lax.dynamic_slice_in_dim(rows["index"], first, many)
-                batches = self.batch({"index": index}, data)["samples"]
+                batches = batch_of(self, {"index": index}, data)["samples"]
 
                 def run(i, carry_and_totals):
                     batch = tree.map(lambda array: array[i - first], batches)
@@ -230,9 +234,9 @@ class JaxBackend(Backend):
 
             def run(i, carry_and_totals):
                 row = row_of(rows, i)
-                return run_one(row, self.batch(row, data), carry_and_totals)
+                return run_one(row, batch_of(self, row, data), carry_and_totals)
 
-            if all(len(values) == 1 for values in rows.values()):  # one step
+            if is_single(rows):
                 return run(0, (carry, totals))
             # Start and stop are arguments of the compiled program: any number of steps runs in
             # one dispatch without compiling again.
@@ -247,7 +251,8 @@ class JaxBackend(Backend):
 
         def run(carry, totals, rows, data, start, stop):
             totals = first_totals(carry, rows, data) if totals is None else totals
-            return jax.block_until_ready(compiled(carry, totals, rows, data, start, stop))
+            result = compiled(carry, totals, rows, data, start, stop)
+            return result if is_single(rows) else jax.block_until_ready(result)
 
         return run
 
@@ -259,29 +264,6 @@ class JaxBackend(Backend):
         nbytes = sum(a.nbytes // a.shape[0] for a in tree.leaves(data["samples"])) * batch_size
         return min(steps, max(1, GATHERED // nbytes))
 
-    def one_step(self, step):
-        def first(carry, row, batch):
-            carry, sums = step(carry, row, batch)
-            return carry, self.add(None, sums)
-
-        def next_(carry, totals, row, batch):
-            carry, sums = step(carry, row, batch)
-            return carry, self.add(totals, sums)
-
-        def shapes_of(*arguments):
-            return arguments[-1]["samples"]
-
-        compiled_first = Programs(self.jax, first, shapes_of, donate_argnums=0)
-        compiled_next = Programs(self.jax, next_, shapes_of, donate_argnums=(0, 1))
-
-        def run(carry, totals, numbers, batch):
-            row = {name: v[0] for name, v in self.stage(numbers).items()}
-            if totals is None:
-                return compiled_first(carry, row, batch)
-            return compiled_next(carry, totals, row, batch)
-
-        return run
-
     def add(self, totals, sums):
         """Return totals plus sums: in float32, as a pair of numbers each; see `Total`."""
         if totals is None:
@@ -291,7 +273,7 @@ class JaxBackend(Backend):
     def vjp(self, function, *arguments):
         return self.jax.vjp(function, *arguments)
 
-    def check_process(self):
+    def _check_process(self):
         # JAX computes in threads, which a fork does not have: it would wait for them without end.
         if os.getpid() != self.process:
             raise BackendError(
@@ -301,7 +283,7 @@ class JaxBackend(Backend):
             )
 
     def scope(self, dtype):
-        self.check_process()
+        self._check_process()
         return self.jax.enable_x64(dtype == "float64")
 
     def synchronize(self, value):
@@ -319,14 +301,14 @@ class JaxBackend(Backend):
             return super().full_like(array, value)
         return self.jax.device_put(np.full(array.shape, value, array.dtype))
 
-    def snapshot(self, values):
-        copied = self._copied if self.is_accelerated else functools.partial(tree.map, np.array)
-        kept = copied(values)
-        return lambda: copied(kept)
+    def copy(self, values):
+        if self.is_accelerated:
+            return self._copy(values)
+        return self.jax.device_put(tree.map(np.array, values))
 
     @functools.cached_property
-    def _copied(self):
-        return self.compile(functools.partial(tree.map, self.copy))
+    def _copy(self):
+        return self.compile(super().copy)
 
     def zero_or_nan(self, values):
         if self.is_accelerated:
@@ -339,10 +321,10 @@ class JaxBackend(Backend):
         return self.compile(super().zero_or_nan)
 
     def describe(self):
-        self.check_process()
+        self._check_process()
         version = self.jax.__version__
         if not self.is_accelerated:
-            return BackendInfo("jax", True, version, f"cpu ({os.cpu_count()} cores)", host_memory())
+            return cpu_info("jax", version)
         limit = (self.device.memory_stats() or {}).get("bytes_limit")
         memory = f"{limit / 2**30:.0f} GiB" if limit else ""
         return BackendInfo(

@@ -13,7 +13,7 @@ from nnx.backends.shared import replay
 from nnx.backends.shared.eager import EagerBackend
 
 from nnx import tree
-from nnx.backend import BackendInfo, host_memory
+from nnx.backend_loading import cpu_info
 from nnx.graph.tracing import leaves, untraced
 
 
@@ -53,7 +53,7 @@ class NumpyBackend(EagerBackend):
     made_from_shape = (np.ones_like, np.zeros_like, np.full_like)
 
     # Causal self-attention of 32 x 4 x 128 steps took 4.1 ms in blocks of 2 MiB, 12.6 as a whole.
-    score_bytes = 2 << 20
+    tile_bytes = EagerBackend.tile_bytes | {"scores": 2 << 20}
 
     def __init__(self):
         keep_memory()
@@ -66,12 +66,9 @@ class NumpyBackend(EagerBackend):
     def to_numpy(self, array):
         return np.array(array)
 
-    def fixed(self, values):
-        """Return read-only arrays: they may be the user's own, and a layer of one's own may write in place."""
-        return super().fixed(tree.map(_read_only, values))
-
-    def copy(self, array):
-        return np.array(array)
+    def put_samples(self, samples, rows=None):
+        """Return read-only arrays: they may be the user's own, and a custom layer may write in place."""
+        return super().put_samples(tree.map(_read_only, samples))
 
     def is_array(self, value):
         return isinstance(value, np.ndarray)
@@ -140,7 +137,7 @@ class NumpyBackend(EagerBackend):
             arguments[i][...] = result
 
     def zero_or_nan(self, values):
-        finite = all(np.isfinite(array).all() for array in self.flat(values))
+        finite = all(np.isfinite(array).all() for array in tree.buffers(values))
         return np.float32(0.0 if finite else np.nan)
 
     def communicator(self, rank, size):
@@ -149,7 +146,7 @@ class NumpyBackend(EagerBackend):
         return SocketCommunicator(rank, size)
 
     def describe(self):
-        return BackendInfo("numpy", True, np.__version__, f"cpu ({os.cpu_count()} cores)", host_memory())
+        return cpu_info("numpy", np.__version__)
 
     def scope(self, dtype):
         # As on the other backends, overflow gives infinity, which the loss then shows.

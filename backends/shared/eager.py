@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from nnx.backends.shared import replay
-from nnx.backends.shared.flat import FlatBackend, view_as
+from nnx.backends.shared.flat import FlatBackend, positional, view_as
 
 from nnx import tree
 from nnx.graph.tracing import Traced, trace_of
@@ -34,15 +34,15 @@ class EagerBackend(FlatBackend):
         plain = super().repeat(step)
         return replay.Replay(self, step, plain) if self.replays else plain
 
-    def foreign_array(self, error):
-        # CuPy says so, on NumPy too: it takes over where one of its arrays is met.
+    def translate(self, error):
+        # CuPy raises these, on NumPy too: it handles an operation of which one array is its own.
         text = str(error)
-        found = re.search(r"Unsupported type <class '(.+?)'>|expected cupy\S+, got ([\w.]+)\)", text)
-        if isinstance(error, TypeError) and found:
-            return f"{found[1] or found[2]} and an array of CuPy in one operation"
+        match = re.search(r"Unsupported type <class '(.+?)'>|expected cupy\S+, got ([\w.]+)\)", text)
+        if isinstance(error, TypeError) and match:
+            return TypeError(f"{match[1] or match[2]} and an array of CuPy in one operation")
         if isinstance(error, TypeError) and text.startswith("Implicit conversion to a NumPy array"):
-            return "an array of CuPy was given to a function of NumPy"
-        return None
+            return TypeError("an array of CuPy was given to a function of NumPy")
+        return super().translate(error)
 
     # What a trace asks
 
@@ -167,9 +167,12 @@ class EagerBackend(FlatBackend):
         """Add up rows on arrays of this library; see `scatter_add`."""
         raise NotImplementedError
 
-    def update_in_place(self, kernel, buffers, scalars):
-        rule, arguments = positional(kernel, tuple(scalars)), (*buffers, *scalars.values())
-        into = (0, *range(2, len(buffers)))
+    def update_in_place(self, function, buffers, scalars, overwrite):
+        rule, arguments, into = (
+            positional(function, tuple(scalars)),
+            (*buffers, *scalars.values()),
+            tuple(overwrite),
+        )
         trace = trace_of(arguments)
         if trace is None:
             self.run_update(rule, into, *arguments)
@@ -200,21 +203,6 @@ class EagerBackend(FlatBackend):
             start = stop
         return found
 
-    def broadcast(self, communicator, values):
-        for array in replay.buffers(values):
-            communicator.broadcast(array)
-
     def run_update(self, rule, into, *arguments) -> None:
         """Run `rule(xp, *arguments)` and write its results into the arguments numbered `into`."""
         raise NotImplementedError
-
-
-def positional(kernel, names):
-    """Return `kernel` with its scalars as positional arguments."""
-
-    def call(xp, *arguments):
-        split = len(arguments) - len(names)
-        return kernel(xp, *arguments[:split], **dict(zip(names, arguments[split:], strict=True)))
-
-    call.__name__ = type(getattr(kernel, "__self__", kernel)).__name__  # of the optimizer
-    return call

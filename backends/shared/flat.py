@@ -66,8 +66,8 @@ def view_as(like, buffer) -> Packed:
 class FlatBackend(Backend):
     """Packs trees into flat buffers and updates them in one pass."""
 
-    def fixed(self, values):
-        return Fixed(values)
+    def put_samples(self, samples, rows=None):
+        return Fixed(super().put_samples(samples))
 
     def pack(self, values):
         leaves = [self.xp.reshape(leaf, (-1,)) for leaf in tree.leaves(values)]
@@ -75,34 +75,34 @@ class FlatBackend(Backend):
             return values
         return view_as(values, self.xp.concat(leaves))
 
-    def convert(self, values, dtype):
+    def copy(self, values):
         if isinstance(values, Packed):
-            return view_as(values, self.xp.astype(values.buffer, dtype))
-        return super().convert(values, dtype)
+            return view_as(values, self.copy(values.buffer))
+        return super().copy(values)
 
-    def map_kernel(self, function, values, *arguments):
-        if isinstance(values, Packed):
-            return view_as(values, self.kernel(function, values.buffer, *arguments))
-        return super().map_kernel(function, values, *arguments)
+    def map(self, function, *trees, scalars=None, overwrite=()):
+        if not isinstance(trees[0], Packed):
+            return super().map(function, *trees, scalars=scalars, overwrite=overwrite)
+        packed = [values if isinstance(values, Packed) else self.pack(values) for values in trees]
+        buffers = [values.buffer for values in packed]
+        if overwrite:
+            self.update_in_place(function, buffers, scalars or {}, overwrite)
+            return tuple(packed[i] for i in overwrite)
+        kernel = positional(function, tuple(scalars)) if scalars else function
+        return view_as(trees[0], self.kernel(kernel, *buffers, *(scalars or {}).values()))
 
-    def flat(self, values):
-        return [values.buffer] if isinstance(values, Packed) else super().flat(values)
-
-    def snapshot(self, values):
-        if not isinstance(values, Packed):
-            return super().snapshot(values)
-        kept = self.copy(values.buffer)
-        return lambda: view_as(values, self.copy(kept))
-
-    def update(self, kernel, params, grads, slots, scalars):
-        if not isinstance(params, Packed):
-            return super().update(kernel, params, grads, slots, scalars)
-        if not isinstance(grads, Packed):
-            grads = self.pack(grads)
-        buffers = [params.buffer, grads.buffer, *(slot.buffer for slot in slots)]
-        self.update_in_place(kernel, buffers, scalars)
-        return params, slots
-
-    def update_in_place(self, kernel, buffers, scalars) -> None:
-        """Run the optimizer's kernel over flat `(param, grad, *slots)`, writing back all but grad."""
+    def update_in_place(self, function, buffers, scalars, overwrite) -> None:
+        """Run an elementwise function over flat arrays, and write its results over some of them; see `map`."""
         raise NotImplementedError
+
+
+def positional(function, names):
+    """Return `function(xp, *arrays, **scalars)` with its scalars as positional arguments."""
+
+    def call(xp, *arguments):
+        split = len(arguments) - len(names)
+        return function(xp, *arguments[:split], **dict(zip(names, arguments[split:], strict=True)))
+
+    owner = getattr(function, "__self__", None)
+    call.__name__ = getattr(function, "__name__", "kernel") if owner is None else type(owner).__name__
+    return call

@@ -18,6 +18,7 @@ from nnx.backends.shared.remembered import remember
 from nnx.backends.shared.trees import key_text, packing, unpacking
 
 from nnx import log, tree
+from nnx.backend import batch_of
 from nnx.graph.tracing import NotTraceableError, Trace
 
 # Programs remembered for one step function, one for each set of shapes.
@@ -71,7 +72,7 @@ class Replay:
         try:
             row = {name: rows[name][i] for name in sorted(rows)}
             inputs = [_map(trace.input, part) for part in ([carry, totals], row, data)]
-            carry_out, sums = self.step(inputs[0][0], inputs[1], self.backend.batch(*inputs[1:]))
+            carry_out, sums = self.step(inputs[0][0], inputs[1], batch_of(self.backend, *inputs[1:]))
             outputs = [carry_out, self.backend.add(inputs[0][1], sums)]
             found: Program | Trace | Plain = trace
             if trace.refused:  # and the step has caught the error
@@ -139,16 +140,6 @@ def flatten(value) -> list:
     if isinstance(value, dict):
         return [leaf for name in sorted(value) for leaf in flatten(value[name])]
     return [leaf for item in value for leaf in flatten(item)] if isinstance(value, (list, tuple)) else [value]
-
-
-def buffers(value) -> list:
-    """Return the arrays that hold all of a tree: for what is packed, its buffer alone."""
-    if isinstance(value, Packed):
-        return [value.buffer]
-    items = [value[name] for name in sorted(value)] if isinstance(value, dict) else value
-    return (
-        [array for item in items for array in buffers(item)] if isinstance(items, (list, tuple)) else [value]
-    )
 
 
 def _map(function, value):

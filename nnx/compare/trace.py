@@ -122,7 +122,7 @@ class Tracer:
     def _row(self, step: int) -> dict:
         """Return what the host computes for a step, as `fit` hands it to the step function."""
         first = self._first_step + step - 1
-        row = self.backend.stage(self.model.engine.scalars(first, first + 1))
+        row = self.backend.device_put(self.model.engine.scalars(first, first + 1))
         return {name: values[0] for name, values in row.items()}
 
     # Between host and backend

@@ -54,7 +54,7 @@ def on_host(value: Any, what: str, backend) -> Any:
 def _tensor(value, what: str, backend) -> np.ndarray:
     """Return an array of another library, in the same memory if it is the host's."""
     try:
-        if type(value) is type(backend.zeros((), "float32")):
+        if type(value) is type(backend.asarray(0.0)):
             return backend.to_numpy(value)
         if hasattr(value, "detach"):  # a tensor of PyTorch
             value = value.detach()

@@ -174,7 +174,8 @@ def begin(model, communicator: Communicator, facts: dict[str, Any]) -> None:
     found = int(backend.to_numpy(seed)[0])
     if found != model.seed & _SEED_BITS:
         model.seed = found
-    backend.broadcast(communicator, carry)
+    for array in tree.buffers(carry):
+        communicator.broadcast(array)
 
 
 def describe(samples) -> dict[str, Any]:

@@ -193,7 +193,7 @@ class GraphBackend(Backend):
     """A backend that notes what it is asked to do."""
 
     name = "export"
-    patch_bytes = score_bytes = 1 << 62  # all at once, whatever the batch
+    tile_bytes = dict.fromkeys(Backend.tile_bytes, 1 << 62)  # one tile, whatever the batch
 
     def __init__(self, graph: Graph):
         self.graph, self.xp = graph, GraphNamespace(graph)
@@ -206,9 +206,6 @@ class GraphBackend(Backend):
 
     def arange(self, count, dtype):
         return np.arange(count, dtype=dtype)
-
-    def dtype(self, name):
-        return np.dtype(name)
 
     def pad(self, x, widths, value=0.0):
         return self._noted("pad", x, tuple(map(tuple, widths)), value)

@@ -148,12 +148,12 @@ class _Look:
         with backend.scope(model.dtype):
             batch, step = runner.place(samples), self.model.step
             scalars = runner.scalars(step, step + 1, runner.shard(len(samples)))
-            row = {name: values[0] for name, values in backend.stage(scalars).items()}
+            row = {name: values[0] for name, values in backend.device_put(scalars).items()}
             carry = self.model.carry
             self.before = tree.map(backend.to_numpy, carry["params"])
             grads, _, _ = steps.gradients(carry["params"], carry["state"], batch, row, None, observer)
             self.grads = tree.map(backend.to_numpy, grads)
-            carry, _ = steps.train(carry, None, backend.stage(scalars), {"samples": batch}, 0, 1)
+            carry, _ = steps.train(carry, None, backend.device_put(scalars), {"samples": batch}, 0, 1)
             self.after = tree.map(backend.to_numpy, carry["params"])
         self.network, self.kept, self.layers = steps.network, observer.kept, observer.layers
         logs = model.evaluate(samples.x, samples.y, sample_weight=samples.weight, verbose=0, return_dict=True)

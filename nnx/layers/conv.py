@@ -30,14 +30,16 @@ def convolve(ctx, x, kernel, windows: Windows):
     None where it is not needed, and dkernel.
 
     Patches are many times as large as the input. They are formed for as many samples at a time as
-    `ctx.backend.patch_bytes` has room for, and again for the pullback.
+    `ctx.backend.tile_bytes` has room for, and again for the pullback.
     """
     xp, filters = ctx.xp, kernel.shape[-1]
     if (result := convolve_by_library(ctx, x, kernel, windows)) is not None:
         return result
     matrix = xp.reshape(kernel, (-1, filters))
     rows = math.prod(windows.counts)
-    length = _samples_at_a_time(x.shape[0], rows * matrix.shape[0], ctx.backend.patch_bytes, windows)
+    length = _samples_at_a_time(
+        x.shape[0], rows * matrix.shape[0], ctx.backend.tile_bytes["patches"], windows
+    )
 
     def patches(x):
         return xp.reshape(ctx.backend.patches(x, windows), (-1, matrix.shape[0]))
@@ -49,10 +51,10 @@ def convolve(ctx, x, kernel, windows: Windows):
 
     def pullback(dz):
         dz = xp.reshape(dz, (x.shape[0], rows, filters))
-        dx, dmatrix = ctx.backend.in_pieces(pull_piece, (x, dz), length)
+        dx, dmatrix = ctx.backend.map_tiles(pull_piece, (x, dz), length)
         return dx, xp.reshape(dmatrix, kernel.shape)
 
-    return ctx.backend.in_pieces(lambda x: (xp.matmul(patches(x), matrix), None), (x,), length)[0], pullback
+    return ctx.backend.map_tiles(lambda x: (xp.matmul(patches(x), matrix), None), (x,), length)[0], pullback
 
 
 def convolve_by_library(ctx, x, kernel, windows: Windows, groups: int = 1):

@@ -46,12 +46,12 @@ def attend(
     """
     xp, keys, runs = ctx.xp, key.shape[2], []
     forgets = block_size is not None
-    apart = ctx.backend.apart if forgets else lambda function: function()
+    isolate = ctx.backend.isolate if forgets else lambda function: function()
     for start, stop in _blocks(ctx, query, key, block_size):
         seen = min(stop, keys) if causal else keys
         block = _Block(ctx, start, stop, seen, dropout, forgets, (*query.shape[:3], keys), salt)
         block.look(query, key, value, query_mask, key_mask, causal)
-        runs.append((block, *apart(block.forward)))
+        runs.append((block, *isolate(block.forward)))
     rows = [xp.permute_dims(y, (0, 2, 1, 3)) for _, y, _ in runs]
     y = rows[0] if len(rows) == 1 else xp.concat(rows, axis=1)
 
@@ -62,7 +62,7 @@ def attend(
         dvalue: Any = None
         for block, y, kept in reversed(runs):  # the last block sees every key that any sees
             part = dy[:, :, block.start : block.stop, :]
-            dq, dk, dv = apart(functools.partial(block.pull, part, y, kept))
+            dq, dk, dv = isolate(functools.partial(block.pull, part, y, kept))
             dquery.insert(0, dq)
             dkey, dvalue = (_add_to(ctx, *pair) for pair in ((dkey, dk), (dvalue, dv)))
         unseen = keys - dkey.shape[2]
@@ -170,7 +170,7 @@ def _blocks(ctx, query, key, block_size) -> list[tuple[int, int]]:
     most = block_size
     if most is None:
         a_row = 4 * max(1, batch * heads * key.shape[2])
-        most = max(8, ctx.backend.score_bytes // a_row)
+        most = max(8, ctx.backend.tile_bytes["scores"] // a_row)
     count = math.ceil(queries / most)
     edges = [queries * i // count for i in range(count + 1)]
     return list(itertools.pairwise(edges))

@@ -52,7 +52,7 @@ class Lambda(Layer):
         backend = get_backend()
         try:
             with backend.scope("float32"):
-                y, _ = self._call(backend.xp, backend.zeros((1, *in_shape), "float32"))
+                y, _ = self._call(backend.xp, backend.xp.zeros((1, *in_shape), dtype=backend.xp.float32))
                 shape = tuple(y.shape)
         except Exception as error:
             raise ValueError(

@@ -121,7 +121,7 @@ class NetworkArrays(Strict):
         if self.built:
             ownership.claim(self, self._params, self._state)
             try:
-                self.backend.check_process()
+                self.backend.scope(self.dtype)
             except BackendError:  # told at the first use: a worker that fails to read its task tells nobody
                 return
             self._params, self._state = (
@@ -170,7 +170,7 @@ class NetworkArrays(Strict):
         return self._to_device(params), self._to_device(self.network.init_state(shape), packed=False)
 
     def _to_device(self, host, packed=True):
-        self.backend.check_dtype(self.dtype)
+        mixed_precision.check_dtype(self.backend, self.dtype)
         with self.backend.scope(self.dtype):
             arrays = tree.map(lambda a: self.backend.asarray(np.asarray(a, dtype=self.weight_dtype)), host)
             return self.backend.pack(arrays) if packed else arrays
@@ -263,9 +263,8 @@ class NetworkArrays(Strict):
         if shapes[0] != shapes[1]:
             raise ValueError(f"expected arrays of shapes {shapes[1]}, got {shapes[0]}")
         with self.backend.scope(self.dtype):
-            copied = tree.map(
-                lambda a: self.backend.copy(self.backend.asarray(a, dtype=self.weight_dtype)), given
-            )
+            arrays = tree.map(lambda a: self.backend.asarray(a, dtype=self.weight_dtype), given)
+            copied = self.backend.copy(arrays)
             return self.backend.pack(copied) if packed else copied
 
     @property
@@ -303,7 +302,7 @@ class NetworkArrays(Strict):
 
     def context(self, training: bool = False, state=None, step: int = 0) -> Context:
         """Return the context of one pass: in training, with the masks that `fit` draws at `step`."""
-        key = self.backend.stage({"key": step_keys(self.seed, step, step + 1)[0]})["key"]
+        key = self.backend.device_put({"key": step_keys(self.seed, step, step + 1)[0]})["key"]
         state = self.state if state is None else state
         return Context(self.backend, training=training, state=state, key=(key[0], key[1]))
 
@@ -406,16 +405,13 @@ class NetworkArrays(Strict):
     def snapshot(self) -> dict:
         """Return a copy of weights and state on the device, for `restore`."""
         with self.backend.scope(self.dtype):
-            return {
-                name: tree.map(self.backend.copy, t)
-                for name, t in (("params", self.params), ("state", self.state))
-            }
+            return self.backend.copy({"params": self.params, "state": self.state})
 
     @alone
     def restore(self, snapshot: dict) -> None:
         """Put back what `snapshot` copied."""
         with self.backend.scope(self.dtype):
-            copied = {name: tree.map(self.backend.copy, arrays) for name, arrays in snapshot.items()}
+            copied = self.backend.copy(snapshot)
             self._params, self._state = self.backend.pack(copied["params"]), copied["state"]
 
     def count_params(self) -> int:

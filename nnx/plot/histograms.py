@@ -62,7 +62,7 @@ def gradient_histograms(model, X, y, ax=None):
     runner, samples = model.engine, model.check_batch((X, y, None))
     numbers = runner.scalars(model.step, model.step + 1)
     with model.backend.scope(model.dtype):
-        row = {name: values[0] for name, values in model.backend.stage(numbers).items()}
+        row = {name: values[0] for name, values in model.backend.device_put(numbers).items()}
         grads, _, _ = runner.steps.gradients(model.params, model.state, runner.place(samples), row)
     sizes = {name: np.abs(grad) for name, grad in _named(model, grads).items()}
     shares = {name: np.mean(size == 0) for name, size in sizes.items()}

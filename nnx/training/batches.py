@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from nnx import log, tree
+from nnx import log
 from nnx.data.samples import Samples, batch_indices
 from nnx.distributed.ranks import Communicator, Shard, shard_of
 from nnx.random import SHUFFLE, generator
@@ -161,11 +161,11 @@ def place_if_it_fits(backend, samples: Samples, as_they_lie: bool = False) -> di
     try:
         is_padded = not as_they_lie and samples.nbytes <= PADDED
         rows = backend.padded(len(samples)) if is_padded else len(samples)
-        placed = backend.fixed(tree.map(lambda array: backend.place(array, rows), samples.arrays()))
+        placed = backend.put_samples(samples.arrays(), rows)
         log.info("%s, placed on %s", size, backend.name)
         return placed
     except Exception as error:  # the free memory may be fragmented, or taken by another program by now
-        if free is None or backend.out_of_memory(error) is None:
+        if free is None or not isinstance(backend.translate(error), MemoryError):
             raise
         log.info("%s, streamed batch by batch: no room on %s", size, backend.name)
     return None

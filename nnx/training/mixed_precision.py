@@ -10,7 +10,10 @@ of float32 and needs no scale.
 Source: Micikevicius et al., "Mixed precision training" (2018).
 """
 
+import functools
+
 from nnx import tree
+from nnx.backend_loading import BackendError
 from nnx.layers.base import HALF, run
 
 FIRST_SCALE = 2.0**15
@@ -26,6 +29,20 @@ def weight_dtype(dtype: str) -> str:
     return "float32" if dtype in HALF else dtype
 
 
+def check_dtype(backend, dtype: str) -> None:
+    """Raise a BackendError if models cannot compute in this precision on a backend."""
+    if dtype not in backend.dtypes:
+        raise BackendError(
+            f"dtype {dtype!r} is not to be had on {backend.name}, which has {', '.join(backend.dtypes)}: choose one of "
+            f"these, or another backend, such as nnx.set_backend('jax')"
+        )
+
+
+def cast(xp, x, *, dtype):
+    """An array in another precision."""
+    return xp.astype(x, dtype)
+
+
 def unscale(xp, grad, factor):
     """A gradient of a scaled loss in float32, without the scale."""
     return xp.astype(grad, xp.float32) * factor
@@ -36,8 +53,8 @@ def run_half(dtype: str, network, ctx, params, x):
 
     `x`, the output and its gradient are float32; the gradients of the weights are of `dtype`.
     """
-    xp, half = ctx.xp, ctx.backend.dtype(dtype)
-    params = ctx.backend.convert(params, half)
+    xp, half = ctx.xp, getattr(ctx.xp, dtype)
+    params = ctx.backend.map(functools.partial(cast, dtype=half), params)
     # Numbers of categories stay integers.
     x = tree.map(lambda part: xp.astype(part, half) if "float" in str(part.dtype) else part, x)
     output, pullback = run(network, ctx, params, x)
@@ -55,7 +72,7 @@ def run_network(dtype: str, network, ctx, params, x):
 
 def first_scale(backend) -> dict:
     """Return the scale of the loss that training starts with, and the good steps since it changed."""
-    one = backend.zeros((), "float32") + 1.0  # a scalar as it comes out of a step
+    one = backend.asarray(0.0, "float32") + 1.0  # a scalar as it comes out of a step
     return {"factor": one * FIRST_SCALE, "good_steps": one * 0.0}
 
 

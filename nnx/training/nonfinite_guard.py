@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from nnx import log, tree
+from nnx.backend import batch_of
 from nnx.callbacks import TerminateOnNaN
 from nnx.errors import NonFiniteError
 from nnx.training.batches import Batches
@@ -47,7 +48,8 @@ class Snapshot:
         self.parts = {name: keep(name, part) for name, part in parts.items()}
 
     def _on_device(self, name, part):
-        return self.model.backend.snapshot(part)
+        kept = self.model.backend.copy(part)
+        return lambda: self.model.backend.copy(kept)
 
     def _on_host(self, name, part):
         host = tree.map(self.model.backend.to_numpy, part)
@@ -91,7 +93,7 @@ class Run(NamedTuple):
     def batch(self, steps, i) -> tuple[dict, dict]:
         """Return the batch of row `i`, and its scalars."""
         row = {name: v[i] if isinstance(v, list) else v[i, ...] for name, v in self.rows.items()}
-        return steps.backend.batch(row, {"samples": self.samples})["samples"], row
+        return batch_of(steps.backend, row, {"samples": self.samples})["samples"], row
 
     def where(self, i) -> str:
         """Return which step row `i` is, in words."""

@@ -38,17 +38,15 @@ class Guard:
 
     def compile(self, function: Callable) -> Callable:
         """Return `Backend.compile(function)`, watched."""
-        compiled = self.backend.compile(function)
-        return function if compiled is function else self._once_watched(compiled, function)
-
-    def _once_watched(self, compiled: Callable, as_python: Callable) -> Callable:
-        known = set()
+        compiled, known = self.backend.compile(function), set()
+        if compiled is function:
+            return function
 
         def run(*arguments):
             if self.reason is None and (shapes := _shapes_of(arguments[-1])) not in known:
                 known.add(shapes)
-                return self.watch(as_python if self.first_as_python else compiled, *arguments)
-            return (compiled if self.reason is None else as_python)(*arguments)
+                return self.watch(function if self.first_as_python else compiled, *arguments)
+            return (compiled if self.reason is None else function)(*arguments)
 
         return run
 

@@ -67,7 +67,7 @@ class StepRunner:
         rows = self.scalars(step, step + batches.steps, batches.shard)
         if batches.indices is not None:
             rows["index"] = batches.indices
-        return self.backend.stage(rows)
+        return self.backend.device_put(rows)
 
     @undivided  # raised while it is closed, a second Ctrl-C would be lost
     def runs(self, steps: int, one_by_one: bool = False) -> Generator[tuple[int, int]]:
@@ -115,7 +115,7 @@ class StepRunner:
         weights = {"params": model.params, "state": model.state}
         with contextlib.closing(source.epoch()) as epoch:
             for batches in epoch:
-                rows = {} if batches.indices is None else self.backend.stage({"index": batches.indices})
+                rows = {} if batches.indices is None else self.backend.device_put({"index": batches.indices})
                 data = {"weights": weights, "samples": batches.samples}
                 for start, stop in self.runs(batches.steps):
                     before = totals if batches.shard.share else None

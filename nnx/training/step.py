@@ -64,7 +64,7 @@ class Steps:
             reduced = self.backend.all_reduce(self.communicator, [grads, state], numbers["share"])
             grads, state = reduced[0], tree.copy(reduced[1])
         if scale is not None:  # of float16, whose gradients may overflow
-            scalars["finite"] = finite = mixed_precision.all_finite(xp, self.backend.flat(grads))
+            scalars["finite"] = finite = mixed_precision.all_finite(xp, tree.buffers(grads))
             state = mixed_precision.keep_if(xp, finite, state, carry["state"])
             kept = {"scale": mixed_precision.next_scale(xp, scale, finite)}
         params, slots = self.optimizer.update(grads, carry["slots"], carry["params"], scalars, self.backend)
@@ -93,8 +93,8 @@ class Steps:
             dy = tree.map(lambda part: part * loss_scale, dy)
         _, grads = pullback(dy)
         if self.dtype in mixed_precision.HALF:
-            factor = 1.0 if loss_scale is None else 1.0 / loss_scale
-            grads = self.backend.map_kernel(mixed_precision.unscale, self.backend.pack(grads), factor)
+            scalars = {"factor": 1.0 if loss_scale is None else 1.0 / loss_scale}
+            grads = self.backend.map(mixed_precision.unscale, self.backend.pack(grads), scalars=scalars)
         return self._add_penalty_gradients(params, grads, batch["weight"]), ctx.state, sums
 
     def _loss(self, ctx, batch, output) -> tuple:

@@ -604,7 +604,7 @@ def test_what_is_read_again_after_it_was_written_is_computed_again():
         weight = carry["w"]["w"]
         before = backend.xp.sum(weight)
         backend.update_in_place(
-            lambda xp, w, g, rate: (w + g * rate,), [carry["w"].buffer, data["x"][0]], row
+            lambda xp, w, g, rate: (w + g * rate,), [carry["w"].buffer, data["x"][0]], row, (0,)
         )
         return carry, {"before": before, "after": backend.xp.sum(weight)}
 
@@ -616,7 +616,7 @@ def test_a_gradient_that_counts_twice_is_copied():
     def step(backend, carry, row, data):
         gradient = backend.xp.sum(data["x"] * row["rate"], axis=0)
         both = backend.xp.concat([gradient, gradient])
-        backend.update_in_place(lambda xp, w, g, rate: (w + g * rate,), [carry["w"].buffer, both], row)
+        backend.update_in_place(lambda xp, w, g, rate: (w + g * rate,), [carry["w"].buffer, both], row, (0,))
         return carry, {"sum": backend.xp.sum(both)}
 
     (weights, *_) = repeated(step, {"w": np.zeros(12, np.float32)})
@@ -702,8 +702,8 @@ def test_data_that_is_fixed_and_data_that_is_not_are_read_each_in_its_way():
     runner, losses = StepRunner(model), []
     with backend.scope("float32"):
         placed = runner.place(data)
-        for samples in [backend.fixed(placed), placed] * 4:
-            rows = backend.stage(
+        for samples in [backend.put_samples(data.arrays()), placed] * 4:
+            rows = backend.device_put(
                 {"index": np.arange(70).reshape(7, 10), **runner.scalars(model.step, model.step + 7)}
             )
             carry, totals = runner.steps.train(model.carry, None, rows, {"samples": samples}, 0, 7)
@@ -732,7 +732,7 @@ def test_names_of_inputs_that_are_not_plain_text(names):
     runner, losses = StepRunner(model), []
     with backend.scope("float32"):
         for _ in range(5):
-            rows = backend.stage(runner.scalars(model.step, model.step + 1))
+            rows = backend.device_put(runner.scalars(model.step, model.step + 1))
             carry, totals = runner.steps.train(model.carry, None, rows, {"samples": runner.place(data)}, 0, 1)
             model.set_carry(carry, steps=1)
             losses.append(float(totals["loss"]["loss"]))

@@ -190,7 +190,7 @@ def test_patches_are_formed_in_pieces_that_fit(samples, any_backend, monkeypatch
 
     whole = compute()
     products = []
-    monkeypatch.setattr(any_backend, "patch_bytes", samples * 4 * (4 * 3) * (2 * 2 * 4))
+    monkeypatch.setattr(any_backend, "tile_bytes", {"patches": samples * 4 * (4 * 3) * (2 * 2 * 4)})
     matmul = any_backend.xp.matmul
     monkeypatch.setattr(any_backend.xp, "matmul", lambda a, b: (products.append(a.shape), matmul(a, b))[1])
     for found, expected in zip(compute(), whole, strict=True):

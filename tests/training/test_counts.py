@@ -201,15 +201,15 @@ def test_weights_stay_in_one_buffer_on_numpy():
 
 def test_data_is_placed_once_for_all_epochs(any_backend, monkeypatch):
     placed = []
-    original = any_backend.place
+    original = any_backend.put_samples
 
-    def counted(array, rows):
-        placed.append(array.shape)
-        return original(array, rows)
+    def counted(samples, rows):
+        placed.extend(array.shape for array in nnx.tree.leaves(samples))
+        return original(samples, rows)
 
     model = build(any_backend)
     model.build((6,))
-    monkeypatch.setattr(any_backend, "place", counted)
+    monkeypatch.setattr(any_backend, "put_samples", counted)
     model.fit(X, Y, epochs=4, verbose=0)
     assert sorted(placed) == [(200,), (200,), (200, 6)]  # labels, weights, features
 

@@ -81,7 +81,7 @@ def test_the_output_is_that_of_rounded_weights_and_inputs(half, any_backend):
     twin = build("float32")
     twin.build((8,))
     rounded = [np.asarray(any_backend.to_numpy(any_backend.xp.astype(
-        any_backend.xp.astype(any_backend.asarray(w), any_backend.dtype(half)), any_backend.dtype("float32")
+        any_backend.xp.astype(any_backend.asarray(w), getattr(any_backend.xp, half)), any_backend.xp.float32
     ))) for w in model.get_weights()]  # fmt: skip
     assert not np.array_equal(rounded[0], model.get_weights()[0])
     twin.set_weights(rounded)
