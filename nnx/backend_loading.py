@@ -16,11 +16,14 @@ GROUP = "nnx.backends"
 class BackendError(RuntimeError):
     """A backend does not exist or cannot run here; the message says what to do about it."""
 
+    __module__ = "nnx.backend"
+
 
 @dataclass(frozen=True)
 class BackendInfo:
     """The description of one backend that `nnx.available_backends()` returns."""
 
+    __module__ = "nnx.backend"
     name: str
     usable: bool
     version: str = ""
