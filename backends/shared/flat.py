@@ -77,8 +77,8 @@ class FlatBackend(Backend):
 
     def copy(self, values):
         if isinstance(values, Packed):
-            return view_as(values, self.copy(values.buffer))
-        return super().copy(values)
+            return view_as(values, values.buffer.copy())
+        return tree.map(lambda array: array.copy(), values)
 
     def map(self, function, *trees, scalars=None, overwrite=()):
         if not isinstance(trees[0], Packed):

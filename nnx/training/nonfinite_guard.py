@@ -6,6 +6,7 @@ an epoch anyway: where it is not finite, or the weights are not, the steps of th
 from the snapshot, to find the first that goes wrong. The model is left as it was before that step.
 """
 
+import functools
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -48,8 +49,8 @@ class Snapshot:
         self.parts = {name: keep(name, part) for name, part in parts.items()}
 
     def _on_device(self, name, part):
-        kept = self.model.backend.copy(part)
-        return lambda: self.model.backend.copy(kept)
+        copy = self.model.backend.copy
+        return functools.partial(copy, copy(part))  # without a reference to self: the memory is freed at once
 
     def _on_host(self, name, part):
         host = tree.map(self.model.backend.to_numpy, part)
