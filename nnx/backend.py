@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from nnx import log, tree
-from nnx.backend_loading import BackendError, BackendInfo, entry_points, load
+from nnx.backend_loading import BackendError, BackendInfo, available_backends, load
 from nnx.distributed.ranks import LAUNCH, Communicator
 
 __all__ = [
@@ -447,16 +447,3 @@ def use_backend(backend: str | Backend) -> Iterator[Backend]:
         yield chosen
     finally:
         _chosen.reset(token)
-
-
-def available_backends() -> dict[str, BackendInfo]:
-    """Return the description of each installed backend, by name: whether it can run here, and if not, why."""
-    infos = {}
-    for name in sorted(entry_points()):
-        try:
-            infos[name] = load(name).describe()
-        except BackendError as error:
-            infos[name] = BackendInfo(name, usable=False, reason=str(error))
-        except Exception as error:  # a broken plug-in must not hide the others
-            infos[name] = BackendInfo(name, usable=False, reason=f"cannot be loaded: {error!r}")
-    return infos

@@ -91,3 +91,16 @@ def _make(name: str) -> Any:
     if name not in points:
         raise BackendError(suggest("backend", name, [*points, "auto"]))
     return points[name].load()()
+
+
+def available_backends() -> dict[str, BackendInfo]:
+    """Return the description of each installed backend, by name: whether it can run here, and if not, why."""
+    infos = {}
+    for name in sorted(entry_points()):
+        try:
+            infos[name] = load(name).describe()
+        except BackendError as error:
+            infos[name] = BackendInfo(name, usable=False, reason=str(error))
+        except Exception as error:  # a broken plug-in must not hide the others
+            infos[name] = BackendInfo(name, usable=False, reason=f"cannot be loaded: {error!r}")
+    return infos
