@@ -1,4 +1,4 @@
-"""Ctrl-C during training: heard between two steps, never in the middle of one."""
+"""Ctrl-C during training: raised between two runs of steps; pressed repeatedly, at once."""
 
 import functools
 import math

@@ -107,7 +107,7 @@ class Optimizer(Configurable):
         return params, slots
 
     def _whole_rule(self, xp, param, grad, *slots, finite=None, **scalars):
-        """Run `rule`, and what is the same for all; where gradients are not `finite`, change nothing."""
+        """Clip by value, run `rule` and weight decay; where gradients are not `finite`, change nothing."""
         before = (param, *slots)
         if self.clipvalue is not None:
             grad = xp.minimum(xp.maximum(grad, -self.clipvalue), self.clipvalue)

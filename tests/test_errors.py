@@ -55,7 +55,7 @@ CASES = {
     "shuffle that returns nothing": (
         lambda: fit(X, Y, shuffle=lambda order: None),
         ValueError,
-        "the function given as shuffle must return numbers of samples from 0 to 19, got None",
+        "the function given as shuffle must return sample indices from 0 to 19, got None",
     ),
     "shuffle beyond the samples": (lambda: fit(X, Y, shuffle=lambda order: order + 5), ValueError, "0 to 19, got numbers from 5 to 24"),
     "ragged X": (lambda: fit([[1, 2], [3]], Y[:2]), ValueError, "its rows differ in shape"),

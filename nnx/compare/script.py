@@ -16,7 +16,7 @@ from nnx.data.streams import as_batch
 from nnx.models.model import Model
 from nnx.models.sequential import load
 from nnx.random import SHUFFLE, generator
-from nnx.training.trainer import NO_BATCH, instead
+from nnx.training.trainer import NO_BATCH, fit_override
 
 
 class SourceError(ValueError):
@@ -98,14 +98,14 @@ def _first_fit(path: Path, arguments, steps: int, batch_size: int | None) -> tup
             raise ValueError(NO_BATCH)
         raise _FirstFit(model, list(itertools.islice(itertools.cycle(batches), steps)))
 
-    token = instead.set(stop)
+    token = fit_override.set(stop)
     try:
         with _running(path, arguments):
             runpy.run_path(str(path), run_name="__main__")
     except _FirstFit as first:
         return first.model, first.batches
     finally:
-        instead.reset(token)
+        fit_override.reset(token)
     raise SourceError(
         f"{path} ran to its end without calling fit: name a function in it that returns a compiled model, as in "
         f"{path}:build"

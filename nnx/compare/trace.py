@@ -43,7 +43,7 @@ class Tracer:
     def __init__(self, start: Model, backend: Backend):
         self.backend, self.name = backend, backend.name
         self.model, self.fitted = (copy.deepcopy(start).to(backend) for _ in range(2))
-        self.fitted._is_known_to_suit = True  # the targets may be drawn at random
+        self.fitted._loss_is_checked = True  # the targets may be drawn at random
         self.place = Place(1, "forward")
         """What is being computed, to be named if it fails."""
         self.carry = self._host(self.model.carry)

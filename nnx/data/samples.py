@@ -54,11 +54,11 @@ class Samples:
         return self.y
 
     def glance(self) -> "Samples":
-        """Return what is looked at to tell whether other samples are the same."""
+        """Return the samples by which a later run recognises the same data."""
         return self
 
     def then(self, function: "Callable[[Samples], Samples]") -> "Samples":
-        """Return what a function of samples makes of these."""
+        """Return the result of a function of samples; for files it is applied as they are read."""
         return function(self)
 
     def order(self, shuffle=False, rng: "Callable[[], np.random.Generator] | None" = None) -> Any:
@@ -160,7 +160,7 @@ def as_features(
 ) -> np.ndarray:
     """Return `x` as a host array of `dtype` and shape (batch, *in_shape), or raise a ValueError.
 
-    With `categories` it is numbers of categories, from 0 on, and becomes int32. `Rows` stay so, and are
+    With `categories` it holds category indices from 0 on, and becomes int32. `Rows` stay so, and are
     checked as they are read.
     """
     if isinstance(x, Rows):
@@ -287,7 +287,7 @@ def split_last(samples: Samples, fraction: float) -> tuple[Samples, Samples]:
 
 
 def checked_order(order, samples: int) -> np.ndarray:
-    """Return what a function given as `shuffle` returned, if it is numbers of samples."""
+    """Return the sample indices that a function given as `shuffle` returned, checked."""
     found = np.asarray(order)
     if found.ndim != 1 or found.size == 0 or found.dtype.kind not in "iu":
         got = "None" if order is None else f"an array of {found.dtype}, shape {found.shape}"
@@ -296,7 +296,7 @@ def checked_order(order, samples: int) -> np.ndarray:
     else:
         return found
     raise ValueError(
-        f"the function given as shuffle must return numbers of samples from 0 to {samples - 1}, got {got}"
+        f"the function given as shuffle must return sample indices from 0 to {samples - 1}, got {got}"
     )
 
 

@@ -51,10 +51,10 @@ class NetworkArrays(Strict):
     step: int
     """Steps taken since `compile`."""
     loss_scale: dict | None
-    """In float16, by what the loss is multiplied, and the good steps since that changed."""
+    """In float16, the factor of the loss and the number of finite steps since it last changed."""
     trained_in: int | None
     """The number of the thread that trains it now."""
-    _is_known_to_suit = False
+    _loss_is_checked = False
     """Whether output and loss have been looked at; see `nnx.inspect.suitability`."""
     _owns_layers = True
     """Whether its layers may have weights in no other model."""

@@ -76,7 +76,7 @@ class Model(NetworkArrays):
         self.metrics_used = used
         self._slots, self._slot_names, self.loss_scale, self.step = None, (), None, 0
         self._compiled_steps = CompiledSteps()
-        self._is_known_to_suit = False
+        self._loss_is_checked = False
 
     @property
     def metrics_names(self) -> list[str]:
@@ -122,8 +122,8 @@ class Model(NetworkArrays):
         validation_data : (x, y), (x, y, sample_weight) or iterable of batches
             A generator is used up after one pass: to validate more than once, give `validation_steps`, or a list.
         shuffle : bool or function
-            Whether the samples are visited in a new order each epoch. A function is given the numbers of
-            the samples at each epoch, and returns them in the order to visit them in.
+            Whether the samples are visited in a new order each epoch. A function is given the sample
+            indices at each epoch, and returns them in the order to visit.
         class_weight : dict of class number to weight
             By what the loss of each sample of a class is multiplied; 1 for a class that is not named. For one label
             a sample: a class number, a one-hot row, or 0 and 1 (or -1 and 1) of a single output.

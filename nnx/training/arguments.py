@@ -17,7 +17,7 @@ class FitArguments:
     """
 
     batch_size: int
-    """Of None as given, 32."""
+    """If None is given, 32."""
     epochs: int
     initial_epoch: int
     shuffle: Any
@@ -25,7 +25,7 @@ class FitArguments:
     steps_per_epoch: int | None
     validation_steps: int | None
     validation_batch_size: int
-    """Of None as given, `batch_size`, but 256 at least."""
+    """If None is given, max(batch_size, 256)."""
     validation_freq: int
 
     def __post_init__(self):

@@ -148,7 +148,7 @@ def takes_all(samples: Samples, batch_size: int, shuffle, communicator) -> bool:
 def place_if_it_fits(backend, samples: Samples, as_they_lie: bool = False) -> dict | None:
     """Return the samples on the device, or None: then they are to be streamed.
 
-    Unless steps take them as they lie, rows may follow that no step reads.
+    The arrays may be padded with unused rows, unless every step uses the whole data set in order (`as_they_lie`).
     """
     if samples.stays_on_host:
         log.info("%s samples, read a window at a time from where they are", f"{len(samples):,}")

@@ -103,7 +103,7 @@ class Run(NamedTuple):
 
 
 class Epochs(NamedTuple):
-    """Steps from `step` on whose rows can be made again: kept, they would take new memory in each epoch."""
+    """Journal entry of steps from `step` on, whose inputs are computed again when they are repeated, not kept."""
 
     step: int
     epoch: int
@@ -153,7 +153,7 @@ class NonfiniteGuard:
         self.epoch, self.first_step = epoch, self.model.step
         if self.epoch_again is None:
             return
-        if self.snapshot is None or self._is_other():
+        if self.snapshot is None or self._is_changed_by_callback():
             self._begin()
         elif self._has_other_settings():
             self._note_settings()
@@ -162,7 +162,7 @@ class NonfiniteGuard:
         """Note steps that are about to be taken."""
         if self.epoch_again is not None:
             return
-        if self.snapshot is None or self._is_other():
+        if self.snapshot is None or self._is_changed_by_callback():
             self._begin()
         step = self.model.step
         self.journal.append(Run(rows, batches.samples, 0, batches.steps, step, self.epoch, self.first_step))
@@ -173,7 +173,7 @@ class NonfiniteGuard:
         """Note the carry that steps have left."""
         self.carry = carry
 
-    def _is_other(self) -> bool:
+    def _is_changed_by_callback(self) -> bool:
         """Whether a callback has set weights or changed settings of the layers."""
         model, carry = self.model, self.carry
         is_set = model._params is not carry["params"] or model._state is not carry["state"]
@@ -213,7 +213,7 @@ class NonfiniteGuard:
             return False
         sums = self.runner.of_all_ranks({"loss": totals["loss"]})
         read, *wrong = self.backend.read([sums["loss"], *self._probe()])
-        self._judge(tree.leaves(read), wrong)
+        self._expect_finite(tree.leaves(read), wrong)
         run, step = self.journal[-1], self.model.step
         self._begin()
         if isinstance(run, Run) and (start := run.start + step - run.step) < run.stop:  # the rest is to come
@@ -229,7 +229,7 @@ class NonfiniteGuard:
             read, *wrong = self.backend.read([self.runner.of_all_ranks(totals), *self._probe()])
             logs = self.runner.named(read, samples)
         if wrong or not math.isfinite(logs["loss"]):  # no part of the loss goes wrong without it
-            self._judge((logs["loss"],), wrong)
+            self._expect_finite((logs["loss"],), wrong)
         self.is_unchecked = not wrong
         if is_old or self.is_shared:
             self.snapshot, self.journal = None, []
@@ -247,7 +247,7 @@ class NonfiniteGuard:
     def end(self) -> None:
         """Check the weights if those of the last epoch have not been checked."""
         if self.is_unchecked:
-            self._judge([], self.backend.read(self._probe()))
+            self._expect_finite([], self.backend.read(self._probe()))
 
     def _probe(self) -> list:
         """Return numbers on the device that are zero where the weights are finite."""
@@ -258,7 +258,7 @@ class NonfiniteGuard:
             self.kinds = [kind for kind in ("params", "state") if tree.leaves(carry[kind])]
         return [self.backend.zero_or_nan(carry[kind]) for kind in self.kinds]
 
-    def _judge(self, losses, wrong) -> None:
+    def _expect_finite(self, losses, wrong) -> None:
         """Raise an error if a number is not finite, or with `TerminateOnNaN` end training."""
         if self.is_over or all(map(math.isfinite, (*losses, *wrong))):
             return

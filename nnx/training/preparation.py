@@ -48,8 +48,8 @@ def prepared(model, x, y, sample_weight=None) -> Samples:
 def prepared_for_training(model, x, y, sample_weight=None) -> Samples:
     """Return checked samples; warn at the first ones after `compile` if the model's output does not suit the loss."""
     samples = prepared(model, x, y, sample_weight)
-    if not model._is_known_to_suit:
-        model._is_known_to_suit = True
+    if not model._loss_is_checked:
+        model._loss_is_checked = True
         # Of a file the first samples: the others are checked when they are read.
         some = (samples.part(0, min(len(samples), 32)) if samples.stays_on_host else samples).glance()
         for text in unsuited(model.network, model.loss, model.output_shape, some.y, some.weight):

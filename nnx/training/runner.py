@@ -87,13 +87,13 @@ class StepRunner:
     def train(self, rows: dict, batches: Batches, start: int, stop: int, totals, guard=None) -> dict:
         """Take steps start, ..., stop - 1 of `rows`; return the totals with their sums added."""
         before = totals if batches.shard.share else None
-        carry, sums = self.steps.train(
+        carry, after = self.steps.train(
             self.model.carry, before, rows, {"samples": batches.samples}, start, stop
         )
         self.model.set_carry(carry, steps=stop - start)
         if guard is not None:
             guard.after(carry)
-        return self._added(totals, sums, batches.shard)
+        return self._updated(totals, after, batches.shard)
 
     def train_on_batch(self, samples: Samples) -> dict[str, float]:
         """Take one step on samples of the host; return loss and metrics."""
@@ -119,8 +119,8 @@ class StepRunner:
                 data = {"weights": weights, "samples": batches.samples}
                 for start, stop in self.runs(batches.steps):
                     before = totals if batches.shard.share else None
-                    _, sums = self.steps.evaluate({}, before, rows, data, start, stop)
-                    totals = self._added(totals, sums, batches.shard)
+                    _, after = self.steps.evaluate({}, before, rows, data, start, stop)
+                    totals = self._updated(totals, after, batches.shard)
                     check()
                 samples += batches.steps * batches.batch_size
         if totals is None:
@@ -131,11 +131,11 @@ class StepRunner:
         """Return loss and metrics on samples, computed by this process alone."""
         return self.evaluate(source_of(self.backend, samples, batch_size))
 
-    def _added(self, totals, sums, shard: Shard) -> dict:
-        """Return totals with sums, which hold them already unless the shard does not count."""
+    def _updated(self, before, after, shard: Shard) -> dict:
+        """Return the totals after a run of steps; a shard of share 0 adds nothing."""
         if shard.share:
-            return sums
-        return self.backend.add(totals, tree.map(lambda total: total * 0, sums))
+            return after
+        return self.backend.add(before, tree.map(lambda total: total * 0, after))
 
     # Loss and metrics
 

@@ -316,9 +316,9 @@ def _fuse_each(outputs: layers.Outputs, loss: OutputLosses) -> tuple:
 
 
 def _links(loss: Loss) -> Any:
-    """Return the activation that turns outputs into probabilities if a loss takes them as logits, else None.
+    """Return the sigmoid or softmax that turns logits into probabilities for metrics, or None.
 
-    Of several outputs, a dict of those that there are.
+    For several outputs, a dict by output name.
     """
     if isinstance(loss, OutputLosses):
         found = {key: _links(each) for key, each in loss.each.items()}

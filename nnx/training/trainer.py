@@ -29,8 +29,8 @@ NO_BATCH = (
     "with __iter__, or for training one without end and steps_per_epoch="
 )
 
-instead: ContextVar[Callable | None] = ContextVar("nnx_instead_of_training", default=None)
-"""Called with the `Trainer` in place of training, by whoever wants to know what a program would train on."""
+fit_override: ContextVar[Callable | None] = ContextVar("nnx_fit_override", default=None)
+"""If set, called with the `Trainer` instead of training."""
 
 
 class Trainer:
@@ -54,7 +54,7 @@ class Trainer:
     def fit(self, callbacks, resume_from=None) -> History:
         """Train and return the history; `resume_from` is `resume` of `Model.fit`."""
         model, given = self.model, self.arguments
-        if (other := instead.get()) is not None:
+        if (other := fit_override.get()) is not None:
             return other(self)
         model.history = History()
         self.callbacks = _callback_list(model, callbacks, given.verbose)

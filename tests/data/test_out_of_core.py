@@ -199,7 +199,7 @@ def test_an_epoch_reads_each_row_once_in_slices_of_whole_chunks():
 
 def test_a_shuffle_that_numbers_what_is_not_there():
     for wrong in (lambda n: n + 1, lambda n: n - 1):
-        with pytest.raises(ValueError, match="must return numbers of samples from 0 to 229"):
+        with pytest.raises(ValueError, match="must return sample indices from 0 to 229"):
             fit(build(), Source(X), Y, shuffle=wrong)
 
 
