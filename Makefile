@@ -17,8 +17,14 @@ help:  ## list the commands (this)
 train: .venv/train.stamp  ## train on handwritten digits; for example ARGS='--data iris --epochs 20'
 	$(BIN)/python train.py $(ARGS)
 
-test: .venv/dev.stamp  ## run all tests, on NumPy, JAX and the strict array-API namespace
-	$(BIN)/python -m pytest -n auto $(ARGS)
+test: .venv/dev.stamp  ## run the tests, on NumPy, JAX and the strict array-API namespace
+	$(BIN)/python -m pytest -q -x tests/test_smoke.py
+	$(BIN)/python -m pytest -n auto -m 'not slow' $(ARGS)
+
+test-slow: .venv/dev.stamp  ## run what test leaves out: whole tutorials, kills and Ctrl-C at random moments, fuzzing
+	$(BIN)/python -m pytest -n auto -m slow $(ARGS)
+
+test-all: test test-slow  ## run all tests
 
 test-cupy: .venv/cupy.stamp  ## run what touches arrays on CuPy: on the GPU, or without one on an emulated device
 	$(BIN)/python -m pytest --cupy -n auto $(ARGS)
@@ -84,5 +90,5 @@ clean:  ## remove the environment and all caches; keeps runs/
 	$(INSTALL) -e '.[bench]'
 	@touch $@
 
-.PHONY: help fuzz train test test-cupy test-lowest lint api bench bench-peers bench-report clean
+.PHONY: help fuzz train test test-slow test-all test-cupy test-lowest lint api bench bench-peers bench-report clean
 .DELETE_ON_ERROR:

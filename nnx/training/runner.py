@@ -70,15 +70,15 @@ class StepRunner:
         return self.backend.device_put(rows)
 
     @undivided  # raised while it is closed, a second Ctrl-C would be lost
-    def runs(self, steps: int, one_by_one: bool = False) -> Generator[tuple[int, int]]:
+    def runs(self, steps: int) -> Generator[tuple[int, int]]:
         """Yield (start, stop) of runs of steps that last about `backend.seconds_a_run` each."""
         compiled, start = self.compiled, 0
         while start < steps:
-            stop = min(steps, start + (1 if one_by_one else compiled.steps_a_run))
+            stop = min(steps, start + compiled.steps_a_run)
             began = time.perf_counter()
             yield start, stop
             spent = time.perf_counter() - began
-            if not one_by_one and stop - start == compiled.steps_a_run:
+            if stop - start == compiled.steps_a_run:
                 factor = min(8.0, self.backend.seconds_a_run / max(spent, 1e-9))
                 compiled.steps_a_run = max(1, int(compiled.steps_a_run * factor))
             start = stop

@@ -102,19 +102,19 @@ def test_a_second_run_is_the_same_bits(any_backend, monkeypatch):
     """However the machine's speed cuts the epochs into runs of steps."""
     first, second = build(any_backend), build(any_backend)
     lengths = iter([1, 2, 3, 1, 4, 2, 5, 1, 3] * 10)
-    runs = type(StepRunner(second)).runs
+    runs = StepRunner.runs
 
-    def cut_otherwise(engine, rows, length, one_by_one):
-        if engine is not StepRunner(second):
-            yield from runs(engine, rows, length, one_by_one)
+    def cut_otherwise(runner, steps):
+        if runner.model is not second:
+            yield from runs(runner, steps)
             return
         start = 0
-        while start < length:
-            stop = min(length, start + next(lengths))
+        while start < steps:
+            stop = min(steps, start + next(lengths))
             yield start, stop
             start = stop
 
-    monkeypatch.setattr(type(StepRunner(second)), "runs", cut_otherwise)
+    monkeypatch.setattr(StepRunner, "runs", cut_otherwise)
     assert fit(first, 2).history == fit(second, 2).history
     for a, b in zip(first.get_weights(), second.get_weights(), strict=True):
         np.testing.assert_array_equal(a, b)

@@ -520,7 +520,7 @@ def meeting(monkeypatch):
     """Return the address at which the ranks of this test meet."""
     monkeypatch.setenv("MASTER_PORT", str(free_port()))
     monkeypatch.setenv("NNX_KEY", "00" * 32)
-    return nnx.distributed.address()
+    return nnx.distributed.ranks.address()
 
 
 def test_strangers_do_not_keep_ranks_from_meeting(meeting, monkeypatch):
