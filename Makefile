@@ -21,8 +21,8 @@ test: .venv/dev.stamp  ## run the tests, on NumPy, JAX and the strict array-API 
 	$(BIN)/python -m pytest -q -x tests/test_smoke.py
 	$(BIN)/python -m pytest -n auto -m 'not slow' $(ARGS)
 
-test-slow: .venv/dev.stamp  ## run what test leaves out: whole tutorials, kills and Ctrl-C at random moments, fuzzing
-	$(BIN)/python -m pytest -n auto -m slow $(ARGS)
+test-slow: .venv/dev.stamp  ## run what test leaves out: tutorials, kills and Ctrl-C at random moments, more drawn examples
+	$(BIN)/python -m pytest -n auto -m 'slow or hypothesis' --hypothesis-profile=many $(ARGS)
 
 test-all: test test-slow  ## run all tests
 
