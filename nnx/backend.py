@@ -1,9 +1,7 @@
 """What nnx asks of an array library, and the choice of one at run time.
 
-A backend adapts one array library. Its `xp` is that library's array-API namespace, in which all
-layers, losses and optimizers are written; its methods cover what the array-API standard leaves
-out (copies from and to the host, running a step many times, ...). Backends are found through the
-entry-point group `nnx.backends`, so your own backend is installed like any package.
+A backend adapts one array library. Its `xp` is that library's array-API namespace, in which all layers,
+losses and optimizers are written; its methods cover what the standard leaves out.
 """
 
 import contextlib
@@ -21,7 +19,6 @@ import numpy as np
 
 from nnx import log, tree
 from nnx.backend_loading import BackendError, BackendInfo, available_backends, load
-from nnx.distributed.ranks import LAUNCH, Communicator
 
 __all__ = [
     "Backend",
@@ -33,9 +30,6 @@ __all__ = [
     "set_backend",
     "use_backend",
 ]
-
-# `NNX_BACKEND=auto` takes the first of these that can run.
-AUTOMATIC = ("cupy", "jax", "numpy")
 
 
 class Backend:
@@ -145,10 +139,8 @@ class Backend:
     # Convolution and attention
 
     tile_bytes: Mapping[str, int] = {"patches": 4 << 20, "scores": 1 << 40}
-    """The memory for the patches of a convolution, and for the scores of attention, computed at a time.
-
-    On a CPU they should fit in a core's cache.
-    """
+    """How much of a convolution's patches, and of attention's scores, is computed at a time: on a CPU, what
+    fits in a core's cache."""
 
     def map_tiles(self, function, arrays: tuple, length: int) -> tuple:
         """Return `function(*arrays)`, computed for `length` samples at a time.
@@ -156,12 +148,10 @@ class Backend:
         It returns two arrays, each of which may be None: those of the tiles are concatenated along the
         first axis for the first, and summed for the second.
         """
-        count = arrays[0].shape[0]
-        if count <= length:
+        if (count := arrays[0].shape[0]) <= length:
             return function(*arrays)
         tiles = [slice(start, min(start + length, count)) for start in range(0, count, length)]
-        results = [function(*(array[tile, ...] for array in arrays)) for tile in tiles]
-        rows, terms = zip(*results, strict=True)
+        rows, terms = zip(*(function(*(a[tile, ...] for a in arrays)) for tile in tiles), strict=True)
         return (
             None if rows[0] is None else self.xp.concat(rows, axis=0),
             None if terms[0] is None else functools.reduce(operator.add, terms),
@@ -170,10 +160,10 @@ class Backend:
     def convolve(self, windows, x, kernel, groups: int = 1, transposed: bool = False) -> tuple | None:
         """Return a convolution by the library and its pullback, or None to have it computed from patches.
 
-        x (batch, *spatial, channels) and kernel (*size, channels / groups, filters) give (batch,
-        *counts, filters); `pullback(dy)` gives dx and dkernel. If transposed, it is the gradient of a
-        convolution with respect to its input: x (batch, *counts, channels) and kernel (*size, filters,
-        channels) give (batch, *spatial, filters).
+        x (batch, *spatial, channels) and kernel (*size, channels / groups, filters) give (batch, *counts,
+        filters); `pullback(dy)` gives dx and dkernel. If transposed, it is the gradient of a convolution
+        by its input: x (batch, *counts, channels) and kernel (*size, filters, channels) give (batch,
+        *spatial, filters).
         """
         return None
 
@@ -219,8 +209,7 @@ class Backend:
         results = [function(self.xp, *row, **(scalars or {})) for row in rows]
         if not overwrite:
             return tree.rebuild(trees[0], results)
-        columns = ([result[k] for result in results] for k in range(len(overwrite)))
-        return tuple(tree.rebuild(trees[0], column) for column in columns)
+        return tuple(tree.rebuild(trees[0], [result[k] for result in results]) for k in range(len(overwrite)))
 
     def scan(self, step, carry, xs, fixed=(), reverse: bool = False) -> tuple:
         """Run a recurrence over the first axis of arrays, and return the stacked results of all time steps.
@@ -257,10 +246,9 @@ class Backend:
     def repeat(self, step) -> Callable:
         """Return `run(carry, totals, rows, data, start, stop) -> (carry, totals)`.
 
-        It calls `step(carry, row, batch_of(row, data)) -> (carry, sums)` for rows start, ..., stop - 1
-        of `rows`, in order, and adds the sums to the totals. How the steps are divided into runs does not
-        change a bit of the result. The first totals are None. The carry is consumed: its memory may be
-        reused for the new one. With a single row, the host does not wait for the result.
+        It calls `step(carry, row, batch_of(self, row, data)) -> (carry, sums)` for rows start, ..., stop - 1
+        of `rows`, in order, and adds the sums to the totals, which are None at first. How the steps are
+        divided into runs does not change a bit of the result. The carry is consumed: its memory may be reused.
         """
 
         def run(carry, totals, rows, data, start, stop):
@@ -280,8 +268,8 @@ class Backend:
         return tree.map(self._in_float64, sums) if totals is None else tree.map(operator.add, totals, sums)
 
     def _in_float64(self, value):
-        is_whole = self.xp.isdtype(value.dtype, ("bool", "integral"))
-        return value if is_whole else self.xp.astype(value, self.xp.float64)
+        is_exact = self.xp.isdtype(value.dtype, ("bool", "integral"))
+        return value if is_exact else self.xp.astype(value, self.xp.float64)
 
     def isolate(self, function) -> Any:
         """Return `function()`, a tree of arrays, with the memory of its intermediate arrays freed.
@@ -329,10 +317,10 @@ class Backend:
 
     # Several processes
 
-    def communicator(self, rank: int, size: int) -> Communicator:
-        """Return the connection of this process to the others that train with it; see `nnx.distributed`."""
+    def communicator(self, rank: int, size: int) -> Any:
+        """Return the `nnx.distributed.Communicator` that connects this process to the others."""
         raise BackendError(
-            f"the {self.name} backend does not train on several processes: run it without {LAUNCH}, "
+            f"the {self.name} backend does not train on several processes: run it without python -m nnx launch, "
             f"or with NNX_BACKEND=cupy or numpy"
         )
 
@@ -370,7 +358,7 @@ _chosen: ContextVar[Backend | None] = ContextVar("nnx_backend", default=None)
 
 def _automatic() -> Backend:
     """Return the first usable of CuPy, JAX on an accelerator, and NumPy."""
-    for name in AUTOMATIC[:-1]:
+    for name in ("cupy", "jax"):
         try:
             backend = load(name)
         except BackendError as error:
@@ -380,8 +368,8 @@ def _automatic() -> Backend:
             log.info("backend auto: %s", name)
             return backend
         log.debug("backend auto: not %s, which has no accelerator here", name)
-    log.info("backend auto: %s, for want of an accelerator", AUTOMATIC[-1])
-    return load(AUTOMATIC[-1])
+    log.info("backend auto: numpy, for want of an accelerator")
+    return load("numpy")
 
 
 def as_backend(backend: "str | Backend | None") -> Backend:
@@ -398,8 +386,8 @@ def as_backend(backend: "str | Backend | None") -> Backend:
 def get_backend() -> Backend:
     """Return the current backend.
 
-    That is the one this thread chose; else the one the main thread chose; else the one that the
-    environment variable NNX_BACKEND names; else NumPy.
+    The one this thread chose; else the main thread's; else that of the environment variable NNX_BACKEND;
+    else NumPy.
 
     >>> import nnx
     >>> nnx.get_backend().name
