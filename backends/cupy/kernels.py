@@ -1,7 +1,7 @@
-"""Recorded kernels as CUDA: one launch for a pure function of arrays, whatever it computes.
+"""Recorded kernels as CUDA: one launch for any pure elementwise function.
 
-The record that NumPy runs in blocks (`recording`) is written out as the body of a CuPy
-`ElementwiseKernel`, each operation in the dtype that NumPy's rules give it. relu(x + b), say, is
+The recorded operations (`nnx.graph.recording`) become the body of a CuPy `ElementwiseKernel`, each in the
+dtype of NumPy's promotion rules. relu(x + b), for example, is
 
     const float v2 = v0 + v1;
     const float v3 = v2 >= 0.0f || v2 != v2 ? v2 : 0.0f;
@@ -13,7 +13,7 @@ import re
 
 import numpy as np
 
-from nnx.graph.recording import NotRecordableError, Program, Value, cast, resolve, where_into
+from nnx.graph.recording import NotRecordableError, RecordedKernel, Value, cast, resolve, where_into
 
 TEMPLATES = {
     np.add: "{} + {}",
@@ -35,7 +35,7 @@ TEMPLATES = {
     np.cos: "cos({})",
     np.floor: "floor({})",
     np.power: "pow({}, {})",
-    # As in NumPy, what is not a number stays so.
+    # As in NumPy, a nan stays nan.
     np.maximum: "{0} >= {1} || {0} != {0} ? {0} : {1}",
     np.minimum: "{0} <= {1} || {0} != {0} ? {0} : {1}",
     np.greater: "{} > {}",
@@ -60,7 +60,7 @@ TEMPLATES = {
 # CUDA passes 4 KB of arguments to a kernel; an array of four axes takes 80 bytes of them.
 MOST_ARGUMENTS = 40
 
-# Arithmetic in half precision is done in float and rounded, as NumPy does it.
+# Arithmetic in half precision is done in float and rounded, as in NumPy.
 _C_TYPES = {
     "float16": "float", "bfloat16": "float", "float32": "float", "float64": "double", "bool": "bool",
     "int8": "signed char", "int16": "short", "int32": "int", "int64": "long long",
@@ -74,31 +74,31 @@ class CudaKernel:
     Parameters
     ----------
     cupy : module
-    program : Program
-        All arrays of it are cut, so that numbers alone are computed on the host.
+    recorded : RecordedKernel
+        With all arrays cut, so that its setup computes Python scalars on the host.
     kinds : sequence of dtype or type
-        Those of the arguments; numbers have their type.
+        The dtypes of array arguments and the types of Python scalars.
     into : tuple of int or None
-        For each result, the argument whose memory it takes.
+        For each result, the index of the argument that it overwrites.
     name : str
-        What a profiler shows.
+        The name that a profiler shows.
     """
 
-    def __init__(self, cupy, program: Program, kinds, into: tuple, name: str = "kernel"):
-        dtypes = dict(enumerate(kinds)) | {op.result: op.dtype for op in (*program.before, *program.block)}
-        self.program, self.into = program, into
-        self.result_dtypes = [dtypes[value] for value in program.results]
-        read = {int(v) for op in program.block for v in op.arguments if isinstance(v, Value)} | {
-            *program.results
+    def __init__(self, cupy, recorded: RecordedKernel, kinds, into: tuple, name: str = "kernel"):
+        dtypes = dict(enumerate(kinds)) | {op.result: op.dtype for op in (*recorded.setup, *recorded.body)}
+        self.recorded, self.into = recorded, into
+        self.result_dtypes = [dtypes[value] for value in recorded.results]
+        read = {int(v) for op in recorded.body for v in op.arguments if isinstance(v, Value)} | {
+            *recorded.results
         }
-        self.read = sorted(v for v in read if v < len(kinds) or v in {op.result for op in program.before})
-        if len(self.read) + len(program.results) > MOST_ARGUMENTS:
+        self.read = sorted(v for v in read if v < len(kinds) or v in {op.result for op in recorded.setup})
+        if len(self.read) + len(recorded.results) > MOST_ARGUMENTS:
             raise NotRecordableError(f"{len(self.read)} arguments")
         inputs = [f"{_parameter(dtypes[v])} a{v}" for v in self.read]
-        outputs = [f"{dtypes[v].name} r{k}" for k, v in enumerate(program.results)]
-        body = [_statement(op, dtypes) for op in program.block]
+        outputs = [f"{dtypes[v].name} r{k}" for k, v in enumerate(recorded.results)]
+        body = [_statement(op, dtypes) for op in recorded.body]
         body = [f"const {_c_type(dtypes[v])} v{v} = a{v};" for v in self.read] + body
-        body += [f"r{k} = v{v};" for k, v in enumerate(program.results)]
+        body += [f"r{k} = v{v};" for k, v in enumerate(recorded.results)]
         self.text = "\n".join(body)
         name = "nnx_" + re.sub(r"\W+", "_", name).strip("_").lower()
         self._kernel = cupy.ElementwiseKernel(", ".join(inputs), ", ".join(outputs), self.text, name)
@@ -106,7 +106,7 @@ class CudaKernel:
     def __call__(self, *arguments):
         """Return the result, or the tuple of results."""
         values = dict(enumerate(arguments))
-        for op in self.program.before:
+        for op in self.recorded.setup:
             given = [values[int(v)] if isinstance(v, Value) else v for v in op.arguments]
             values[op.result] = op.dtype(op.function(*given))
         targets = [arguments[target] for target in self.into if target is not None]
@@ -114,7 +114,7 @@ class CudaKernel:
 
 
 def _parameter(dtype) -> str:
-    """Return the type of an argument as CuPy writes it; plain numbers are as wide as Python's."""
+    """Return CuPy's name of the type of an argument; a Python scalar has 64 bits."""
     return dtype.name if isinstance(dtype, np.dtype) else {int: "int64", float: "float64"}[dtype]
 
 
@@ -126,7 +126,7 @@ def _c_type(dtype) -> str:
 
 
 def _statement(op, dtypes) -> str:
-    """Return one operation, its arguments in the dtype in which NumPy does it."""
+    """Return one operation as a statement, with its arguments converted as NumPy does."""
     if op.function not in TEMPLATES:
         raise NotRecordableError(op.function)
     within = _dtype_within(op, dtypes)
@@ -148,7 +148,7 @@ def _dtype_within(op, dtypes) -> np.dtype:
 
 
 def _operand(value, dtypes, dtype) -> str:
-    """Return a value's name, or a number, as a `dtype`."""
+    """Return the text of a value or scalar, converted to `dtype`."""
     type_ = _c_type(dtype)
     if isinstance(value, Value):
         return f"v{int(value)}" if dtypes[int(value)] == dtype else f"({type_})v{int(value)}"

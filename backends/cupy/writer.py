@@ -1,8 +1,7 @@
-"""Compiled steps on CuPy: elementwise calls that feed one another become one launch.
+"""Compiled steps on CuPy: consecutive elementwise calls are fused into one launch.
 
-Every call of CuPy is a launch. In a traced step, neighbours that work element by element on arrays
-of one shape, kernels and plain operators alike, are joined into groups; a group is recorded as one
-kernel (`recording`) and compiled (`cuda_kernels`).
+Each call of CuPy is a launch. In a traced step, elementwise calls on arrays of one shape, kernels and
+operators alike, are collected into groups; a group is recorded as one kernel and compiled (`kernels`).
 """
 
 from collections.abc import Callable
@@ -17,19 +16,19 @@ from nnx.graph.writer import Writer, refs
 
 @dataclass
 class Group:
-    """Elementwise calls on arrays of one shape that no other call has needed yet."""
+    """Elementwise calls on arrays of one shape whose results no other call has read yet."""
 
     shape: tuple
     calls: list[Call] = field(default_factory=list)
 
     @property
     def results(self) -> set[int]:
-        """The values that its calls make."""
+        """The values that its calls compute."""
         return {result for call in self.calls for result in call.results}
 
     @property
     def read(self) -> set[int]:
-        """The values that come from outside."""
+        """The values that it reads from outside the group."""
         return set().union(*(refs(call.arguments) for call in self.calls)) - self.results
 
 
@@ -37,10 +36,10 @@ class CupyWriter(Writer):
     """Writes calls of CuPy."""
 
     def _ordered(self, calls, needed):
-        """Return the calls, elementwise ones in groups.
+        """Return the calls, with elementwise ones fused in groups.
 
-        A group is written as late as can be: before the first call that needs a result of it, or
-        that overwrites what it reads.
+        A group is written as late as possible: before the first call that reads a result of it, or
+        overwrites a value that it reads.
         """
         done: list[Call] = []
         waiting: list[Group] = []
@@ -62,7 +61,7 @@ class CupyWriter(Writer):
             feeding = [group for group in waiting if group.results & read]
             shape = self._elementwise_shape(call)
             if shape is None:
-                # Whoever writes into a buffer writes into all views of it.
+                # A call that writes into a buffer writes into all views of it.
                 written = {self.values[value].memory for value in call.writes}
                 reads = (g for g in waiting if any(self.values[v].memory in written for v in g.read))
                 write([g for g in waiting if g.results & read] + [*reads])
@@ -76,7 +75,7 @@ class CupyWriter(Writer):
             write([g for g in waiting if g.results & read])
             waiting.append(joined)
         last: dict[tuple, Group] = {}
-        for group in waiting:  # which need nothing of one another
+        for group in waiting:  # none of which reads results of another
             before = last.get(group.shape)
             if before is not None and self._fits(Group(group.shape, before.calls + group.calls), users):
                 before.calls += group.calls
@@ -87,11 +86,11 @@ class CupyWriter(Writer):
         return done + [self._fused(group, users) for group in last.values()]
 
     def _fits(self, group: Group, users) -> bool:
-        """Whether CUDA can pass as many arguments as a group has."""
+        """Whether a group has no more arguments than CUDA can pass."""
         return len(group.read) + len(self._outputs(group, users)) <= MOST_ARGUMENTS
 
     def _elementwise_shape(self, call: Call) -> tuple | None:
-        """Return the shape of what an elementwise call makes; None if it is another kind of call."""
+        """Return the shape of the result of an elementwise call; None for any other call."""
         if len(call.results) != 1 or call.writes:
             return None
         kind = self.values[call.results[0]]
@@ -109,9 +108,9 @@ class CupyWriter(Writer):
         return kind.shape if is_one_launch else None
 
     def _record(self, calls, results):
-        """Return (plan, what it reads) of elementwise calls as one kernel."""
-        made = {result for call in calls for result in call.results}
-        read = sorted(set().union(*(refs(call.arguments) for call in calls)) - made)
+        """Return (kernel, its arguments) of elementwise calls fused into one."""
+        computed = {result for call in calls for result in call.results}
+        read = sorted(set().union(*(refs(call.arguments) for call in calls)) - computed)
         constants = [a for call in calls for a in call.arguments if self.library.is_array(a)]
 
         def fused(xp, *arguments):
@@ -138,7 +137,7 @@ class CupyWriter(Writer):
         return xp.call(operation, *given)
 
     def _outputs(self, group: Group, users) -> list[int]:
-        """Return the results of a group that are needed outside of it."""
+        """Return the results of a group that are read outside of it."""
         inside = {id(call) for call in group.calls}
         return [
             result
@@ -149,7 +148,7 @@ class CupyWriter(Writer):
         ]
 
     def _fused(self, group: Group, users) -> Call:
-        """Return one call that does what a group does."""
+        """Return one call for a whole group."""
         results = self._outputs(group, users)
         plan, arguments = self._record(group.calls, results)
         return Call(plan, tuple(arguments), {}, results=tuple(results))

@@ -5,7 +5,7 @@ import operator
 import os
 
 import numpy as np
-from nnx.backends.jax.programs import Programs
+from nnx.backends.jax.jit_cache import JitCache
 from nnx.backends.shared.prefetch import prefetch
 from nnx.backends.shared.remembered import remember
 
@@ -187,7 +187,7 @@ class JaxBackend(Backend):
         return self.jax.config.read("jax_enable_x64")
 
     def compile(self, function, consume=False):
-        return Programs(self.jax, function, donate_argnums=0 if consume else ())
+        return JitCache(self.jax, function, donate_argnums=0 if consume else ())
 
     def repeat(self, step):
         jax = self.jax
@@ -203,7 +203,7 @@ class JaxBackend(Backend):
             return step(carry, row, batch_of(self, row, data))
 
         # Totals start on the host and go along with the first call: one dispatch less an epoch.
-        zeros, shapes = {}, Programs(jax, first_step)
+        zeros, shapes = {}, JitCache(jax, first_step)
 
         def first_totals(carry, rows, data):
             key = tuple((leaf.shape[1:], leaf.dtype) for leaf in tree.leaves(data))
@@ -247,7 +247,7 @@ class JaxBackend(Backend):
         def shapes_of(carry, totals, rows, data, start, stop):
             return rows, data["samples"]
 
-        compiled = Programs(jax, loop, shapes_of, donate_argnums=(0, 1))
+        compiled = JitCache(jax, loop, shapes_of, donate_argnums=(0, 1))
 
         def run(carry, totals, rows, data, start, stop):
             totals = first_totals(carry, rows, data) if totals is None else totals

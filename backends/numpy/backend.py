@@ -24,12 +24,12 @@ def _read_only(array):
 
 
 def keep_memory() -> bool:
-    """Tell the C library to keep freed memory for the next array; return whether it listened.
+    """Let the C library keep freed memory for the next array; return whether it does.
 
-    By default glibc hands large arrays back to the system, and each step faults their pages in
-    again: the training step of a 784-512-512-10 network on 8192 samples took 231 ms so, 199 with
-    its memory kept (the matrix products alone 187). The environment variable NNX_KEEP_MEMORY=0
-    turns this off. Elsewhere than on glibc nothing is done.
+    By default glibc returns the memory of large arrays to the system, and each step causes page faults for
+    it again: the training step of a 784-512-512-10 network on 8192 samples takes 231 ms, and 199 with the
+    memory kept (its matrix products 187). The environment variable NNX_KEEP_MEMORY=0 turns this off. It
+    does nothing without glibc.
     """
     if os.environ.get("NNX_KEEP_MEMORY") == "0" or not sys.platform.startswith("linux"):
         return False
@@ -45,14 +45,14 @@ class NumpyBackend(EagerBackend):
 
     name = "numpy"
     xp = namespace.make()
-    # float16 is done in software, and slowly: there to look at what a GPU does.
+    # float16 is computed in software, slowly: it is there to examine what a GPU does.
     dtypes = ("float16", "float32", "float64")
     writer = NumpyWriter
     empty, concatenate = staticmethod(np.empty), staticmethod(np.concatenate)
     reshapes = ("reshape", np.reshape)
     made_from_shape = (np.ones_like, np.zeros_like, np.full_like)
 
-    # Causal self-attention of 32 x 4 x 128 steps took 4.1 ms in blocks of 2 MiB, 12.6 as a whole.
+    # Causal self-attention of 32 x 4 x 128 steps takes 4.1 ms in tiles of 2 MiB, 12.6 as a whole.
     tile_bytes = EagerBackend.tile_bytes | {"scores": 2 << 20}
 
     def __init__(self):
@@ -83,11 +83,9 @@ class NumpyBackend(EagerBackend):
         try:
             value = function(*given, **named)
         finally:
-            for array in sorted(
-                arrays, key=lambda a: not a.flags.owndata
-            ):  # a view after what it is a view of
+            for array in sorted(arrays, key=lambda a: not a.flags.owndata):  # a view after its base
                 array.flags.writeable = True
-        # A view that was made of a read-only array stays read-only, but others may write into it.
+        # A view of a read-only array would stay read-only, but later calls may write into it.
         is_view = any(isinstance(a, np.ndarray) and not a.flags.writeable for a in leaves(value))
         return function(*given, **named) if is_view else value
 
@@ -99,7 +97,7 @@ class NumpyBackend(EagerBackend):
 
     def plan(self, function, arguments, into):
         arguments = untraced(arguments)
-        # Larger ones are quicker in blocks.
+        # Larger arrays are faster in blocks.
         is_small = max(getattr(a, "size", 1) for a in arguments) <= BLOCK
         return self.fusion.find(function, arguments, into) if is_small else None
 
@@ -124,7 +122,7 @@ class NumpyBackend(EagerBackend):
         )
 
     def run_scatter_add(self, indices, values, length):
-        # Element by element: 0.17 ms for 3200 rows of 32, where whole rows take 0.75 and sorting 0.52.
+        # Element by element takes 0.17 ms for 3200 rows of 32, row by row 0.75, and sorting 0.52.
         width = values.shape[1]
         total = np.zeros(length * width, values.dtype)
         np.add.at(total, (indices[:, None] * width + np.arange(width)).ravel(), values.ravel())
@@ -141,7 +139,7 @@ class NumpyBackend(EagerBackend):
         return np.float32(0.0 if finite else np.nan)
 
     def communicator(self, rank, size):
-        from nnx.backends.shared.sockets import SocketCommunicator  # not at the start: few train so
+        from nnx.backends.shared.sockets import SocketCommunicator  # only needed for several processes
 
         return SocketCommunicator(rank, size)
 
@@ -149,5 +147,5 @@ class NumpyBackend(EagerBackend):
         return cpu_info("numpy", np.__version__)
 
     def scope(self, dtype):
-        # As on the other backends, overflow gives infinity, which the loss then shows.
+        # As on other backends, overflow gives infinity without a warning; the loss shows it.
         return np.errstate(over="ignore", invalid="ignore", divide="ignore", under="ignore")

@@ -1,9 +1,7 @@
-"""Recorded kernels compiled by Numba, if it is installed: one pass instead of one an operation.
+"""Recorded kernels compiled by Numba, if it is installed: a single loop over the elements.
 
-The same record that `numpy_fusion` runs in blocks is written out as a loop over single elements.
-Adam over 670k parameters takes 0.2 ms so, against 0.9 ms in blocks. Only arithmetic is compiled:
-NumPy's own exp, tanh and log are faster than Numba's. The environment variable NNX_NUMBA=0 turns
-this off.
+Adam over 670k parameters takes 0.2 ms, and 0.9 ms in the blocks of `fusion`. Only arithmetic is compiled:
+NumPy's exp, tanh and log are faster than Numba's. The environment variable NNX_NUMBA=0 turns this off.
 """
 
 import importlib.util
@@ -24,7 +22,7 @@ TEMPLATES = {
     np.sqrt: "sqrt({})",
     np.abs: "abs({})",
     np.sign: "sign({})",
-    # As in NumPy, what is not a number stays so.
+    # As in NumPy, a nan stays nan.
     np.maximum: "{0} if ({0} >= {1}) | ({0} != {0}) else {1}",
     np.minimum: "{0} if ({0} <= {1}) | ({0} != {0}) else {1}",
     np.greater: "{} > {}",
@@ -43,14 +41,14 @@ def is_on() -> bool:
     return os.environ.get("NNX_NUMBA") != "0" and importlib.util.find_spec("numba") is not None
 
 
-def compile_program(program, kinds, is_cut, into, in_rows: bool) -> Callable | None:
+def compile_loop(recorded, kinds, is_cut, into, in_rows: bool) -> Callable | None:
     """Return `loop(*arguments, *results)` for a recorded kernel, or None if it has more than arithmetic.
 
-    With `in_rows` arrays are matrices, and those that are not cut have one element a column;
-    else all arrays are flat and the rest are numbers. A result that takes an argument's memory is
-    not passed again.
+    With `in_rows` arrays are matrices, and an array that is not cut has one element per column;
+    else all arrays are flat and the other arguments are scalars. A result that overwrites an argument
+    is not passed again.
     """
-    if any(op.function not in TEMPLATES for op in (*program.before, *program.block)):
+    if any(op.function not in TEMPLATES for op in (*recorded.setup, *recorded.body)):
         return None
     try:
         import numba
@@ -63,12 +61,12 @@ def compile_program(program, kinds, is_cut, into, in_rows: bool) -> Callable | N
     for i, (kind, cut) in enumerate(zip(kinds, is_cut, strict=True)):
         at = place if cut else "[j]" if isinstance(kind, np.dtype) else ""
         body.append(f"v{i} = a{i}{at}")
-    for op in (*program.before, *program.block):
+    for op in (*recorded.setup, *recorded.body):
         dtypes[op.result] = op.dtype
         body.append(f"v{op.result} = {_expression(op, dtypes)}")
     arguments = [f"a{i}" for i in range(len(kinds))]
     results = [f"a{target}" if target is not None else f"r{k}" for k, target in enumerate(into)]
-    body += [f"{r}{place} = v{value}" for r, value in zip(results, program.results, strict=True)]
+    body += [f"{r}{place} = v{value}" for r, value in zip(results, recorded.results, strict=True)]
     main = f"a{is_cut.index(True)}"
     loops = [f"for i in range({main}.shape[0]):"]
     if in_rows:
@@ -79,21 +77,21 @@ def compile_program(program, kinds, is_cut, into, in_rows: bool) -> Callable | N
     lines += [f"{indent}{line}" for line in body]
     types = {n: getattr(numba, n) for n in ("float32", "float64", "uint32", "int32", "int64")}
     space = {"sqrt": np.sqrt, "sign": np.sign, **types}
-    exec("\n".join(lines), space)  # only names and numbers made above
+    exec("\n".join(lines), space)  # the text holds only names and scalars from above
     return numba.njit(nogil=True, error_model="numpy")(space["loop"])
 
 
 def _expression(op, dtypes) -> str:
-    """Return one operation as text, each number in the precision of the array it meets."""
+    """Return one operation as text, with scalars converted to the dtype of the arrays."""
     arrays = [dtypes[int(v)] for v in op.arguments if isinstance(v, Value)]
     arrays = [dtype for dtype in arrays if isinstance(dtype, np.dtype)]
-    if not arrays:  # numbers alone are computed as Python would
+    if not arrays:  # scalars alone: computed as in Python
         return TEMPLATES[op.function].format(*(_name(v) for v in op.arguments))
     like = op.dtype if op.function is where_into else arrays[0]
 
     def name(value):
-        is_number = not isinstance(value, Value) or not isinstance(dtypes[int(value)], np.dtype)
-        return f"{like.name}({_name(value)})" if is_number else _name(value)
+        is_scalar = not isinstance(value, Value) or not isinstance(dtypes[int(value)], np.dtype)
+        return f"{like.name}({_name(value)})" if is_scalar else _name(value)
 
     text = TEMPLATES[op.function].format(*map(name, op.arguments))
     return f"({text})" if op.dtype == np.bool_ else f"{op.dtype.name}({text})"

@@ -31,7 +31,7 @@ def is_on() -> bool:
 
 
 @dataclass
-class Plain:
+class NotCompiled:
     """Stands in place of a program for a step that runs as it stands."""
 
     reason: str
@@ -42,7 +42,7 @@ class Replay:
 
     def __init__(self, backend, step: Callable, plain: Callable):
         self.backend, self.step, self.plain = backend, step, plain
-        self.programs: dict[Any, Program | Trace | Plain] = {}
+        self.programs: dict[Any, CompiledStep | Trace | NotCompiled] = {}
         self.zeros: dict[Any, Any] = {}  # what totals start from
 
     def __call__(self, carry, totals, rows, data, start, stop):
@@ -51,13 +51,13 @@ class Replay:
             known = self.programs.get(key)
             if totals is None:
                 totals = self.zeros.get(key)
-            if isinstance(known, Plain):
+            if isinstance(known, NotCompiled):
                 return self.plain(carry, totals, rows, data, start, stop)
             if totals is None:
                 carry, totals = self.plain(carry, None, rows, data, start, start + 1)
                 zeros = tree.map(lambda total: self.backend.zero(total.shape, total.dtype), totals)
                 remember(self.zeros, key, zeros, MOST_PROGRAMS)
-            elif isinstance(known, Program):
+            elif isinstance(known, CompiledStep):
                 return known.loop(carry, totals, rows, data, start, stop)
             else:
                 carry, totals = self._trace_one(key, known, carry, totals, rows, data, start)
@@ -74,30 +74,30 @@ class Replay:
             inputs = [_map(trace.input, part) for part in ([carry, totals], row, data)]
             carry_out, sums = self.step(inputs[0][0], inputs[1], batch_of(self.backend, *inputs[1:]))
             outputs = [carry_out, self.backend.add(inputs[0][1], sums)]
-            found: Program | Trace | Plain = trace
+            found: CompiledStep | Trace | NotCompiled = trace
             if trace.refused:  # and the step has caught the error
                 raise NotTraceableError(trace.refused)
             if not trace.end():
-                found = Plain("it writes into an array that it refers to")
+                found = NotCompiled("it writes into an array that it refers to")
             elif earlier is not None and trace.same_as(earlier):
-                found = Program(trace, [carry, totals], rows, data, outputs)
+                found = CompiledStep(trace, [carry, totals], rows, data, outputs)
             elif earlier is not None:
-                found = Plain("it makes other calls each time")
+                found = NotCompiled("it makes other calls each time")
             carry, totals = _restore([carry, totals], (leaf.value for leaf in flatten(outputs)))
         except Exception as error:  # the plain step knows best what is wrong, if anything
-            found = Plain(f"{type(error).__name__}: {error}")
+            found = NotCompiled(f"{type(error).__name__}: {error}")
             for array, copy in written.values():
                 array[...] = copy
             carry, totals = self.plain(carry, totals, rows, data, i, i + 1)
         remember(self.programs, key, found, MOST_PROGRAMS)
-        if isinstance(found, Program):
+        if isinstance(found, CompiledStep):
             log.debug("step on %s compiled: %d calls", self.backend.name, len(trace.calls))
-        elif isinstance(found, Plain):
+        elif isinstance(found, NotCompiled):
             log.info("step on %s runs as it stands: %s", self.backend.name, found.reason)
         return carry, totals
 
 
-class Program:
+class CompiledStep:
     """A compiled step: `loop(carry, totals, rows, data, start, stop) -> (carry, totals)`."""
 
     def __init__(self, trace, carry, rows, data, carry_out):

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from nnx.graph.export_graph import ExportError, Symbol, leaves
-from nnx.graph.export_trace import Batch, Program, trace
+from nnx.graph.export_trace import Batch, ModelGraph, trace
 from nnx.saving import files
 from nnx.shapes import describe_shape, is_single
 
@@ -108,7 +108,7 @@ def write(model, path) -> str:
 class _Module:
     """Writes a program as the text of a module."""
 
-    def __init__(self, program: Program):
+    def __init__(self, program: ModelGraph):
         self.program = program
         self.names: dict[Symbol, str] = {}
         self.texts: dict[Symbol, tuple[str, float]] = {}  # of what has no name: expression, binding

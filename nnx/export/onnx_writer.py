@@ -9,7 +9,7 @@ import numpy as np
 from onnx import GraphProto, NodeProto, TensorProto, helper, numpy_helper
 
 from nnx.graph.export_graph import Symbol
-from nnx.graph.export_trace import Batch, Program
+from nnx.graph.export_trace import Batch, ModelGraph
 
 
 def data_type(dtype) -> int:
@@ -20,7 +20,7 @@ def data_type(dtype) -> int:
 class GraphWriter:
     """Writes a program as ONNX nodes."""
 
-    def __init__(self, program: Program):
+    def __init__(self, program: ModelGraph):
         self.program = program
         self.nodes: list[NodeProto] = []
         self.constants: dict[str, TensorProto] = {}

@@ -30,7 +30,7 @@ class Batch:
 
 
 @dataclass
-class Program:
+class ModelGraph:
     """What a model computes.
 
     Attributes
@@ -64,7 +64,7 @@ class Program:
         return self._names[id(array)]
 
 
-def trace(model) -> Program:
+def trace(model) -> ModelGraph:
     """Return the program of a built model, for inference.
 
     Raises
@@ -79,7 +79,7 @@ def trace(model) -> Program:
     pairs = _Pairs(*[(outputs, graph) for _, outputs, graph in runs])
     inputs, outputs, _ = runs[0]
     out_shape = model.output_shape
-    program = Program(
+    program = ModelGraph(
         inputs=_named(inputs, in_shape, "input"),
         outputs=_named(outputs, out_shape, "output"),
         symbols=pairs.symbols,
@@ -250,7 +250,7 @@ def operands(symbol: Symbol) -> list[Symbol]:
     return found + [leaf for leaf in leaves(symbol.settings) if isinstance(leaf, Symbol)]
 
 
-def _name_weights(program: Program, known: dict[str, np.ndarray]) -> None:
+def _name_weights(program: ModelGraph, known: dict[str, np.ndarray]) -> None:
     """Give each array that the Symbols refer to a name: that of the weight, if it is one or a part of one."""
     names = program._names
     used: set[str] = set()

@@ -1,7 +1,7 @@
-"""Kernels recorded: what a pure elementwise function does, as a list of operations.
+"""Elementwise kernels recorded as a list of operations.
 
-The function is called once with symbols in place of arrays; each operation on a symbol is written
-down. The record can then be run in other ways than one whole array at a time.
+The function is called once with placeholders instead of arrays, and each operation on a placeholder is
+recorded. The record can then be run in blocks, or compiled.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,7 +14,7 @@ from nnx.graph.fingerprint import global_draws
 
 
 class NotRecordableError(Exception):
-    """The function does something that is not known to be elementwise."""
+    """The function does something that may not be elementwise."""
 
 
 def cast(x, out):
@@ -26,8 +26,8 @@ def where_into(condition, x, y, out):
     np.copyto(out, x, where=condition)
 
 
-class Symbol:
-    """Stands for an array, or a number, while a kernel is recorded."""
+class Placeholder:
+    """Stands for an array or a scalar while a kernel is recorded."""
 
     def __init__(self, recorder, index: int, dtype, is_cut: bool):
         self.recorder, self.index, self.dtype, self.is_cut = recorder, index, dtype, is_cut
@@ -35,12 +35,12 @@ class Symbol:
     def __bool__(self):
         raise NotRecordableError("a kernel that looks at a value")
 
-    __array_ufunc__ = None  # NumPy's own operators leave the work to ours
+    __array_ufunc__ = None  # NumPy arrays defer to the operators of this class
 
     def __pow__(self, exponent):
-        by_hand = {2: np.square, 0.5: np.sqrt, -1: np.reciprocal}
-        if isinstance(exponent, (int, float)) and exponent in by_hand:
-            return self.recorder.call(by_hand[exponent], self)
+        cheaper = {2: np.square, 0.5: np.sqrt, -1: np.reciprocal}
+        if isinstance(exponent, (int, float)) and exponent in cheaper:
+            return self.recorder.call(cheaper[exponent], self)
         return self.recorder.call(np.power, self, exponent)
 
     def __neg__(self):
@@ -57,9 +57,9 @@ def _give_operators():
         "eq": np.equal, "ne": np.not_equal,
     }  # fmt: skip
     for name, function in {**functions, **comparisons}.items():
-        setattr(Symbol, f"__{name}__", lambda a, b, f=function: a.recorder.call(f, a, b))
+        setattr(Placeholder, f"__{name}__", lambda a, b, f=function: a.recorder.call(f, a, b))
     for name, function in functions.items():
-        setattr(Symbol, f"__r{name}__", lambda a, b, f=function: a.recorder.call(f, b, a))
+        setattr(Placeholder, f"__r{name}__", lambda a, b, f=function: a.recorder.call(f, b, a))
 
 
 _give_operators()
@@ -67,7 +67,7 @@ _give_operators()
 
 @dataclass
 class Operation:
-    """One call: of `function`, on numbered values or plain numbers, into a numbered value."""
+    """One call of `function`: its arguments are values, by index, or Python scalars; so is its result a value."""
 
     function: Callable
     arguments: tuple
@@ -76,24 +76,24 @@ class Operation:
 
 
 @dataclass
-class Program:
-    """The operations of a kernel: some once for each call (`before`), the others for each block."""
+class RecordedKernel:
+    """The operations of a kernel: on scalars (`setup`, once per call), and on arrays (`body`, once per block)."""
 
-    before: list[Operation] = field(default_factory=list)
-    block: list[Operation] = field(default_factory=list)
+    setup: list[Operation] = field(default_factory=list)
+    body: list[Operation] = field(default_factory=list)
     results: list[int] = field(default_factory=list)
 
 
 class Recorder:
-    """The namespace `xp` of a kernel while it is recorded."""
+    """The namespace `xp` that a kernel is called with while it is recorded."""
 
     def __init__(self):
-        self.program = Program()
+        self.recorded = RecordedKernel()
         self.count = 0
 
-    def symbol(self, dtype, is_cut: bool) -> Symbol:
+    def placeholder(self, dtype, is_cut: bool) -> Placeholder:
         self.count += 1
-        return Symbol(self, self.count - 1, dtype, is_cut)
+        return Placeholder(self, self.count - 1, dtype, is_cut)
 
     def __getattr__(self, name):
         function = getattr(np, name, None)
@@ -107,65 +107,66 @@ class Recorder:
         return self.add(cast, (x,), np.dtype(dtype))
 
     def where(self, condition, x, y):
-        # A plain number, unlike its type, leaves the dtype to the array beside it.
+        # A Python scalar, unlike its type, takes the dtype of the array beside it.
         kinds = [kind(1) if isinstance(kind, type) else kind for kind in map(_dtype_of, (x, y))]
         return self.add(where_into, (condition, x, y), np.result_type(*kinds))
 
     def call(self, function, *arguments):
-        if not any(isinstance(a, Symbol) for a in arguments):
+        if not any(isinstance(a, Placeholder) for a in arguments):
             raise NotRecordableError(function)
         kinds = tuple(_dtype_of(a) for a in arguments)
-        if all(isinstance(kind, type) for kind in kinds):  # numbers alone stay numbers
+        if all(isinstance(kind, type) for kind in kinds):  # scalars alone give Python scalars
             return self.add(function, arguments, int if set(kinds) == {int} else float)
         return self.add(function, arguments, resolve(function, kinds)[-1])
 
-    def add(self, function, arguments, dtype) -> Symbol:
-        is_cut = any(isinstance(a, Symbol) and a.is_cut for a in arguments)
-        result = self.symbol(dtype, is_cut)
-        named = tuple(Value(a.index) if isinstance(a, Symbol) else a for a in arguments)
-        part = self.program.block if is_cut else self.program.before
-        part.append(Operation(function, named, result.index, dtype))
+    def add(self, function, arguments, dtype) -> Placeholder:
+        is_cut = any(isinstance(a, Placeholder) and a.is_cut for a in arguments)
+        result = self.placeholder(dtype, is_cut)
+        operands = tuple(Value(a.index) if isinstance(a, Placeholder) else a for a in arguments)
+        operations = self.recorded.body if is_cut else self.recorded.setup
+        operations.append(Operation(function, operands, result.index, dtype))
         return result
 
 
 def resolve(function: np.ufunc, kinds) -> Sequence:
-    """Return the dtypes in which a ufunc takes its arguments and gives its result.
+    """Return the dtypes of a ufunc's arguments and result, by NumPy's promotion rules.
 
-    Beside a bfloat16, which NumPy does not know itself, a plain number is as weak as beside a float16.
+    NumPy has no rules for bfloat16, which is treated as float16.
     """
     bfloat16 = next((k for k in kinds if isinstance(k, np.dtype) and k.name == "bfloat16"), None)
     if bfloat16 is None:
         return function.resolve_dtypes((*kinds, None))
-    found = function.resolve_dtypes((*(np.dtype(np.float16) if k == bfloat16 else k for k in kinds), None))
-    return [bfloat16 if dtype == np.float16 else dtype for dtype in found]
+    dtypes = function.resolve_dtypes((*(np.dtype(np.float16) if k == bfloat16 else k for k in kinds), None))
+    return [bfloat16 if dtype == np.float16 else dtype for dtype in dtypes]
 
 
 class Value(int):
-    """The number of a value, told apart from a plain number."""
+    """The index of a value; an int is a Python scalar."""
 
 
 def _dtype_of(x):
-    if isinstance(x, Symbol):
+    if isinstance(x, Placeholder):
         return x.dtype
     if isinstance(x, (bool, int, float)):
         return type(x)
     raise NotRecordableError(x)
 
 
-def record(function, kinds, is_cut) -> Program:
+def record(function, kinds, is_cut) -> RecordedKernel:
     """Return the operations of `function(xp, *arguments)`.
 
-    `kinds` has the dtype of each argument, or the type of a plain number; `is_cut` says which are
-    arrays of the full shape. Raises NotRecordableError if it does anything but elementwise operations.
+    `kinds` has the dtype of each argument, or the type of a Python scalar; `is_cut` says which arguments
+    are arrays of the full shape, to be cut into blocks. Raises NotRecordableError if the function does
+    anything but elementwise operations.
     """
     recorder = Recorder()
-    symbols = [recorder.symbol(kind, cut) for kind, cut in zip(kinds, is_cut, strict=True)]
-    before = global_draws()
-    found = function(recorder, *symbols)
-    if before != global_draws():
+    placeholders = [recorder.placeholder(kind, cut) for kind, cut in zip(kinds, is_cut, strict=True)]
+    draws = global_draws()
+    returned = function(recorder, *placeholders)
+    if draws != global_draws():
         raise NotRecordableError("a kernel that draws random numbers")
-    results = found if isinstance(found, tuple) else (found,)
-    if not all(isinstance(r, Symbol) and r.is_cut for r in results):
+    results = returned if isinstance(returned, tuple) else (returned,)
+    if not all(isinstance(r, Placeholder) and r.is_cut for r in results):
         raise NotRecordableError(function)
-    recorder.program.results = [r.index for r in results]
-    return recorder.program
+    recorder.recorded.results = [r.index for r in results]
+    return recorder.recorded

@@ -1,14 +1,14 @@
-"""The calls of a traced step, written out as a function.
+"""The calls of a traced step, as the generated code of one function.
 
-For a layer with relu and plain gradient descent it is, in short,
+For a layer with relu and plain gradient descent it is, abridged,
 
     def loop(carry, totals, rows, data, start, stop):
-        [v0, v1, v2] = carry['params'].arrays   # the flat buffer, bias and kernel in it
+        [v0, v1, v2] = carry['params'].arrays   # the flat buffer, and bias and kernel, views of it
         r3 = rows['index']
         r4 = rows['rate_learning_rate']
         [v5, v6] = data['samples'].arrays
         v14 = empty(15)                         # the flat gradient
-        o13 = v14[3:15].reshape((4, 3))         # where the kernel's lies in it
+        o13 = v14[3:15].reshape((4, 3))         # the kernel's part of it
         for i in range(start, stop):
             v3 = r3[i]
             v7 = v5.take(v3, axis=0)
@@ -31,78 +31,91 @@ from typing import Any
 
 from nnx.graph.tracing import Call, Ref, Trace
 
-# Arrays below this many bytes are not worth a line that frees them.
+# Smaller arrays, in bytes, are not freed explicitly.
 SMALL = 1 << 16
 
 
 class Writer:
-    """Writes the loop over steps. Value number 7 of the trace is called v7."""
+    """Writes the loop over steps. The value of index 7 in the trace is called v7.
+
+    Attributes
+    ----------
+    calls : list of Call
+        The calls to write, without repetitions of one call and without those whose results nothing needs.
+    makers : dict of int to Call
+        The call that computes each value.
+    reads : Counter
+        How many calls read each value.
+    escaping, overwritten : set of int
+        The values, with all that share their memory, that the step returns, and that calls write into.
+    fixed, constant : set of int
+        The values that are the same array in every step, and those whose elements are the same, too.
+    placed : set of int
+        The values that are written into a part of a flat array.
+    flat : dict of int to list of (int, str)
+        The flat arrays; for each, the parts that are copied into it, and the lines that do it.
+    """
 
     def __init__(
         self, trace: Trace, carry, rows, data, carry_out, unpacked: list[str], packed: str, space: dict
     ):
-        self.library, self.values, self.calls = trace.backend, trace.values, trace.calls
+        self.library, self.values = trace.backend, trace.values
         self.carry, self.rows, self.carry_out = carry, rows, carry_out
         self.unpacked = unpacked  # lines that name the inputs
         self.packed = packed  # an expression of the results
-        self.space = space  # what the function's text refers to
-        self.names: dict[object, str] = {}  # the name of each thing in it
+        self.space = space  # the globals of the generated function
+        self.names: dict[object, str] = {}  # of the objects in `space`
         self.unique = itertools.count()
-        self.first_made = len(carry) + len(rows) + len(data)
-        self.escaping = self._with_aliases(carry_out)
-        self.overwritten = self._with_aliases(value for call in self.calls for value in call.writes)
-        self.maker: dict[int, Call] = {}  # the call that makes a value, of those that are written
-        # What is the same array in every step.
+        self.first_computed = len(carry) + len(rows) + len(data)
         self.fixed = {*data, *(v for v, out in zip(carry, carry_out, strict=True) if v == out)}
-        self.constant: set[int] = set()  # what holds the same numbers in every step
-        self.placed: set[int] = set()  # values that are written into a part of a flat array
-        self.reads: Counter[int] = Counter()  # how many calls read a value, once that is known
-        self.flat: dict[int, list[tuple[int, str]]] = {}  # flat arrays: parts to copy, and the lines that do
-        self.before: list[str] = []
+        self.constant: set[int] = set()
+        self.placed: set[int] = set()
+        self.flat: dict[int, list[tuple[int, str]]] = {}
+        self.before: list[str] = []  # lines before the loop
         self.body: list[str] = []
+        self.escaping = self._with_aliases(carry_out)
+        self.overwritten = self._with_aliases(value for call in trace.calls for value in call.writes)
+        calls = self._without_repetitions(trace.calls)
+        self.makers = {result: call for call in calls for result in call.results}
+        for call in calls:
+            if call.function is self.library.concatenate:
+                self._make_flat(call)
+        needed = self._needed(calls)
+        self.calls = self._ordered([c for c in calls if c.writes or needed & {*c.results}], needed)
+        self.reads = Counter(v for call in self.calls for v in refs([call.arguments, call.settings]))
 
     def loop(self) -> Callable:
         """Return `loop(carry, totals, rows, data, start, stop) -> (carry, totals)`."""
-        self._drop_repetitions()
-        self.maker = {result: call for call in self.calls for result in call.results}
-        for call in self.calls:
-            if call.function is self.library.concatenate:
-                self._make_flat(call)
-        needed = self._needed()
-        self.calls = self._ordered([c for c in self.calls if c.writes or needed & {*c.results}], needed)
-        self.reads.update(v for call in self.calls for v in refs([call.arguments, call.settings]))
         last_use = self._last_use()
-        for number, call in enumerate(self.calls):
+        for i, call in enumerate(self.calls):
             lines = self._lines(call)
             if self._is_fixed(call):
                 self.fixed |= {*call.results}
                 self.before += lines
             else:
-                gone = [f"v{v}" for v in last_use.get(number, ()) if v not in self.fixed]
-                self.body += lines + ([f"del {', '.join(gone)}"] if gone else [])
+                unneeded = [f"v{v}" for v in last_use.get(i, ()) if v not in self.fixed]
+                self.body += lines + ([f"del {', '.join(unneeded)}"] if unneeded else [])
         text = self._text()
-        exec(text, self.space)  # only names and numbers made here
+        exec(text, self.space)  # the text holds only names and scalars from here
         loop: Any = self.space["loop"]
         loop.__doc__ = text
         return loop
 
     def _with_aliases(self, values) -> set[int]:
-        """Return values, and with those made in the step all that may lie in the same memory."""
+        """Return values, and all values computed in the step that may share their memory."""
         values = {*map(int, values)}
         memory = {self.values[value].memory for value in values}
-        made = enumerate(self.values[self.first_made :], self.first_made)
-        return values | {value for value, kind in made if kind.memory in memory}
+        computed = enumerate(self.values[self.first_computed :], self.first_computed)
+        return values | {value for value, kind in computed if kind.memory in memory}
 
     def _text(self) -> str:
-        def listed(letter, numbers):
-            return "[" + ", ".join(f"{letter}{n}" for n in numbers) + "]"
+        def listed(values):
+            return "[" + ", ".join(f"v{value}" for value in values) + "]"
 
         changed = [(v, out) for v, out in zip(self.carry, self.carry_out, strict=True) if v != out]
         body = [f"v{n} = r{n}[i]" for n in self.rows] + self.body
         if changed:
-            body.append(
-                f"{listed('v', [v for v, _ in changed])} = {listed('v', [out for _, out in changed])}"
-            )
+            body.append(f"{listed(v for v, _ in changed)} = {listed(out for _, out in changed)}")
         lines = [
             *self.unpacked,
             *self.before,
@@ -115,13 +128,13 @@ class Writer:
         )
 
     def _ordered(self, calls: list[Call], needed: set[int]) -> list[Call]:
-        """Return the calls as they are to be written."""
+        """Return the calls in the order in which they are written."""
         return calls
 
-    def _drop_repetitions(self) -> None:
-        """Let a call that has been made before, on the same values, stand for its repetition."""
+    def _without_repetitions(self, calls) -> list[Call]:
+        """Return the calls without those that repeat an earlier one on the same values."""
         first, instead, kept, changeable = {}, {}, [], self.escaping | self.overwritten
-        for call in self.calls:
+        for call in calls:
             call = replace(
                 call, arguments=_renamed(call.arguments, instead), settings=_renamed(call.settings, instead)
             )
@@ -134,24 +147,24 @@ class Writer:
                     instead[call.results[0]] = first[text]
                     kept.pop()
                 first.setdefault(text, call.results[0])
-        self.calls = kept
+        return kept
 
     def _is_fixed(self, call: Call) -> bool:
-        """Whether a call gives the same array in every step: a view of a weight, or ones."""
+        """Whether a call gives the same array in every step, such as a view of a weight, or ones."""
         if len(call.results) != 1 or call.writes or call.results[0] in self.escaping | self.overwritten:
             return False
-        # Of the first argument of `ones_like` only the shape counts.
-        is_made = call.function in self.library.made_from_shape
-        read = refs([call.arguments[is_made:], call.settings])
+        # `ones_like` depends only on the shape of its first argument.
+        skipped = int(call.function in self.library.made_from_shape)
+        read = refs([call.arguments[skipped:], call.settings])
         if read <= self.constant:
             self.constant.add(call.results[0])
             return True
         return self.values[call.results[0]].is_view and read <= self.fixed
 
-    def _needed(self) -> set[int]:
-        """Return the values that the results are made of."""
+    def _needed(self, calls) -> set[int]:
+        """Return the values that the results depend on."""
         needed = self.escaping | self.placed
-        for call in reversed(self.calls):
+        for call in reversed(calls):
             if needed & self.flat.keys() & {*call.results}:
                 needed |= {part for part, _ in self.flat[call.results[0]]}
             elif call.writes or needed & {*call.results}:
@@ -159,25 +172,25 @@ class Writer:
         return needed
 
     def _last_use(self) -> dict[int, list[int]]:
-        """Return the large values that are not needed after a call, for each call."""
-        last, made = {}, {result for call in self.calls for result in call.results}
-        for number, call in enumerate(self.calls):
+        """Return the large values that each call, by index, is the last to read."""
+        last, computed = {}, {result for call in self.calls for result in call.results}
+        for i, call in enumerate(self.calls):
             for value in refs([call.arguments, call.settings]):
-                last[value] = number
-        found: dict[int, list[int]] = {}
-        for value, number in last.items():
-            kind = self.values[value]
-            if value in made and value not in self.escaping and kind.nbytes >= SMALL:
-                found.setdefault(number, []).append(value)
-        return found
+                last[value] = i
+        values: dict[int, list[int]] = {}
+        for value, i in last.items():
+            is_large = self.values[value].nbytes >= SMALL
+            if value in computed and value not in self.escaping and is_large:
+                values.setdefault(i, []).append(value)
+        return values
 
     # The flat gradient
 
     def _make_flat(self, call: Call) -> None:
-        """Let a flat array have the same memory in every step.
+        """Give a concatenated array the same memory in every step.
 
-        A call that can write its result where it is told writes it into its part of the flat array
-        at once; the other parts are copied.
+        A call that takes `out` writes its result directly into its part of the flat array; the other parts
+        are copied.
         """
         (flat,), parts = call.results, call.arguments[0]
         kinds = [self.values[part] for part in parts]
@@ -203,11 +216,11 @@ class Writer:
         self.flat[flat] = copies
 
     def _source(self, part: int, dtype) -> int | None:
-        """Return the value that `part` is all of, if what makes it can write it anywhere."""
-        maker = self.maker.get(part)
+        """Return the value that `part` is a reshape of, if the call that computes it takes `out`."""
+        maker = self.makers.get(part)
         if maker is not None and maker.function in self.library.reshapes:
             part = maker.arguments[0]
-            maker = self.maker.get(part)
+            maker = self.makers.get(part)
         if maker is None or maker.plan is not None or part in self.escaping | self.overwritten:
             return None
         kind = self.values[part]
@@ -241,15 +254,15 @@ class Writer:
         if call.results and call.results[0] in self.placed:
             named.append(f"out=o{call.results[0]}")
         text = f"{self._name(function)}({', '.join(given + named)})"
-        is_number = bool(call.results) and isinstance(self.values[call.results[0]].dtype, type)
-        return f"{text}.item()" if is_number else text
+        is_scalar = bool(call.results) and isinstance(self.values[call.results[0]].dtype, type)
+        return f"{text}.item()" if is_scalar else text
 
     def _kernel_lines(self, call: Call) -> list[str]:
         """Return the lines of a recorded kernel."""
         raise NotImplementedError
 
     def _value(self, value) -> str:
-        """Return the text of an argument: a value's name, a number, or a name for anything else."""
+        """Return the text of an argument: a value's name, a literal, or a name for any other object."""
         if isinstance(value, Ref):
             return f"v{int(value)}"
         if type(value) is tuple:
@@ -264,8 +277,8 @@ class Writer:
         )
 
     def _name(self, thing) -> str:
-        """Return the name under which the function finds something that has no text."""
-        # `np.add.reduce` is made anew when it is looked up. Other objects that are equal may do different things.
+        """Return the name of an object in the globals of the generated function."""
+        # `np.add.reduce` is a new object at each lookup. Other objects that are equal may do different things.
         key = thing if isinstance(thing, (types.BuiltinMethodType, types.MethodType)) else id(thing)
         if key not in self.names:
             called = getattr(thing, "__name__", "")
@@ -275,7 +288,7 @@ class Writer:
 
 
 def _renamed(value, instead: dict):
-    """Return an argument that refers to other values."""
+    """Return an argument with its values replaced as in `instead`."""
     if isinstance(value, Ref):
         return instead.get(value, value)
     if type(value) in (tuple, list):
@@ -284,7 +297,7 @@ def _renamed(value, instead: dict):
 
 
 def refs(value) -> set[int]:
-    """Return the numbers of all values that an argument refers to."""
+    """Return all values in an argument."""
     if isinstance(value, Ref):
         return {value}
     if type(value) is dict:

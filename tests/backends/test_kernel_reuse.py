@@ -27,7 +27,7 @@ def counts(monkeypatch):
         monkeypatch.setattr(module, name, call)
 
     counted(fusion, "record", "recorded")
-    counted(numba_kernels, "compile_program", "compiled")
+    counted(numba_kernels, "compile_loop", "compiled")
     return found
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from nnx.backends.numpy import backend as numpy_backend
 from nnx.backends.shared import replay
-from nnx.backends.shared.replay import Plain, Program
+from nnx.backends.shared.replay import CompiledStep, NotCompiled
 
 import nnx
 from nnx import activations, layers, losses, optimizers, tree
@@ -67,7 +67,7 @@ def expect_same(build, y=CLASSES, compiled=True, **settings):
     for a, b in zip([*numbers.values(), *carries[0]], [*expected.values(), *carries[1]], strict=True):
         same(a, b)
     found = programs(StepRunner(mine).steps.train)
-    assert all(isinstance(p, Program if compiled else Plain) for p in found), found
+    assert all(isinstance(p, CompiledStep if compiled else NotCompiled) for p in found), found
     return found
 
 
@@ -253,8 +253,10 @@ def test_float64_and_evaluate():
     expect_same(build)
     mine, plain = (train(build, fresh(r))[0] for r in (True, False))
     assert mine.evaluate(X, CLASSES, batch_size=8) == plain.evaluate(X, CLASSES, batch_size=8)
-    assert all(isinstance(p, (Program, tracing.Trace)) for p in programs(StepRunner(mine).steps.evaluate))
-    assert any(isinstance(p, Program) for p in programs(StepRunner(mine).steps.evaluate))
+    assert all(
+        isinstance(p, (CompiledStep, tracing.Trace)) for p in programs(StepRunner(mine).steps.evaluate)
+    )
+    assert any(isinstance(p, CompiledStep) for p in programs(StepRunner(mine).steps.evaluate))
 
 
 class Writes(layers.Layer):
@@ -536,7 +538,7 @@ def repeated(step, carry, steps=6):
         arrays = {name: backend.pack({name: backend.asarray(a)}) for name, a in carry.items()}
         carry_out, totals = run(arrays, None, {"rate": [0.1] * steps}, {"x": backend.asarray(X)}, 0, steps)
         if replays:
-            assert isinstance(programs(run)[0], Program), programs(run)
+            assert isinstance(programs(run)[0], CompiledStep), programs(run)
         found.append([backend.to_numpy(leaf) for leaf in [*replay.flatten(carry_out), *tree.leaves(totals)]])
     for a, b in zip(*found, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-6)
@@ -710,7 +712,7 @@ def test_data_that_is_fixed_and_data_that_is_not_are_read_each_in_its_way():
             model.set_carry(carry, steps=7)
             losses.append(float(totals["loss"]["loss"]))
     assert losses == sorted(losses, reverse=True)
-    assert [type(found) for found in programs(runner.steps.train)] == [Program, Program]
+    assert [type(found) for found in programs(runner.steps.train)] == [CompiledStep, CompiledStep]
 
 
 class Side(enum.StrEnum):
@@ -737,4 +739,4 @@ def test_names_of_inputs_that_are_not_plain_text(names):
             model.set_carry(carry, steps=1)
             losses.append(float(totals["loss"]["loss"]))
     assert losses == sorted(losses, reverse=True)
-    assert [type(found) for found in programs(runner.steps.train)] == [Program]
+    assert [type(found) for found in programs(runner.steps.train)] == [CompiledStep]

@@ -5,7 +5,7 @@ import json
 
 import numpy as np
 import pytest
-from nnx.backends.shared.replay import Program
+from nnx.backends.shared.replay import CompiledStep
 from paths import REFERENCE
 
 import nnx
@@ -139,7 +139,7 @@ def test_the_step_is_compiled(any_backend):
         pytest.skip("only these trace their steps")
     model = of_two(backend=type(any_backend)())
     model.fit(X, Y, epochs=2, batch_size=10, verbose=0)
-    assert [type(p) for p in StepRunner(model).steps.train.programs.values()] == [Program]
+    assert [type(p) for p in StepRunner(model).steps.train.programs.values()] == [CompiledStep]
 
 
 def test_an_output_without_a_loss_is_not_trained():

@@ -27,7 +27,7 @@ def _drop_all(programs: dict) -> None:
     _dropped.extend(programs.values())
 
 
-class Programs:
+class JitCache:
     """`jax.jit(function, **options)` that keeps the programs of the shapes used last.
 
     Parameters
