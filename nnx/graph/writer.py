@@ -142,7 +142,7 @@ class Writer:
             if call.writes:
                 first.clear()
             elif call.plan is None and len(call.results) == 1 and call.results[0] not in changeable:
-                text = self._call_text(call)
+                text = Writer._call_text(self, call)
                 if text in first:
                     instead[call.results[0]] = first[text]
                     kept.pop()
