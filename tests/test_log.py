@@ -36,7 +36,7 @@ def test_a_fit_tells_where_it_runs_and_where_its_data_lies(told, caplog):
     ]
     assert any(message.startswith("step on numpy compiled: ") for message in messages)
     assert caplog.records[1].levelname == "INFO"
-    assert caplog.records[1].pathname.endswith("training.py")  # where it happened, not nnx/log.py
+    assert caplog.records[1].pathname.endswith("trainer.py")  # where it happened, not nnx/log.py
 
 
 def test_data_that_does_not_fit_tells_that_it_is_streamed(told, monkeypatch):

@@ -159,7 +159,7 @@ class Model(NetworkArrays):
         samples = prepared_for_training(self, x, y, sample_weight)
         samples = with_class_weights(samples, class_weight, self.output_shape)
         with self.backend.scope(self.dtype):
-            logs = runner.train_on_batch(samples)
+            logs = runner.logs(runner.train_on_batch(samples), len(samples))
         return _as_result(logs, return_dict)
 
     @explained

@@ -95,14 +95,13 @@ class StepRunner:
             guard.after(carry)
         return self._updated(totals, after, batches.shard)
 
-    def train_on_batch(self, samples: Samples) -> dict[str, float]:
-        """Take one step on samples of the host; return loss and metrics."""
+    def train_on_batch(self, samples: Samples) -> dict:
+        """Take one step on samples of the host; return its totals, which are on the device."""
         if not self.compiled.has_begun:
             self.begin({"number of samples": len(samples)})
         shard = self.shard(len(samples))
         batch = Batches(self.place(samples.part(shard.start, shard.stop)), 1, len(samples), shard)
-        totals = self.train(self.rows(batch, self.model.step), batch, 0, 1, None)
-        return self.logs(totals, len(samples))
+        return self.train(self.rows(batch, self.model.step), batch, 0, 1, None)
 
     def evaluate(
         self, source: PlacedSamples | Stream, check: Callable = lambda: None, shared: bool = False

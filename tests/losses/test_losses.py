@@ -130,7 +130,7 @@ def test_called_on_arrays_and_as_a_function(any_backend):
 
 
 def test_value_and_grad(any_backend):
-    target, output = real((5, 2)), real((5, 2))
+    target, output = (real((5, 2)).astype(np.float32).astype(np.float64) for _ in range(2))
     value, gradient = losses.MeanSquaredError().value_and_grad(
         nnx.Context(any_backend),
         any_backend.asarray(target, dtype="float32"),
