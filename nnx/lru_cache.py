@@ -14,7 +14,7 @@ class Recent:
     Parameters
     ----------
     few, most : int
-        The bounds on the number of values, at first and in the end.
+        The bounds on the number of values, at first and in the end; by default they are equal.
     drop : function, optional
         It is given each value that is dropped.
 
@@ -31,8 +31,8 @@ class Recent:
     {2: 4, 3: 9, 1: 1}
     """
 
-    def __init__(self, few: int, most: int, drop: Callable = lambda value: None):
-        self.room, self.most, self.drop = few, most, drop
+    def __init__(self, few: int, most: int | None = None, drop: Callable = lambda value: None):
+        self.room, self.most, self.drop = few, few if most is None else most, drop
         self.values: dict[Any, Any] = {}
         """Least recently used first."""
         self.dropped: dict[Any, None] = {}

@@ -15,6 +15,7 @@ from every_backend import usable_or_skip
 
 import nnx
 from nnx import callbacks, layers, threads
+from nnx.lru_cache import Recent
 from nnx.training import step_cache
 
 X, Y = interrupted.make_data()
@@ -124,11 +125,10 @@ def test_a_backend_is_made_once(monkeypatch):
     assert len(made) == 1
 
 
-def test_what_is_remembered_may_be_forgotten_by_another_thread():
-    made = {}
-    remember = importlib.import_module("nnx.backends.shared.remembered").remember
-    together([lambda: [remember(made, i, i, most=3) for i in range(2000)] for _ in range(4)])
-    assert len(made) == 3
+def test_a_cache_stays_bounded_in_all_threads():
+    cache = Recent(3)
+    together([lambda: [cache.get(i, object) for i in range(2000)] for _ in range(4)])
+    assert len(cache.values) == 3
 
 
 def test_kernels_are_recorded_in_all_threads_at_once(monkeypatch):

@@ -5,7 +5,6 @@ import functools
 import importlib
 import math
 import operator
-from typing import Any
 
 import numpy as np
 from nnx.backends.cupy.kernels import TEMPLATES, CudaKernel
@@ -14,7 +13,6 @@ from nnx.backends.cupy.writer import CupyWriter
 from nnx.backends.shared import replay
 from nnx.backends.shared.eager import EagerBackend
 from nnx.backends.shared.prefetch import prefetch
-from nnx.backends.shared.remembered import remember
 
 from nnx import tree
 from nnx.backend import BackendError, BackendInfo
@@ -22,14 +20,15 @@ from nnx.distributed import ranks
 from nnx.graph.fingerprint import kernel_key
 from nnx.graph.recording import NotRecordableError, record
 from nnx.graph.tracing import TracingNamespace, untraced
+from nnx.lru_cache import Recent
 
-# Kernels remembered: one that is made anew at each call must not fill the memory.
+# Kernels cached: a kernel that is created at each call must not fill the memory.
 MOST_KERNELS = 1024
 REMEDY = "pip install 'nnx-engine[cuda12]' (or cuda13, to match the driver that nvidia-smi shows)"
 
 
 def in_one_line(error: Exception) -> str:
-    """Return the line of a message of CuPy that says what is wrong."""
+    """Return the line of a message of CuPy that names the error."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip(" =")]
     if "Original error:" in lines[:-1]:
         return lines[lines.index("Original error:") + 1]
@@ -70,7 +69,7 @@ class CupyBackend(EagerBackend):
             )
         if local_rank > 0:
             cupy.cuda.Device(local_rank).use()
-        try:  # cuBLAS, and a kernel: CuPy loads their libraries only when they are first needed
+        try:  # CuPy loads the libraries of cuBLAS and of kernels at their first use
             importlib.import_module("cupy_backends.cuda.libs.cublas")
             cupy.arange(2).sum()
         except (ImportError, RuntimeError, OSError) as error:
@@ -86,7 +85,7 @@ class CupyBackend(EagerBackend):
             self.dtypes = ("float16", "bfloat16", "float32", "float64")
         self.window_kernels = WindowKernels(cupy)
         self.replays = replay.is_on()
-        self._kernels: dict[tuple, CudaKernel | None] = {}
+        self._kernels = Recent(MOST_KERNELS)
         self.concatenate = cupy.concatenate
         self.reshapes = ("reshape", xp.reshape)
         self.made_from_shape = (xp.ones_like, xp.zeros_like, xp.full_like)
@@ -122,24 +121,24 @@ class CupyBackend(EagerBackend):
 
     @functools.cached_property
     def copies(self):
-        """The stream of copies that run beside the computation; its memory is its own."""
+        """The stream of copies that run beside the computation. Its memory pool is separate."""
         return self.cupy.cuda.Stream(non_blocking=True)
 
     def transfer(self, batches):
         compute, copies = self.cupy.cuda.get_current_stream(), self.copies
 
         def begin(batch):
-            # A new batch may take the memory of an old one, which steps that are queued still read.
+            # A new batch may reuse the memory of an old one that queued steps still read.
             copies.wait_event(compute.record())
             with copies:
-                # CuPy copies through page-locked memory, which it keeps until the copy is done.
+                # CuPy copies through pinned memory, which it keeps until the copy is done.
                 placed = tree.map(self.asarray, batch)
             return placed, copies.record()
 
         for placed, copied in prefetch(batches, begin):
             compute.wait_event(copied)
             yield placed
-            if not copied.done:  # or the host could fill its memory with batches to be copied
+            if not copied.done:  # so that the host does not queue batches without bound
                 copied.synchronize()
 
     def is_array(self, value):
@@ -152,7 +151,7 @@ class CupyBackend(EagerBackend):
         return self._native.get(function, function)
 
     def operation(self, function) -> "np.ufunc | str | None":
-        """Return NumPy's ufunc that an elementwise function of CuPy answers to, or the name of another."""
+        """Return the NumPy ufunc equivalent to an elementwise function of CuPy, or the name of another function."""
         return self._operations.get(function)
 
     def can_write(self, function):
@@ -167,29 +166,29 @@ class CupyBackend(EagerBackend):
         if windows.is_whole:
             return x
         shape = (x.shape[0], *windows.counts, math.prod(windows.size) * x.shape[-1])
-        return self.noted(self.window_kernels.patches, x, shape, geometry(windows))
+        return self.traced(self.window_kernels.patches, x, shape, geometry(windows))
 
     def from_patches(self, gradients, windows):
         if windows.is_whole:
             return gradients
         shape = (gradients.shape[0], *windows.spatial, gradients.shape[-1] // math.prod(windows.size))
-        return self.noted(self.window_kernels.from_patches, gradients, shape, geometry(windows))
+        return self.traced(self.window_kernels.from_patches, gradients, shape, geometry(windows))
 
     # Kernels
 
     def plan(self, function, arguments, into):
-        known = kernel_key(function)
-        if known is None:
+        function_key = kernel_key(function)
+        if function_key is None:
             return None
-        key = known, tuple(a.dtype if hasattr(a, "dtype") else type(a) for a in untraced(arguments)), into
-        kernel: Any = self._kernels.get(key, "unknown")  # another thread may forget it at any time
-        if kernel == "unknown":
-            kernel = self.cuda_kernel(function, key[1], into)
-            remember(self._kernels, key, kernel, MOST_KERNELS)
-        return kernel
+        kinds = tuple(a.dtype if hasattr(a, "dtype") else type(a) for a in untraced(arguments))
+        # False: it cannot be recorded. `None` would be computed again.
+        kernel = self._kernels.get(
+            (function_key, kinds, into), lambda: self.cuda_kernel(function, kinds, into) or False
+        )
+        return kernel or None
 
     def cuda_kernel(self, function, kinds, into) -> CudaKernel | None:
-        """Return a pure function of arrays as one launch, or None if it cannot be one."""
+        """Return an elementwise function as one launch, or None if it cannot be recorded."""
         try:
             program = record(function, kinds, [isinstance(kind, np.dtype) for kind in kinds])
             return CudaKernel(self.cupy, program, kinds, into, getattr(function, "__name__", "kernel"))
@@ -197,7 +196,7 @@ class CupyBackend(EagerBackend):
             NotRecordableError,
             TypeError,
             AttributeError,
-        ):  # the plain run tells what is wrong, if anything
+        ):  # the kernel itself raises a better error, if it is wrong
             return None
 
     def run_kernel(self, function, overwrite, *arrays):
@@ -213,7 +212,7 @@ class CupyBackend(EagerBackend):
         return shape, kernel.result_dtypes, lambda given, results: kernel(*given, *results)
 
     def run_scatter_add(self, indices, values, length):
-        half = values.dtype.itemsize == 2  # which CUDA cannot add atomically everywhere
+        half = values.dtype.itemsize == 2  # not all GPUs add it atomically
         total = self.cupy.zeros((length, values.shape[1]), "float32" if half else values.dtype)
         self.cupy.add.at(total, indices, values.astype(total.dtype, copy=False))
         return total.astype(values.dtype, copy=False)
@@ -227,7 +226,7 @@ class CupyBackend(EagerBackend):
             arguments[i][...] = result
 
     def read(self, values):
-        """Copy all arrays while the host goes on, into memory it may not move, and wait once."""
+        """Copy all arrays asynchronously into pinned memory, and wait once."""
         import cupyx
 
         def start(array):
@@ -242,7 +241,7 @@ class CupyBackend(EagerBackend):
         self.cupy.cuda.get_current_stream().synchronize()
 
     def communicator(self, rank, size):
-        from nnx.backends.cupy.nccl import NcclCommunicator  # not at the start: few train so
+        from nnx.backends.cupy.nccl import NcclCommunicator  # only needed for several processes
 
         return NcclCommunicator(rank, size)
 

@@ -1,4 +1,4 @@
-"""GPUs that exchange arrays through NCCL, by way of `cupyx.distributed`; not run on GPUs so far."""
+"""GPUs that exchange arrays through NCCL, by `cupyx.distributed`; not tested on GPUs so far."""
 
 import contextlib
 import multiprocessing
@@ -11,15 +11,15 @@ from typing import Any
 from nnx.backend import BackendError
 from nnx.distributed.ranks import Communicator, DistributedError, address
 
-# Ranks that are slower than this to start are given up; CuPy itself waits for 25 s.
+# How long to wait for all ranks to start; CuPy itself waits for 25 s.
 SECONDS_TO_MEET = 300.0
 
 
 class NcclCommunicator(Communicator):
-    """For CuPy's arrays, on the current stream. The processes meet when the first array is sent."""
+    """A communicator for CuPy arrays, on the current stream. The processes connect when the first array is sent."""
 
     def __init__(self, rank: int, size: int):
-        with warnings.catch_warnings(action="ignore"):  # of a library that is missing: told below
+        with warnings.catch_warnings(action="ignore"):  # about a missing library: an error follows
             from cupy.cuda import nccl
         if not nccl.available:
             raise BackendError(
@@ -45,7 +45,7 @@ class NcclCommunicator(Communicator):
             wait_for_rank_0(self.address)
         with forking():
             group = init_process_group(self.size, self.rank, host=host, port=port)
-        group.stop()  # the server at which they have met
+        group.stop()  # the server that connected them
         return group
 
     def all_reduce(self, array):
@@ -56,7 +56,7 @@ class NcclCommunicator(Communicator):
 
 
 def wait_for_rank_0(address) -> None:
-    """Return when rank 0 listens at this address."""
+    """Wait until rank 0 listens at this address."""
     deadline = time.monotonic() + SECONDS_TO_MEET
     while True:
         try:
@@ -72,7 +72,7 @@ def wait_for_rank_0(address) -> None:
 
 @contextlib.contextmanager
 def forking() -> Iterator[None]:
-    """Let processes be forked: CuPy's server cannot be started in another way, the default of Python 3.14."""
+    """Start processes by fork: CuPy's server cannot start by another method, as is the default of Python 3.14."""
     before = multiprocessing.get_start_method(allow_none=True)
     multiprocessing.set_start_method("fork", force=True)
     try:

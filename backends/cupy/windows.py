@@ -1,8 +1,8 @@
-"""Patches of a convolution, and the gradient of what they were cut from, by one launch each.
+"""Patches of a convolution, and the gradient of the input from the gradients of patches, in one launch each.
 
-A thread that forms patches takes one channel of one window, finds its place once and copies all
-elements. A thread that goes back takes one element of the input and adds up what the windows that hold
-it give: each place is written by one thread, so that nothing is atomic and sums have one order.
+Forward, a thread copies all elements of one channel of one window. Backward, a thread sums the gradients of
+one element of the input over the windows that contain it: each element is written by one thread, so there
+are no atomic additions, and sums have a fixed order.
 """
 
 import functools
@@ -49,7 +49,7 @@ FROM_PATCHES = """
 
 
 def geometry(windows) -> tuple[int, ...]:
-    """Return the numbers that GEOMETRY names; one axis is given another before it, of length 1."""
+    """Return the values that GEOMETRY names; a single spatial axis gets another of length 1 before it."""
 
     def two(lengths, length=1):
         return [*[length] * (2 - len(lengths)), *lengths]
@@ -60,35 +60,35 @@ def geometry(windows) -> tuple[int, ...]:
 
 
 class WindowKernels:
-    """Both kernels, compiled for each dtype when first called."""
+    """Both kernels, compiled for each dtype at the first call."""
 
     def __init__(self, cupy):
         self.cupy = cupy
         self._compiled = functools.cache(self._compile)
 
-    def patches(self, x, shape, numbers):
+    def patches(self, x, shape, geometry):
         """Return patches, of shape (batch, *counts, elements * channels), of x."""
-        found, channels = self.cupy.empty(shape, x.dtype), x.shape[-1]
-        kernel = self._kernel("patches", found.size, x.dtype)
-        threads = found.size * channels // max(shape[-1], 1)
-        return kernel(x if x.ndim == 4 else x[:, None], channels, *numbers, found, size=threads)
+        patches, channels = self.cupy.empty(shape, x.dtype), x.shape[-1]
+        kernel = self._kernel("patches", patches.size, x.dtype)
+        threads = patches.size * channels // max(shape[-1], 1)
+        return kernel(x if x.ndim == 4 else x[:, None], channels, *geometry, patches, size=threads)
 
-    def from_patches(self, gradients, shape, numbers):
+    def from_patches(self, gradients, shape, geometry):
         """Return the gradient of an input of shape (batch, *spatial, channels)."""
-        found = self.cupy.empty(shape, gradients.dtype)
-        kernel = self._kernel("from_patches", max(found.size, gradients.size), found.dtype)
-        return kernel(gradients, shape[-1], *numbers, found)
+        dx = self.cupy.empty(shape, gradients.dtype)
+        kernel = self._kernel("from_patches", max(dx.size, gradients.size), dx.dtype)
+        return kernel(gradients, shape[-1], *geometry, dx)
 
     def _kernel(self, name, size, dtype):
         index = "int" if size < 2**31 else "long long"  # 64-bit division is slow on a GPU
         return self._compiled(name, index, "double" if dtype.itemsize == 8 else "float")
 
     def _compile(self, name, index, precise):
-        number = "int32" if index == "int" else "int64"
-        numbers = ", ".join(f"{number} {name}" for name in ("channels", *GEOMETRY))
+        dtype = "int32" if index == "int" else "int64"
+        scalars = ", ".join(f"{dtype} {name}" for name in ("channels", *GEOMETRY))
         types = f"typedef {index} I; typedef {precise} S;"
-        given, made, text = {
-            "patches": (f"raw T x, {numbers}", "raw T patches", PATCHES),
-            "from_patches": (f"raw T patches, {numbers}", "T x", FROM_PATCHES),
+        inputs, output, text = {
+            "patches": (f"raw T x, {scalars}", "raw T patches", PATCHES),
+            "from_patches": (f"raw T patches, {scalars}", "T x", FROM_PATCHES),
         }[name]
-        return self.cupy.ElementwiseKernel(given, made, text, f"nnx_{name}", preamble=types)
+        return self.cupy.ElementwiseKernel(inputs, output, text, f"nnx_{name}", preamble=types)

@@ -7,21 +7,21 @@ import os
 import numpy as np
 from nnx.backends.jax.jit_cache import JitCache
 from nnx.backends.shared.prefetch import prefetch
-from nnx.backends.shared.remembered import remember
 
 from nnx import tree
 from nnx.backend import Backend, BackendError, BackendInfo, batch_of, joined
 from nnx.backend_loading import cpu_info
+from nnx.lru_cache import Recent
 
-# Arrays below this many bytes are not placed on the device ahead of the call that reads them.
+# Smaller arrays, in bytes, are copied to the device by the call that reads them.
 SMALL = 1 << 18
-# Samples are gathered for several steps at a time, up to so many bytes, which stay in a core's cache.
+# Samples are gathered for several steps at a time, up to this many bytes, which fit in a core's cache.
 GATHERED = 1 << 18
-# Arrays of the host that start at multiples of so many bytes are not copied by JAX on a CPU.
+# On a CPU, JAX does not copy host arrays that are aligned to this many bytes.
 ALIGNMENT = 64
-# Programs are compiled for few numbers of rows: each number is rounded up by less than a quarter.
+# Programs are compiled for few numbers of rows: each number is rounded up, by less than a quarter.
 STEPS_AN_OCTAVE = 4
-# Starting totals kept of one step function, one for each shape of a sample.
+# Initial totals cached for one step function, one for each shape of a sample.
 MOST_ZEROS = 16
 
 
@@ -47,13 +47,13 @@ class JaxBackend(Backend):
         self.process = os.getpid()
         self.xp = jax.numpy
         self.is_accelerated = self.device.platform != "cpu"
-        # On a CPU XLA has the memory of a step given by the system, page by page, in each run anew.
+        # On a CPU, XLA allocates the memory of the steps from the system in each run.
         self.seconds_a_run = 0.1 if self.is_accelerated else 0.5
 
     dtypes = ("float16", "bfloat16", "float32", "float64")
 
     def asarray(self, value, dtype=None):
-        if isinstance(value, np.ndarray):  # jax.numpy would compile a copy for each shape, and keep it
+        if isinstance(value, np.ndarray):  # jax.numpy would compile a copy for each shape
             return self.jax.device_put(np.array(value, dtype=dtype))
         return self.xp.asarray(value, dtype=dtype)
 
@@ -76,7 +76,7 @@ class JaxBackend(Backend):
         return np.array(array)
 
     def gather(self, array, index):
-        # take() would look at each index, and fill in rows for those that do not exist.
+        # take() would check each index.
         return array.at[index].get(mode="promise_in_bounds")
 
     def free_memory(self):
@@ -92,13 +92,13 @@ class JaxBackend(Backend):
         return super().translate(error)
 
     def transfer(self, batches):
-        # JAX reads the host's arrays while the host goes on: they must not change, so they are copied.
+        # JAX reads host arrays asynchronously: they must not change, so they are copied.
         copied = (tree.map(np.array, batch) for batch in batches)
-        # On the CPU a step takes them as they are, in half the time.
+        # On a CPU, a step is twice as fast on host arrays.
         return prefetch(copied, self.jax.device_put) if self.is_accelerated else copied
 
     def convolve(self, windows, x, kernel, groups=1, transposed=False):
-        if not self.is_accelerated:  # patches and matrix products are faster on a CPU
+        if not self.is_accelerated:  # on a CPU, patches and matrix products are faster
             return None
         layout = ("NHWC", "HWIO", "NHWC") if len(windows.size) == 2 else ("NWC", "WIO", "NWC")
 
@@ -145,7 +145,7 @@ class JaxBackend(Backend):
         return self.jax.lax.pad(x, value, [(before, after, 0) for before, after in widths])
 
     def unslice(self, shape, parts, keys):
-        # As sums of padded parts, which XLA fuses; `.at[key].add` becomes a scatter.
+        # As a sum of padded parts, which XLA fuses; `.at[key].add` would be a scatter.
         def whole(part, key):
             places = _places(key, shape)
             between = zip(places, part.shape, shape, strict=True)
@@ -202,15 +202,12 @@ class JaxBackend(Backend):
             row = row_of(rows, 0)
             return step(carry, row, batch_of(self, row, data))
 
-        # Totals start on the host and go along with the first call: one dispatch less an epoch.
-        zeros, shapes = {}, JitCache(jax, first_step)
+        # Initial totals are host arrays, copied by the first call, which saves a dispatch per epoch.
+        zeros, shapes = Recent(MOST_ZEROS), JitCache(jax, first_step)
 
         def first_totals(carry, rows, data):
             key = tuple((leaf.shape[1:], leaf.dtype) for leaf in tree.leaves(data))
-            if key not in zeros:
-                _, sums = shapes.eval_shape(carry, rows, data)
-                remember(zeros, key, tree.map(_zero, sums), MOST_ZEROS)
-            return zeros[key]
+            return zeros.get(key, lambda: tree.map(_zero, shapes.eval_shape(carry, rows, data)[1]))
 
         def run_one(row, data, carry_and_totals):
             carry, totals = carry_and_totals
@@ -238,8 +235,7 @@ class JaxBackend(Backend):
 
             if is_single(rows):
                 return run(0, (carry, totals))
-            # Start and stop are arguments of the compiled program: any number of steps runs in
-            # one dispatch without compiling again.
+            # Start and stop are arguments of the compiled program, which so runs any number of steps.
             if many > 1:
                 return jax.lax.fori_loop(start // many, -(-stop // many), run_many, (carry, totals))
             return jax.lax.fori_loop(start, stop, run, (carry, totals))
@@ -257,7 +253,7 @@ class JaxBackend(Backend):
         return run
 
     def _batches_at_a_time(self, rows, data) -> int:
-        """Return of how many steps the samples are gathered at a time: on a CPU that takes a third of the time."""
+        """Return for how many steps the samples are gathered at once: on a CPU, that takes a third of the time."""
         if self.is_accelerated or "index" not in rows:
             return 1
         steps, batch_size = rows["index"].shape
@@ -265,7 +261,7 @@ class JaxBackend(Backend):
         return min(steps, max(1, GATHERED // nbytes))
 
     def add(self, totals, sums):
-        """Return totals plus sums: in float32, as a pair of numbers each; see `Total`."""
+        """Return totals plus sums: float32 totals are pairs of arrays; see `Total`."""
         if totals is None:
             return tree.map(lambda x: Total(x, self.xp.zeros_like(x)) if _is_real(x) else x, sums)
         return tree.map(operator.add, totals, sums)
@@ -274,7 +270,7 @@ class JaxBackend(Backend):
         return self.jax.vjp(function, *arguments)
 
     def _check_process(self):
-        # JAX computes in threads, which a fork does not have: it would wait for them without end.
+        # JAX computes in threads, which a fork does not have: it would wait for them forever.
         if os.getpid() != self.process:
             raise BackendError(
                 "JAX runs in the process that this one was forked from, and would hang here: start processes by "
@@ -289,7 +285,7 @@ class JaxBackend(Backend):
     def synchronize(self, value):
         self.jax.block_until_ready(value)
 
-    # On the CPU the host reads and makes arrays where they are, in less time than a dispatch takes.
+    # On a CPU, NumPy reads and creates arrays faster than a dispatch takes.
 
     def read(self, values):
         if self.is_accelerated:
@@ -333,7 +329,7 @@ class JaxBackend(Backend):
 
 
 class Total:
-    """A sum in twice the precision of what is added up: `high`, and `low`, which rounding took from it.
+    """A sum in twice the precision of its terms: `high`, and `low`, its rounding error.
 
     Source: Knuth, "The Art of Computer Programming", volume 2, section 4.2.2, theorem B.
     """
@@ -355,7 +351,7 @@ class Total:
 
 @functools.cache
 def _register_totals() -> None:
-    """Tell JAX what a `Total` is made of."""
+    """Register `Total` as a pytree."""
     import jax
 
     jax.tree_util.register_pytree_node(
@@ -373,20 +369,20 @@ def _is_real(array) -> bool:
 
 
 def _with_zeros(array: np.ndarray, rows: int, dtype: str) -> np.ndarray:
-    """Return the array in a dtype, with rows of zeros behind it; numpy.pad takes fifteen times as long."""
-    found = np.zeros((rows, *array.shape[1:]), dtype)
-    found[: len(array)] = array
-    return found
+    """Return an array in a dtype, padded with rows of zeros; numpy.pad takes fifteen times as long."""
+    padded = np.zeros((rows, *array.shape[1:]), dtype)
+    padded[: len(array)] = array
+    return padded
 
 
 def _padded(count: int) -> int:
-    """Return the number of rows, `count` or more, that a program is compiled for: 7, 8, 10, 12, 14, 16, 20, ..."""
+    """Return the number of rows, at least `count`, that a program is compiled for: 7, 8, 10, 12, 14, 16, 20, ..."""
     step = max(1, (1 << count.bit_length() - 1) // STEPS_AN_OCTAVE) if count else 1
     return -(-count // step) * step
 
 
 def _places(key, shape) -> list[range]:
-    """Return the places along each axis that an index of slices, maybe with `...`, takes."""
+    """Return the indices along each axis that a tuple of slices, maybe with `...`, selects."""
     at = key.index(...) if ... in key else len(key)
     rest = (slice(None),) * (len(shape) - len(key) + (... in key))
     key = (*key[:at], *rest, *key[at + 1 :])

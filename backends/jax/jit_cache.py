@@ -1,7 +1,7 @@
-"""Functions compiled by XLA for the shapes they were called with last; programs no longer used give back their memory.
+"""`jax.jit` with a bounded number of compiled programs.
 
 `jax.jit` compiles a program for each set of shapes and keeps all of them, about 6 MiB each for a small network.
-JAX's caches also hold the compiled function and all it refers to, long after nothing else does.
+Its caches also keep the compiled function, and all that it refers to, alive.
 """
 
 import collections
@@ -10,11 +10,10 @@ from collections.abc import Callable
 
 from nnx.lru_cache import Recent
 
-# Programs kept of one function, and how many at most where the same shapes come again and again.
+# The bounds on the programs of one function: at first, and if the same shapes return; see `Recent`.
 FEW, MOST = 4, 64
 
-# Programs to be freed at the next call. Not when they are dropped: the garbage collector may drop them amid
-# JAX's own work.
+# Programs to be freed at the next call, because the garbage collector may drop them while JAX runs.
 _dropped: collections.deque = collections.deque()
 
 
@@ -28,32 +27,32 @@ def _drop_all(programs: dict) -> None:
 
 
 class JitCache:
-    """`jax.jit(function, **options)` that keeps the programs of the shapes used last.
+    """`jax.jit(function, **options)` that keeps the programs of the most recent shapes.
 
     Parameters
     ----------
     jax : module
     function : function
-        JAX reaches it through a weak reference, so it lives no longer than this object.
+        JAX has only a weak reference to it, so its lifetime is that of this object.
     shapes_of : function
-        Returns, of the arguments, a tree of those arrays whose shapes differ from call to call.
+        Returns the tree of those arguments whose shapes differ from call to call.
     options
-        Those of `jax.jit`.
+        The options of `jax.jit`.
     """
 
     def __init__(
         self, jax, function: Callable, shapes_of: Callable = lambda *arguments: arguments, **options
     ):
         self.jax, self.function, self.shapes_of, self.options = jax, function, shapes_of, options
-        self.kept = Recent(FEW, MOST, _dropped.append)
-        weakref.finalize(self, _drop_all, self.kept.values).atexit = False
+        self.programs = Recent(FEW, MOST, _dropped.append)
+        weakref.finalize(self, _drop_all, self.programs.values).atexit = False
 
     def __call__(self, *arguments):
         if _dropped:
             _free()
         leaves = self.jax.tree.leaves(self.shapes_of(*arguments))
         key = tuple([getattr(leaf, "shape", ()) for leaf in leaves])
-        return self.kept.get(key, self._compiled)(*arguments)
+        return self.programs.get(key, self._compiled)(*arguments)
 
     def eval_shape(self, *arguments):
         """Return the shapes of the results."""
@@ -63,13 +62,13 @@ class JitCache:
         return self.jax.jit(self._weak(), **self.options)
 
     def _weak(self) -> Callable:
-        """Return a new function that calls `function`: JAX keeps what it compiled for each function object."""
+        """Return a new function that calls `function`: JAX caches programs per function object."""
         owner = weakref.ref(self)
 
         def call(*arguments):
-            programs = owner()
-            assert programs is not None  # it is what calls
-            return programs.function(*arguments)
+            cache = owner()
+            assert cache is not None  # it is the caller
+            return cache.function(*arguments)
 
         call.__name__ = getattr(self.function, "__name__", "function")
         return call

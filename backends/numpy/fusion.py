@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 from nnx.backends.numpy import numba_kernels
-from nnx.backends.shared.remembered import remember
 
 from nnx.graph.fingerprint import kernel_key
 from nnx.graph.recording import NotRecordableError, Operation, RecordedKernel, Value, cast, record, where_into
+from nnx.lru_cache import Recent
 
 # Elements per block: a few float32 arrays of this size fit in a core's L2 cache.
 BLOCK = 32_768
@@ -182,7 +182,7 @@ class Fusion:
     def __init__(self, use_numba: bool | None = None, empty: Callable = np.empty):
         self.use_numba = numba_kernels.is_on() if use_numba is None else use_numba
         self.empty = empty
-        self._plans: dict[tuple, Plan | None] = {}
+        self._plans = Recent(MOST_PLANS)
 
     def plan(self, function, arguments, is_cut, into) -> Plan | None:
         """Return the plan of `function`, or None if it cannot be recorded."""
@@ -190,19 +190,14 @@ class Fusion:
         if function_key is None:
             return None
         kinds = tuple(a.dtype if isinstance(a, np.ndarray) else type(a) for a in arguments)
-        key = (function_key, kinds, is_cut, into)
-        plan: Any = self._plans.get(key, "unknown")  # another thread may forget it at any time
-        if plan == "unknown":
+
+        def make():
             try:
-                plan = Plan(record(function, kinds, is_cut), dict(enumerate(kinds)), is_cut, into)
-            except (
-                NotRecordableError,
-                TypeError,
-                AttributeError,
-            ):  # the kernel itself raises a better error, if it is wrong
-                plan = None
-            remember(self._plans, key, plan, MOST_PLANS)
-        return plan
+                return Plan(record(function, kinds, is_cut), dict(enumerate(kinds)), is_cut, into)
+            except (NotRecordableError, TypeError, AttributeError):
+                return False  # `None` would be computed again; the kernel itself raises a better error
+
+        return self._plans.get((function_key, kinds, is_cut, into), make) or None
 
     def compiled(self, plan: Plan, in_rows: bool) -> Callable | None:
         """Return the loop that Numba compiles from a plan, or None."""

@@ -1,7 +1,7 @@
-"""What NumPy and CuPy share: kernels recorded once, and steps compiled from a trace.
+"""The base of the NumPy and CuPy backends: kernels recorded once, and steps compiled from traces.
 
-Both run each call at once. A kernel in a step that is being traced is noted as a whole, with the
-plan of what it does; see `replay`.
+Both libraries are eager. In a step that is traced, a kernel is recorded as one call, with a plan of its
+operations; see `replay`.
 """
 
 import functools
@@ -26,9 +26,9 @@ class EagerBackend(FlatBackend):
     empty: Callable
     concatenate: Callable
     reshapes: tuple
-    """Functions, or names of methods, that give a view in another shape where they can."""
+    """Functions, or names of methods, that return a view of another shape if possible."""
     made_from_shape: tuple
-    """Functions that look at their first argument's shape and dtype only, as `ones_like` does."""
+    """Functions that depend only on the shape and dtype of their first argument, such as `ones_like`."""
 
     def repeat(self, step):
         plain = super().repeat(step)
@@ -44,43 +44,43 @@ class EagerBackend(FlatBackend):
             return TypeError("an array of CuPy was given to a function of NumPy")
         return super().translate(error)
 
-    # What a trace asks
+    # For traces
 
     def is_array(self, value) -> bool:
         """Whether a value is an array of this library."""
         raise NotImplementedError
 
     def share_memory(self, a, b) -> bool:
-        """Whether two arrays may lie in the same memory."""
+        """Whether two arrays may share memory."""
         raise NotImplementedError
 
     def native(self, function):
-        """Return this library's own function in place of NumPy's ufunc of the same name."""
+        """Return this library's function for a NumPy ufunc of the same name."""
         return function
 
     def run_without_writing(self, function, given, named) -> Any:
-        """Return `function(*given, **named)`; raise an error if it writes into an array, where that can be told."""
+        """Return `function(*given, **named)`; raise an error if it writes into an array, if that is detected."""
         return function(*given, **named)
 
     def can_write(self, function) -> bool:
-        """Whether a function takes the array to write its result into as `out`."""
+        """Whether a function takes `out`, the array for its result."""
         raise NotImplementedError
 
     def zero(self, shape, dtype) -> Any:
-        """Return what sums of this shape start from."""
+        """Return the zeros that totals of this shape start from."""
         raise NotImplementedError
 
     def plan(self, function, arguments, into) -> Any:
-        """Return what is known of a kernel that need not run as a whole in a compiled step, or None."""
+        """Return the recorded operations of a kernel, if a compiled step may run them separately, else None."""
         raise NotImplementedError
 
-    def noted(self, function, *arguments) -> Any:
-        """Return `function(*arguments)`, noted as one call if the step is being traced."""
+    def traced(self, function, *arguments) -> Any:
+        """Return `function(*arguments)`, recorded as one call if the step is traced."""
         trace = trace_of(arguments)
         return function(*arguments) if trace is None else trace.call(function, arguments)
 
     def pad(self, x, widths, value=0.0):
-        return self.noted(self._pad, x, widths, value)
+        return self.traced(self._pad, x, widths, value)
 
     def _pad(self, x, widths, value):
         lengths = list(zip(x.shape, widths, strict=True))
@@ -90,7 +90,7 @@ class EagerBackend(FlatBackend):
         return padded
 
     def unslice(self, shape, parts, keys):
-        return self.noted(self._unslice, tuple(shape), tuple(parts), tuple(keys))
+        return self.traced(self._unslice, tuple(shape), tuple(parts), tuple(keys))
 
     def _unslice(self, shape, parts, keys):
         total = self.zero(shape, parts[0].dtype)
@@ -105,7 +105,7 @@ class EagerBackend(FlatBackend):
         if trace is None:
             return self.run_kernel(function, overwrite, *arrays)
         if overwrite is not None and type(arrays[overwrite]) is not Traced:
-            overwrite = None  # a constant, which the next step needs again
+            overwrite = None  # a constant, which the next step reads again
         writes = () if overwrite is None else (arrays[overwrite],)
         plan = self.plan(function, arrays, (overwrite,))
         if plan is None:
@@ -120,13 +120,13 @@ class EagerBackend(FlatBackend):
     def scan(self, step, carry, xs, fixed=(), reverse=False):
         arguments = step, tuple(carry), tuple(xs), tuple(fixed), reverse
         trace = trace_of(arguments)
-        # One call of a compiled step, however many time steps it has.
+        # All time steps are one call of a compiled step.
         return self.run_scan(*arguments) if trace is None else trace.call(self.run_scan, arguments)
 
     def run_scan(self, step, carry, xs, fixed, reverse):
         """Run a recurrence on arrays of this library; see `scan`.
 
-        Each kernel writes its results to where they stay: stacking them would copy every one.
+        Each kernel writes its results into the stacked arrays, which saves a copy.
         """
         times, count, stacks, places, run = range(xs[0].shape[0]), len(carry), [], [], None
         for t in reversed(times) if reverse else times:
@@ -148,20 +148,20 @@ class EagerBackend(FlatBackend):
         return tuple(stacks)
 
     def kernel_into(self, function, arguments, count: int) -> tuple:
-        """Return (shape, dtypes, run) of a kernel of `count` results, all of one shape.
+        """Return (shape, dtypes, run) of a kernel with `count` results of one shape.
 
-        `run(arguments, results)` writes the results for arguments such as these into arrays.
+        `run(arguments, results)` writes the results for arguments like these into arrays.
         """
-        found = function(self.xp, *arguments)
+        samples = function(self.xp, *arguments)
 
         def run(arguments, results):
             for result, value in zip(results, function(self.xp, *arguments), strict=True):
                 result[...] = value
 
-        return found[0].shape, [value.dtype for value in found], run
+        return samples[0].shape, [value.dtype for value in samples], run
 
     def scatter_add(self, indices, values, length):
-        return self.noted(self.run_scatter_add, indices, values, length)
+        return self.traced(self.run_scatter_add, indices, values, length)
 
     def run_scatter_add(self, indices, values, length):
         """Add up rows on arrays of this library; see `scatter_add`."""
@@ -196,13 +196,13 @@ class EagerBackend(FlatBackend):
             communicator.all_reduce(flat)
         else:
             trace.call(communicator.all_reduce, (flat,), writes=(flat,))
-        found, start = [], 0
+        reduced, start = [], 0
         for values in trees:
             stop = start + sum(math.prod(leaf.shape) for leaf in tree.leaves(values))
-            found.append(view_as(values, flat[start:stop]))
+            reduced.append(view_as(values, flat[start:stop]))
             start = stop
-        return found
+        return reduced
 
     def run_update(self, rule, into, *arguments) -> None:
-        """Run `rule(xp, *arguments)` and write its results into the arguments numbered `into`."""
+        """Run `rule(xp, *arguments)` and write its results into the arguments of the indices `into`."""
         raise NotImplementedError

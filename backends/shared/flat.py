@@ -1,7 +1,7 @@
-"""Parameters, gradients and optimizer slots as one flat buffer each, for eager libraries.
+"""Parameters, gradients and optimizer slots in one flat buffer each, for eager libraries.
 
-The arrays of the tree are views of the buffer, so the optimizer's kernel runs once over the whole
-model instead of once for each parameter.
+The arrays of the tree are views of the buffer, so the optimizer's kernel runs once over the whole model
+instead of once per parameter.
 """
 
 import functools
@@ -13,7 +13,7 @@ from nnx.backend import Backend
 
 
 class Fixed(dict):
-    """A tree whose leaves stay the same arrays: what a compiled step asks of them is found once."""
+    """A tree whose leaves stay the same arrays, so that their list and types are computed once."""
 
     @functools.cached_property
     def arrays(self) -> list:
@@ -21,9 +21,9 @@ class Fixed(dict):
         return tree.leaves(dict(self))
 
     @functools.cached_property
-    def kinds(self) -> tuple:
-        """See the function of this name. A compiled step reads this otherwise than a dict."""
-        return type(self), kinds(dict(self))
+    def array_types(self) -> tuple:
+        """See the function of this name. It differs from that of a dict, which a compiled step reads differently."""
+        return type(self), array_types(dict(self))
 
 
 class Packed(Fixed):
@@ -39,22 +39,22 @@ class Packed(Fixed):
         return [self.buffer, *tree.leaves(dict(self))]
 
 
-def kinds(value) -> Any:
-    """Return what a compiled step depends on: names, shapes, dtypes and layouts of all arrays of a tree."""
+def array_types(value) -> Any:
+    """Return the names, shapes, dtypes and layouts of the arrays of a tree: a step is compiled for each of these."""
     if isinstance(value, Fixed):
-        return value.kinds
+        return value.array_types
     if isinstance(value, dict):
-        return tuple([(name, kinds(value[name])) for name in sorted(value)])
+        return tuple([(name, array_types(value[name])) for name in sorted(value)])
     if isinstance(value, list):
-        is_column = bool(value) and isinstance(value[0], (int, float))
-        return type(value[0]) if is_column else tuple([kinds(item) for item in value])
+        is_vector = bool(value) and isinstance(value[0], (int, float))
+        return type(value[0]) if is_vector else tuple([array_types(item) for item in value])
     if isinstance(value, tuple):
-        return tuple([kinds(item) for item in value])
+        return tuple([array_types(item) for item in value])
     return value.shape, value.dtype, value.flags.c_contiguous
 
 
 def view_as(like, buffer) -> Packed:
-    """Return a tree shaped as `like` whose leaves are views of the flat `buffer`."""
+    """Return a tree of the structure of `like` whose leaves are views of the flat `buffer`."""
     views, start = [], 0
     for leaf in tree.leaves(like):
         size = math.prod(leaf.shape)
@@ -64,7 +64,7 @@ def view_as(like, buffer) -> Packed:
 
 
 class FlatBackend(Backend):
-    """Packs trees into flat buffers and updates them in one pass."""
+    """A backend that packs trees into flat buffers and maps over them in one pass."""
 
     def put_samples(self, samples, rows=None):
         return Fixed(super().put_samples(samples))

@@ -1,4 +1,4 @@
-"""Work begun some items ahead of the one that is being used."""
+"""Prefetching: work on the next items begins while one is used."""
 
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
@@ -7,9 +7,9 @@ BATCHES_AHEAD = 2
 
 
 def prefetch(items: Iterable, begin: Callable, ahead: int = BATCHES_AHEAD) -> Generator:
-    """Yield `begin(item)` of each item, having begun this many further ones.
+    """Yield `begin(item)` for each item, after `begin` was called for `ahead` further items.
 
-    An exception of the iterable comes in its turn, after the items before it.
+    An exception of the iterable is raised after the items before it were yielded.
 
     >>> list(prefetch("abc", lambda item: (print("begin", item), item)[1], ahead=1))
     begin a

@@ -1,10 +1,10 @@
-"""Training steps compiled for libraries that run each call at once: the calls, without the layers.
+"""Training steps compiled for eager libraries: the library calls of a step, without the layers' Python code.
 
-A step of a small network costs what Python does around the arrays, not what the library does to
-them. So the step is traced twice while it runs (`tracing`). If both times it made the same calls on
-the same constants, these become the lines of a plain function (`writer`), and the layers' own code
-is not run again for arrays of these shapes. The results are the same bits. A step that differs from
-one time to the next, or looks at a value, runs as it stands.
+A step of a small network costs what Python does around the arrays, not what the library computes. So the
+step is traced twice while it runs (`nnx.graph.tracing`). If both traces have the same calls on the same
+constants, the calls become the lines of a generated function (`nnx.graph.writer`), and the layers' own code
+does not run again for arrays of these shapes. The results are the same bits. A step that differs between
+the traces, or reads a value of an array, is not compiled.
 """
 
 import itertools
@@ -13,87 +13,100 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from nnx.backends.shared.flat import Fixed, Packed, kinds
-from nnx.backends.shared.remembered import remember
+from nnx.backends.shared.flat import Fixed, Packed, array_types
 from nnx.backends.shared.trees import key_text, packing, unpacking
 
 from nnx import log, tree
 from nnx.backend import batch_of
 from nnx.graph.tracing import NotTraceableError, Trace
+from nnx.lru_cache import Recent
 
-# Programs remembered for one step function, one for each set of shapes.
+# Programs cached for one step function, one for each set of shapes.
 MOST_PROGRAMS = 32
 
 
 def is_on() -> bool:
-    """Whether steps are compiled: unless NNX_REPLAY=0, to follow one's layers in a debugger."""
+    """Whether steps are compiled. NNX_REPLAY=0 turns it off, to debug layers."""
     return os.environ.get("NNX_REPLAY") != "0"
 
 
 @dataclass
 class NotCompiled:
-    """Stands in place of a program for a step that runs as it stands."""
+    """A step that cannot be compiled."""
 
     reason: str
 
 
+@dataclass
+class Program:
+    """The compilation of a step for arrays of certain shapes."""
+
+    zeros: Any = None
+    """The totals before the first step."""
+    step: "Trace | CompiledStep | NotCompiled | None" = None
+    """Its first trace, or the outcome."""
+
+
 class Replay:
-    """Runs many steps, as `Backend.repeat` says, and compiles what it has seen twice."""
+    """`run(carry, totals, rows, data, start, stop)` of `Backend.repeat`: compiles the step at its third call."""
 
     def __init__(self, backend, step: Callable, plain: Callable):
         self.backend, self.step, self.plain = backend, step, plain
-        self.programs: dict[Any, CompiledStep | Trace | NotCompiled] = {}
-        self.zeros: dict[Any, Any] = {}  # what totals start from
+        self.cache = Recent(MOST_PROGRAMS)
+
+    @property
+    def programs(self) -> list:
+        """The traced and compiled steps."""
+        return [program.step for program in self.cache.values.values() if program.step is not None]
 
     def __call__(self, carry, totals, rows, data, start, stop):
-        key = kinds([carry, data, rows])
+        program = self.cache.get(array_types([carry, data, rows]), Program)
         while start < stop:
-            known = self.programs.get(key)
             if totals is None:
-                totals = self.zeros.get(key)
-            if isinstance(known, NotCompiled):
+                totals = program.zeros
+            if isinstance(program.step, NotCompiled):
                 return self.plain(carry, totals, rows, data, start, stop)
             if totals is None:
                 carry, totals = self.plain(carry, None, rows, data, start, start + 1)
-                zeros = tree.map(lambda total: self.backend.zero(total.shape, total.dtype), totals)
-                remember(self.zeros, key, zeros, MOST_PROGRAMS)
-            elif isinstance(known, CompiledStep):
-                return known.loop(carry, totals, rows, data, start, stop)
+                program.zeros = tree.map(lambda total: self.backend.zero(total.shape, total.dtype), totals)
+            elif isinstance(program.step, CompiledStep):
+                return program.step.loop(carry, totals, rows, data, start, stop)
             else:
-                carry, totals = self._trace_one(key, known, carry, totals, rows, data, start)
+                carry, totals = self._trace_one(program, carry, totals, rows, data, start)
             start += 1
         return carry, totals
 
-    def _trace_one(self, key, earlier: "Trace | None", carry, totals, rows, data, i):
-        """Run step `i`, and remember what is now known of steps like it."""
-        arrays = filter(self.backend.is_array, flatten(carry))  # a number, such as a state of shape (), stays
-        written = {id(array): (array, array.copy()) for array in arrays}
+    def _trace_one(self, program: Program, carry, totals, rows, data, i):
+        """Run step `i` and trace it; compile it if the trace equals the first one."""
+        first = program.step
+        arrays = filter(self.backend.is_array, flatten(carry))  # not a scalar, such as a state of shape ()
+        before = {id(array): (array, array.copy()) for array in arrays}
         trace = Trace(self.backend)
         try:
             row = {name: rows[name][i] for name in sorted(rows)}
-            inputs = [_map(trace.input, part) for part in ([carry, totals], row, data)]
+            inputs = [_map(trace.input, values) for values in ([carry, totals], row, data)]
             carry_out, sums = self.step(inputs[0][0], inputs[1], batch_of(self.backend, *inputs[1:]))
             outputs = [carry_out, self.backend.add(inputs[0][1], sums)]
-            found: CompiledStep | Trace | NotCompiled = trace
+            outcome: Any = trace
             if trace.refused:  # and the step has caught the error
                 raise NotTraceableError(trace.refused)
             if not trace.end():
-                found = NotCompiled("it writes into an array that it refers to")
-            elif earlier is not None and trace.same_as(earlier):
-                found = CompiledStep(trace, [carry, totals], rows, data, outputs)
-            elif earlier is not None:
-                found = NotCompiled("it makes other calls each time")
+                outcome = NotCompiled("it writes into an array that it refers to")
+            elif isinstance(first, Trace) and trace.same_as(first):
+                outcome = CompiledStep(trace, [carry, totals], rows, data, outputs)
+            elif first is not None:
+                outcome = NotCompiled("it makes other calls each time")
             carry, totals = _restore([carry, totals], (leaf.value for leaf in flatten(outputs)))
-        except Exception as error:  # the plain step knows best what is wrong, if anything
-            found = NotCompiled(f"{type(error).__name__}: {error}")
-            for array, copy in written.values():
+        except Exception as error:  # the plain step raises a better error, if the step is wrong
+            outcome = NotCompiled(f"{type(error).__name__}: {error}")
+            for array, copy in before.values():
                 array[...] = copy
             carry, totals = self.plain(carry, totals, rows, data, i, i + 1)
-        remember(self.programs, key, found, MOST_PROGRAMS)
-        if isinstance(found, CompiledStep):
+        program.step = outcome
+        if isinstance(outcome, CompiledStep):
             log.debug("step on %s compiled: %d calls", self.backend.name, len(trace.calls))
-        elif isinstance(found, NotCompiled):
-            log.info("step on %s runs as it stands: %s", self.backend.name, found.reason)
+        elif isinstance(outcome, NotCompiled):
+            log.info("step on %s is not compiled: %s", self.backend.name, outcome.reason)
         return carry, totals
 
 
@@ -103,20 +116,20 @@ class CompiledStep:
     def __init__(self, trace, carry, rows, data, carry_out):
         if _structure(carry) != _structure(carry_out):
             raise ValueError("a step that changes the structure of its carry")
-        numbers, space = itertools.count(), {}
-        unpacked = unpacking(carry[0], "carry", numbers, space) + unpacking(
-            carry[1], "totals", numbers, space
+        indices, space = itertools.count(), {}
+        unpacked = unpacking(carry[0], "carry", indices, space) + unpacking(
+            carry[1], "totals", indices, space
         )
         first_row = len(flatten(carry))
-        unpacked += [f"r{next(numbers)} = rows[{key_text(name, space)}]" for name in sorted(rows)]
+        unpacked += [f"r{next(indices)} = rows[{key_text(name, space)}]" for name in sorted(rows)]
         first_datum = first_row + len(rows)
-        unpacked += unpacking(data, "data", numbers, space)
-        # Where all that changes in the carry changes in place, it is the same after a step.
+        unpacked += unpacking(data, "data", indices, space)
+        # If the carry changes in place only, the step returns the object that it was given.
         stays = [leaf.index for leaf in flatten(carry_out[0])] == [*range(len(flatten(carry[0])))]
-        numbers = itertools.count()
+        indices = itertools.count()
         packed = [
-            packing(carry[0], "carry", numbers, space),
-            packing(carry[1], "totals", numbers, space),
+            packing(carry[0], "carry", indices, space),
+            packing(carry[1], "totals", indices, space),
         ]
         self.loop = trace.backend.writer(
             trace,
@@ -130,7 +143,7 @@ class CompiledStep:
         ).loop()
 
 
-# Trees, here with lists, and with the buffer of what is packed as one more leaf.
+# Trees, which may also hold lists here. The buffer of a packed tree is its first leaf.
 
 
 def flatten(value) -> list:
@@ -154,7 +167,7 @@ def _map(function, value):
 
 
 def _restore(like, values):
-    """Return a tree like `like` with the iterator's values; what is packed stays what it is."""
+    """Return a tree like `like` with the iterator's values; a packed tree is returned unchanged."""
     if isinstance(like, Packed):
         for _ in flatten(like):
             next(values)

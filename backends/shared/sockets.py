@@ -1,4 +1,4 @@
-"""Processes that exchange arrays of NumPy through the loopback network: rank 0 adds and answers."""
+"""Processes that exchange NumPy arrays over the loopback network: rank 0 adds them up and sends the sum."""
 
 import os
 import queue
@@ -14,14 +14,14 @@ import numpy as np
 
 from nnx.distributed.ranks import LAUNCH, Communicator, DistributedError, address
 
-# Ranks that are slower than this to start are given up.
+# How long to wait for all ranks to start.
 SECONDS_TO_MEET = 300.0
-# So long does the other end of a connection have for each of its messages, until the two know each other.
+# The timeout of each message of the authentication.
 SECONDS_TO_GREET = 30.0
 
 
 class SocketCommunicator(Communicator):
-    """For NumPy's arrays. The processes show one another a key that the launcher gave them."""
+    """A communicator for NumPy arrays. The processes authenticate with a key from the launcher."""
 
     def __init__(self, rank: int, size: int):
         self.rank, self.size = rank, size
@@ -34,7 +34,7 @@ class SocketCommunicator(Communicator):
 
     @property
     def peers(self) -> list[Any]:
-        """The connections to the other ranks, in their order, for rank 0; to rank 0 for the others."""
+        """The connections: of rank 0 to all others, in order; of another rank to rank 0."""
         self._peers = self._peers or self._meet()
         return self._peers
 
@@ -44,13 +44,13 @@ class SocketCommunicator(Communicator):
             peer = connect(self.address, self.key, deadline)
             peer.send_bytes(np.asarray([self.rank, self.size]).tobytes())
             return [peer]
-        found = self._meet_all(deadline)
-        return [found[rank] for rank in sorted(found)]
+        peers = self._meet_all(deadline)
+        return [peers[rank] for rank in sorted(peers)]
 
     def _meet_all(self, deadline) -> dict[int, Any]:
-        """Return the connection to each other rank; what connects and is none of them is turned away."""
-        found: dict[int, Any] = {}
-        known: queue.SimpleQueue[tuple[Any, int, int]] = queue.SimpleQueue()
+        """Return the connection to each other rank; connections that fail to authenticate are closed."""
+        peers: dict[int, Any] = {}
+        accepted: queue.SimpleQueue[tuple[Any, int, int]] = queue.SimpleQueue()
         try:
             server = socket.create_server(self.address, backlog=2 * self.size + 8)
         except OSError as error:
@@ -59,29 +59,29 @@ class SocketCommunicator(Communicator):
             ) from None
         with server:
             server.settimeout(0.02)
-            while len(found) < self.size - 1:
+            while len(peers) < self.size - 1:
                 try:
                     other = server.accept()[0]
-                    threading.Thread(target=self._greet, args=(other, known), daemon=True).start()
+                    threading.Thread(target=self._greet, args=(other, accepted), daemon=True).start()
                 except TimeoutError:
-                    missing = [str(rank) for rank in range(1, self.size) if rank not in found]
+                    missing = [str(rank) for rank in range(1, self.size) if rank not in peers]
                     if time.monotonic() > deadline:
                         raise DistributedError(
                             f"rank {', '.join(missing)} did not come to meet rank 0 within {SECONDS_TO_MEET:.0f} s: "
                             f"all ranks must call fit"
                         ) from None
-                while not known.empty():
-                    peer, rank, size = known.get()
-                    if size != self.size or rank in found:
+                while not accepted.empty():
+                    peer, rank, size = accepted.get()
+                    if size != self.size or rank in peers:
                         peer.close()
                         raise DistributedError(
                             f"rank {rank} of {size} came to meet rank 0 of {self.size}: start all with one {LAUNCH}"
                         )
-                    found[rank] = peer
-        return found
+                    peers[rank] = peer
+        return peers
 
-    def _greet(self, other: socket.socket, known) -> None:
-        """Put a connection that shows the key into a queue, with its rank and size; close another."""
+    def _greet(self, other: socket.socket, accepted) -> None:
+        """Put a connection that authenticates into a queue, with its rank and size, and close any other."""
         peer = with_deadline(other)
         try:
             deliver_challenge(peer, self.key)
@@ -91,7 +91,7 @@ class SocketCommunicator(Communicator):
         except (EOFError, OSError, ValueError, AuthenticationError):
             peer.close()
         else:
-            known.put((peer, rank, size))
+            accepted.put((peer, rank, size))
         other.close()
 
     def all_reduce(self, array):
@@ -119,7 +119,7 @@ class SocketCommunicator(Communicator):
 
 
 def connect(address, key, deadline) -> Any:
-    """Return a connection to rank 0, which may have yet to start."""
+    """Return a connection to rank 0, which may not have started yet."""
     where = f"{address[0]}:{address[1]}"
     while True:
         try:
@@ -147,6 +147,6 @@ def with_deadline(other: socket.socket) -> Connection:
 
 
 def set_deadline(other: socket.socket, seconds: float) -> None:
-    """Let reads and writes fail after so many seconds; 0.0: never."""
+    """Set the timeout of reads and writes; 0.0 means none."""
     for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
         other.setsockopt(socket.SOL_SOCKET, option, struct.pack("ll", int(seconds), 0))

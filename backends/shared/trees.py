@@ -1,7 +1,7 @@
-"""Trees in the text of a compiled step: lines that take one apart, and the expression that puts it together.
+"""Trees in the code of a compiled step: lines that unpack one, and the expression that packs it again.
 
-The leaves are called v and a number, in the order of `replay.flatten`. For the totals
-{"loss": {"loss": a}, "accuracy": b} they are, if the next number is 7,
+The leaves are called v and an index, in the order of `replay.flatten`. For the totals
+{"loss": {"loss": a}, "accuracy": b}, if the next index is 7, they are
 
     v7 = totals['accuracy']
     v8 = totals['loss']['loss']
@@ -12,29 +12,29 @@ and `{'accuracy': v7, 'loss': {'loss': v8}}`.
 from nnx.backends.shared.flat import Fixed, Packed
 
 
-def unpacking(value, text: str, numbers, space: dict) -> list[str]:
-    """Return lines that name the leaves of a tree, which `text` stands for, v and their number."""
+def unpacking(value, text: str, indices, space: dict) -> list[str]:
+    """Return lines that assign the leaves of a tree, the value of the expression `text`, to v and their index."""
     if isinstance(value, Fixed):
-        return [f"[{', '.join(f'v{next(numbers)}' for _ in value.arrays)}] = {text}.arrays"]
+        return [f"[{', '.join(f'v{next(indices)}' for _ in value.arrays)}] = {text}.arrays"]
     if not isinstance(value, (dict, list, tuple)):
-        return [f"v{next(numbers)} = {text}"]
+        return [f"v{next(indices)} = {text}"]
     return [
         line
         for key, item in _items(value)
-        for line in unpacking(item, f"{text}[{key_text(key, space)}]", numbers, space)
+        for line in unpacking(item, f"{text}[{key_text(key, space)}]", indices, space)
     ]
 
 
-def packing(value, text: str, numbers, space: dict) -> str:
-    """Return an expression for a tree whose leaves are named so; what is packed stays what it is."""
+def packing(value, text: str, indices, space: dict) -> str:
+    """Return an expression of a tree with such leaves; of a packed tree `text` itself."""
     if isinstance(value, Packed):
         for _ in value.arrays:
-            next(numbers)
+            next(indices)
         return text
     if not isinstance(value, (dict, list, tuple)):
-        return f"v{next(numbers)}"
+        return f"v{next(indices)}"
     keys = [(key_text(key, space), item) for key, item in _items(value)]
-    parts = [(key, packing(item, f"{text}[{key}]", numbers, space)) for key, item in keys]
+    parts = [(key, packing(item, f"{text}[{key}]", indices, space)) for key, item in keys]
     if isinstance(value, dict):
         return "{" + ", ".join(f"{key}: {part}" for key, part in parts) + "}"
     items = "".join(f"{part}, " for _, part in parts)
@@ -46,7 +46,7 @@ def _items(value) -> list[tuple]:
 
 
 def key_text(name, space: dict) -> str:
-    """Return the text of a key: of one that is not simply text or a number, a name for it."""
+    """Return the literal of a key that is a str or an int, else a name for it in `space`."""
     if type(name) in (str, int):
         return repr(name)
     text = f"key_{len(space)}"

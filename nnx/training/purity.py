@@ -88,7 +88,7 @@ class GuardedSteps:
         """The shapes of the batches of which a step was watched."""
 
     @property
-    def programs(self) -> dict:
+    def programs(self) -> list:
         """The compiled steps, where the backend keeps them."""
         return self.compiled.programs
 

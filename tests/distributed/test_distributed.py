@@ -194,7 +194,7 @@ def test_one_all_reduce_a_step_and_one_an_epoch():
 
 def test_the_all_reduce_is_part_of_the_compiled_step():
     def run(communicator):
-        programs = StepRunner(trained(network())).steps.train.programs.values()
+        programs = StepRunner(trained(network())).steps.train.programs
         return [program.loop.__doc__ for program in programs]
 
     for texts in on_ranks(2, run):
@@ -207,7 +207,7 @@ def test_one_process_is_untouched():
     model = trained(network())
     assert StepRunner(model).communicator is None
     assert "share" not in StepRunner(model).scalars(0, 1, StepRunner(model).shard(20))
-    assert not any("all_reduce" in p.loop.__doc__ for p in StepRunner(model).steps.train.programs.values())
+    assert not any("all_reduce" in p.loop.__doc__ for p in StepRunner(model).steps.train.programs)
 
 
 # Callbacks

@@ -450,7 +450,7 @@ def test_a_fused_kernel_has_no_more_arguments_than_cuda_passes():
     )
     model.compile("adam", "sparse_categorical_crossentropy")
     model.fit(X, Y, batch_size=20, epochs=2, verbose=0)
-    (program,) = StepRunner(model).steps.train.programs.values()
+    (program,) = StepRunner(model).steps.train.programs
     kernels = {name: k for name, k in program.loop.__globals__.items() if isinstance(k, CudaKernel)}
     calls = re.findall(r"^ +(?:(.*) = )?(\w+)\((.*)\)$", program.loop.__doc__, re.M)
     counts = [(results + ", " + given).count("v") for results, name, given in calls if name in kernels]
