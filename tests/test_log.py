@@ -66,7 +66,7 @@ def test_a_step_that_cannot_be_compiled_tells_why(told):
             return x * factor, lambda dy: (dy * factor, {})
 
     regressor(Looks()).fit(X, Y, verbose=0, batch_size=8)
-    assert "step on numpy runs as it stands: NotTraceableError: the value of an array" in told()
+    assert "step on numpy is not compiled: NotTraceableError: the value of an array" in told()
 
 
 def test_files_and_going_on(told, tmp_path):

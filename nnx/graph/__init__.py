@@ -1,8 +1,8 @@
-"""Array code written down while it runs.
+"""Array code recorded while it runs.
 
-`tracing` records a training step as library calls and `writer` turns it into one plain function;
+`tracing` records a training step as library calls, and `writer` generates one function from them;
 `recording` records an elementwise kernel; `export_graph` and `export_trace` record a model for ONNX and NumPy;
-`fingerprint` tells whether what a recorded function refers to has changed since.
+`fingerprint` detects whether anything that a recorded function refers to has changed.
 
 May import: core, layers, NumPy.
 """

@@ -1,9 +1,8 @@
-"""The operations of a model, noted while it runs.
+"""The graph of a model's operations, recorded while it runs.
 
-A layer is a pure function of array-API calls on `ctx.xp` and of a few methods of the backend. On a
-`GraphBackend` each call on a `Symbol`, an array that depends on the model's input, gives another
-Symbol, which knows the call. What depends on weights alone is computed at once: only its result is
-in the graph.
+A layer is a pure function that calls the array API on `ctx.xp`, and a few methods of the backend. On a
+`GraphBackend`, each call on a `Symbol`, an array that depends on the model's input, returns another Symbol
+that records the call. What depends only on weights is computed immediately: the graph holds its result.
 """
 
 import contextlib
@@ -17,7 +16,7 @@ from nnx.backend import Backend, as_backend, joined
 
 
 class ExportError(ValueError):
-    """A model cannot be exported; says which layer, and why."""
+    """A model cannot be exported; the message names the layer and the reason."""
 
 
 NUMPY = (
@@ -35,12 +34,12 @@ class Symbol:
         A function of the array-API standard, or one of "input", "getitem", "pad", "patches",
         "from_patches", "unslice", "scan" and "item".
     value : array
-        The result for a batch of zeros: it tells shape and dtype.
+        The result for a batch of zeros, which gives shape and dtype.
     path : str
-        The layer that asked for it.
+        The layer that computes it.
     """
 
-    __array_ufunc__ = None  # NumPy's arrays leave operators to this class
+    __array_ufunc__ = None  # NumPy arrays defer to the operators of this class
 
     def __init__(self, graph: "Graph", op: str, arguments: tuple, settings: dict, value, path: str):
         self.graph, self.op, self.arguments, self.settings = graph, op, arguments, settings
@@ -126,21 +125,21 @@ for _sign, _name in {
 
 
 class Graph:
-    """Symbols in the order in which they were made."""
+    """Symbols in the order of their creation."""
 
     def __init__(self):
         self.numpy: Backend = as_backend("numpy")
         self.symbols: list[Symbol] = []
         self.path = ""
-        """The layer that runs."""
+        """The current layer."""
 
     def add(self, op: str, arguments: tuple, settings: dict | None = None) -> Symbol:
-        """Return the result of an operation, and note it."""
+        """Return the result of an operation, recorded."""
         settings = settings or {}
-        return self.note(op, arguments, settings, self._run(op, plain(arguments), plain(settings)))
+        return self.record(op, arguments, settings, self._run(op, plain(arguments), plain(settings)))
 
-    def note(self, op: str, arguments: tuple, settings: dict, value) -> Symbol:
-        """Return a Symbol of a value that is known already."""
+    def record(self, op: str, arguments: tuple, settings: dict, value) -> Symbol:
+        """Return a new Symbol with a given value."""
         self.symbols.append(Symbol(self, op, arguments, settings, value, self.path))
         return self.symbols[-1]
 
@@ -153,7 +152,7 @@ class Graph:
 
     @contextlib.contextmanager
     def inside(self, path: str) -> Iterator[None]:
-        """Note that what is done now is done by this layer."""
+        """Record the operations of this layer."""
         before, self.path = self.path, path
         try:
             yield
@@ -162,7 +161,7 @@ class Graph:
 
     @contextlib.contextmanager
     def body(self) -> Iterator[list[Symbol]]:
-        """Collect Symbols in a list of their own: the body of a loop."""
+        """Collect Symbols in a separate list, the body of a loop."""
         before, self.symbols = self.symbols, []
         try:
             yield self.symbols
@@ -171,26 +170,26 @@ class Graph:
 
 
 class GraphNamespace:
-    """NumPy's namespace, whose functions note what is done with Symbols."""
+    """NumPy's namespace with functions that record calls on Symbols."""
 
     def __init__(self, graph: Graph):
         self._graph = graph
 
     def __getattr__(self, name: str):
-        found = getattr(self._graph.numpy.xp, name)
-        if not callable(found) or isinstance(found, type):
-            return found
+        function = getattr(self._graph.numpy.xp, name)
+        if not callable(function) or isinstance(function, type):
+            return function
 
         def call(*arguments, **settings):
             if not has_symbols((arguments, settings)):
-                return found(*arguments, **settings)
+                return function(*arguments, **settings)
             return self._graph.add(name, arguments, settings)
 
         return call
 
 
 class GraphBackend(Backend):
-    """A backend that notes what it is asked to do."""
+    """A backend that records its operations."""
 
     name = "export"
     tile_bytes = dict.fromkeys(Backend.tile_bytes, 1 << 62)  # one tile, whatever the batch
@@ -208,59 +207,58 @@ class GraphBackend(Backend):
         return np.arange(count, dtype=dtype)
 
     def pad(self, x, widths, value=0.0):
-        return self._noted("pad", x, tuple(map(tuple, widths)), value)
+        return self._recorded("pad", x, tuple(map(tuple, widths)), value)
 
     def patches(self, x, windows):
-        return self._noted("patches", x, windows)
+        return self._recorded("patches", x, windows)
 
     def from_patches(self, gradients, windows):
-        return self._noted("from_patches", gradients, windows)
+        return self._recorded("from_patches", gradients, windows)
 
     def unslice(self, shape, parts, keys):
-        return self._noted("unslice", tuple(shape), tuple(parts), tuple(keys))
+        return self._recorded("unslice", tuple(shape), tuple(parts), tuple(keys))
 
-    def _noted(self, op, *arguments):
+    def _recorded(self, op, *arguments):
         if has_symbols(arguments):
             return self.graph.add(op, arguments)
         return getattr(self.graph.numpy, op)(*arguments)
 
     def scan(self, step, carry, xs, fixed=(), reverse=False):
-        """Note a loop: its carry and its xs, a body of one step, and which Symbols the body ends in."""
+        """Record a loop: its carry and xs, the body of one time step, and the Symbols that the body results in."""
         graph, steps = self.graph, xs[0].shape[0]
         if not has_symbols((carry, xs, fixed)):
             return graph.numpy.scan(step, carry, xs, fixed, reverse)
         with graph.body() as body:
-            inner = [graph.note("input", (), {}, np.array(plain(c))) for c in carry]
-            slices = [graph.note("input", (), {}, np.array(plain(x)[0])) for x in xs]
-            found = step(self.xp, *step.arguments(self, fixed, inner, slices))
-            results = joined(self.xp, step.join, found)
+            inner = [graph.record("input", (), {}, np.array(plain(c))) for c in carry]
+            slices = [graph.record("input", (), {}, np.array(plain(x)[0])) for x in xs]
+            results = joined(self.xp, step.join, step(self.xp, *step.arguments(self, fixed, inner, slices)))
         settings = {"body": body, "inputs": [*inner, *slices], "results": list(results), "reverse": reverse}
-        loop = graph.note("scan", (tuple(carry), tuple(xs)), settings, np.zeros(()))
+        loop = graph.record("scan", (tuple(carry), tuple(xs)), settings, np.zeros(()))
         return tuple(
-            graph.note("item", (loop, i), {}, np.repeat(plain(result)[None], steps, axis=0))
+            graph.record("item", (loop, i), {}, np.repeat(plain(result)[None], steps, axis=0))
             for i, result in enumerate(results)
         )
 
 
 def plain(value) -> Any:
-    """Return arguments with the values of Symbols in their place."""
+    """Return arguments with each Symbol replaced by its value."""
     return mapped(lambda leaf: leaf.value if isinstance(leaf, Symbol) else leaf, value)
 
 
 def has_symbols(value) -> bool:
-    """Whether some arguments depend on the model's input."""
+    """Whether any argument depends on the model's input."""
     return any(isinstance(leaf, Symbol) for leaf in leaves(value))
 
 
 def leaves(value) -> list:
-    """Return what stands in tuples, lists and dicts."""
+    """Return the leaves of nested tuples, lists and dicts."""
     if isinstance(value, dict):
         value = list(value.values())
     return [leaf for item in value for leaf in leaves(item)] if isinstance(value, (tuple, list)) else [value]
 
 
 def mapped(function, value) -> Any:
-    """Return the same tuples, lists and dicts of `function(leaf)`."""
+    """Return nested tuples, lists and dicts with `function(leaf)` for each leaf."""
     if isinstance(value, (tuple, list)):
         return type(value)([mapped(function, item) for item in value])
     if isinstance(value, dict):

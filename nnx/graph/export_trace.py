@@ -1,8 +1,8 @@
 """A model traced for export: its operations for batches of any size.
 
-The model is run on two batches of different sizes. What differs between the two, such as the length
-in a reshape, must be a multiple of the batch, and becomes one: a `Batch`. If anything else differs, the
-model does not do the same for every batch and cannot be exported.
+The model is run on batches of two sizes. A length that differs between the runs, such as one in a reshape,
+must be a multiple of the batch size, and becomes a `Batch`. If anything else differs, the model cannot be
+exported.
 """
 
 import functools
@@ -31,22 +31,22 @@ class Batch:
 
 @dataclass
 class ModelGraph:
-    """What a model computes.
+    """The graph of a model.
 
     Attributes
     ----------
     inputs, outputs : list of (str, Symbol)
-        With their names.
+        The inputs and outputs with their names.
     symbols : list of Symbol
-        In an order in which they can be computed. Lengths in their arguments may be a `Batch`.
+        In an order of computation. Lengths in their arguments may be a `Batch`.
     shapes : dict of Symbol to tuple
-        With `Batch` where a length depends on the batch.
+        With a `Batch` for a length that depends on the batch.
     weights : dict of str to array
-        The parameters, and what was computed from them, that the Symbols refer to.
+        The parameters, and arrays computed from them, that the Symbols refer to.
     in_shape, out_shape : Shape
-        Of one sample.
+        The shapes of one sample.
     categories : list of int or None
-        Of each input how many categories there are, if it is their numbers.
+        For each input of category indices, the number of categories.
     """
 
     inputs: list[tuple[str, Symbol]]
@@ -65,12 +65,12 @@ class ModelGraph:
 
 
 def trace(model) -> ModelGraph:
-    """Return the program of a built model, for inference.
+    """Return the graph of a built model, for inference.
 
     Raises
     ------
     ExportError
-        If a layer does what a graph of array operations cannot say; the message names the layer.
+        If a layer does something that is not a graph of array operations; the message names the layer.
     """
     in_shape = model._built_shape()
     with model.backend.scope(model.dtype):
@@ -79,7 +79,7 @@ def trace(model) -> ModelGraph:
     pairs = _Pairs(*[(outputs, graph) for _, outputs, graph in runs])
     inputs, outputs, _ = runs[0]
     out_shape = model.output_shape
-    program = ModelGraph(
+    model_graph = ModelGraph(
         inputs=_named(inputs, in_shape, "input"),
         outputs=_named(outputs, out_shape, "output"),
         symbols=pairs.symbols,
@@ -91,16 +91,16 @@ def trace(model) -> ModelGraph:
         _names={},
     )
     known = {"/".join(path): tree.at(t, path) for t in (params, state) for path in tree.paths(t) if path}
-    _name_weights(program, known)
-    return program
+    _name_weights(model_graph, known)
+    return model_graph
 
 
 def _run(model, params, state, in_shape, size: int):
     """Return the inputs and outputs of one run on a batch of zeros, and the graph."""
     graph = Graph()
     zeros = map_shapes(lambda shape: np.zeros((size, *shape), model.weight_dtype), in_shape)
-    zeros = model.as_input(zeros, in_shape)  # integers where the model takes numbers of categories
-    inputs = tree.map(lambda a: graph.note("input", (), {}, a), zeros)
+    zeros = model.as_input(zeros, in_shape)  # integers where the model takes category indices
+    inputs = tree.map(lambda a: graph.record("input", (), {}, a), zeros)
     ctx = Context(GraphBackend(graph), state=state)
     ctx.observer = functools.partial(_in_graph, graph)
     with np.errstate(all="ignore"):
@@ -128,7 +128,7 @@ def _in_graph(graph: Graph, layer: Layer, ctx, compute):
 
 
 def _named(values, shape, name: str) -> list[tuple[str, Any]]:
-    """Return (name, leaf) of what has this shape: of one array the given name, of several the keys."""
+    """Return (name, leaf) of arrays of this shape: a single array has the given name, several their keys."""
     if is_single(shape):
         return [(name, values)]
     is_dict = isinstance(shape, dict)
@@ -140,7 +140,7 @@ def _named(values, shape, name: str) -> list[tuple[str, Any]]:
 
 
 def _flat(categories, shape) -> list[int | None]:
-    """Return the number of categories, or None, of each array of what has this shape."""
+    """Return the number of categories, or None, for each array of this shape."""
     if is_single(shape):
         return [categories]
     keys = shape if isinstance(shape, dict) else range(len(shape))
@@ -150,7 +150,7 @@ def _flat(categories, shape) -> list[int | None]:
 
 
 class _Pairs:
-    """Two runs, compared Symbol by Symbol: the first is made to hold for batches of any size."""
+    """Two runs compared Symbol by Symbol; the first becomes valid for any batch size."""
 
     def __init__(self, first, second):
         self.shapes: dict[Symbol, tuple] = {}
@@ -213,7 +213,7 @@ class _Pairs:
 
 
 def _trimmed(loop: Symbol, symbols: list[Symbol]) -> dict:
-    """Return the settings of a loop, without the results that nothing asks for."""
+    """Return the settings of a loop without the results that nothing reads."""
     read = {s.arguments[1] for s in symbols if s.op == "item" and s.arguments[0] is loop}
     states = len(loop.arguments[0])
     results = loop.settings["results"]
@@ -230,7 +230,7 @@ def _differs(path: str, what: str) -> ExportError:
 
 
 def needed(symbols: list[Symbol], results: list) -> list[Symbol]:
-    """Return the Symbols that some results are made of, and the inputs, in their order."""
+    """Return the inputs, and the Symbols that some results depend on, in their order."""
     wanted = {leaf for leaf in results if isinstance(leaf, Symbol)}
     for symbol in reversed(symbols):
         if symbol in wanted:
@@ -239,20 +239,20 @@ def needed(symbols: list[Symbol], results: list) -> list[Symbol]:
 
 
 def operands(symbol: Symbol) -> list[Symbol]:
-    """Return the Symbols that one is computed from; for a loop, also those its body takes from around."""
-    found = [leaf for leaf in leaves(symbol.arguments) if isinstance(leaf, Symbol)]
+    """Return the Symbols that one is computed from; for a loop, also those outside of it that its body reads."""
+    symbols = [leaf for leaf in leaves(symbol.arguments) if isinstance(leaf, Symbol)]
     if symbol.op == "scan":
         body = symbol.settings["body"]
         inside = {leaf for inner in body for leaf in operands(inner)} | {
             leaf for leaf in symbol.settings["results"] if isinstance(leaf, Symbol)
         }
-        return found + list(inside - set(body))
-    return found + [leaf for leaf in leaves(symbol.settings) if isinstance(leaf, Symbol)]
+        return symbols + list(inside - set(body))
+    return symbols + [leaf for leaf in leaves(symbol.settings) if isinstance(leaf, Symbol)]
 
 
-def _name_weights(program: ModelGraph, known: dict[str, np.ndarray]) -> None:
-    """Give each array that the Symbols refer to a name: that of the weight, if it is one or a part of one."""
-    names = program._names
+def _name_weights(model_graph: ModelGraph, known: dict[str, np.ndarray]) -> None:
+    """Name each array that the Symbols refer to: like the weight, if it is one or a view of one."""
+    names = model_graph._names
     used: set[str] = set()
 
     def visit(symbol: Symbol):
@@ -269,9 +269,9 @@ def _name_weights(program: ModelGraph, known: dict[str, np.ndarray]) -> None:
                 unique = f"{name}_{count}"
             used.add(unique)
             names[id(leaf)] = unique
-            program.weights[unique] = np.asarray(leaf)
+            model_graph.weights[unique] = np.asarray(leaf)
         for each in inner:
             visit(each)
 
-    for symbol in program.symbols:
+    for symbol in model_graph.symbols:
         visit(symbol)

@@ -1,13 +1,13 @@
-"""What an object refers to, as a value that can be compared: has anything changed since?
+"""Fingerprints: all that an object refers to, as a value that can be compared to detect changes.
 
-A compiled step holds the numbers and functions that layers, losses and optimizers referred to when it
+A compiled step contains the scalars and functions that layers, losses and optimizers referred to when it
 was traced. Their fingerprint tells whether they still refer to the same:
 
     fingerprint(Dropout(0.2)) == fingerprint(Dropout(0.2)) != fingerprint(Dropout(0.3))
 
-For an object of nnx the arguments of its `__init__` count. For one of the user's own all attributes count,
-the code of its class, and what that code refers to: closures, defaults, and the globals that it names.
-Arrays and containers count by their content, everything else by identity.
+The fingerprint of an object of nnx consists of the arguments of its `__init__`; that of a user's object of
+all attributes, the code of its class, and all that this code refers to: closures, defaults, and globals.
+Arrays and containers are compared by content, everything else by identity.
 """
 
 import collections
@@ -26,58 +26,58 @@ from nnx import registry
 from nnx.registry import Configurable, init_arguments, is_builtin
 
 LARGE = 1 << 24
-"""Arrays of more bytes count by identity: a compiled step reads them where they are."""
+"""Arrays of more bytes are compared by identity: a compiled step reads them in place."""
 MOST_OBJECTS = 20_000
-"""What refers to more objects is not followed to its end; see `Fingerprint.is_partial`."""
+"""The most objects that a fingerprint follows; see `Fingerprint.is_partial`."""
 
 _PLAIN = (bool, int, complex, str, bytes, type(None))
-_NUMBERS_AND_TEXT = {*_PLAIN, float}
+_SCALARS = {*_PLAIN, float}
 _CONTAINERS = (dict, list, tuple, set, frozenset, collections.deque)
 _WITH_ATTRIBUTES = {"argparse", "collections", "configparser", "types"}
-"""Modules of the standard library whose objects count by their attributes."""
+"""Modules of the standard library whose objects are compared by their attributes."""
 _UNCHANGEABLE = {"_abc", "_thread", "abc", "builtins", "dataclasses", "datetime", "decimal", "enum", "fractions",
                  "functools", "inspect", "logging", "numbers", "operator", "pathlib", "re", "threading", "typing",
                  "uuid", "weakref", "zoneinfo"}  # fmt: skip
-"""Modules of the standard library whose objects do not change, or not in what a step does."""
-_UNFORESEEABLE = {"SystemRandom", "Random", "RandomState", "default_rng", "eval", "exec", "globals", "monotonic",
+"""Modules of the standard library whose objects do not change in a way that affects a step."""
+_UNPREDICTABLE = {"SystemRandom", "Random", "RandomState", "default_rng", "eval", "exec", "globals", "monotonic",
                   "perf_counter", "perf_counter_ns", "secrets", "time_ns", "urandom", "uuid4"}  # fmt: skip
-"""Names in code whose results nothing tells beforehand."""
+"""Names in code whose results are unpredictable."""
 _OUTSIDE = {"ATTR", "GLOBAL", "DEREF", "SUBSCR"}
-"""What instructions that store a value do it to, if it may be seen outside of the function."""
+"""The kinds of store instructions whose effect is visible outside of the function."""
 _NOT_IN_A_STEP = {"__init__", "__repr__", "init", "init_state", "out_shape", "get_config", "flops"}
-"""Methods that no step calls."""
+"""Methods that are never called in a step."""
 
 
 class Settings:
-    """Tells whether what some objects refer to has changed."""
+    """Detects whether anything that some objects refer to has changed."""
 
     def __init__(self):
         self.key: Hashable = None
-        """The fingerprint of the objects when they were last looked at."""
+        """The last fingerprint of the objects."""
         self.is_users = False
-        """Whether code of the user's is among them."""
+        """Whether the user's code is among them."""
         self.is_watched = False
         """Whether they may change without an attribute being set."""
         self._changes = -1
         self._parts: tuple = ()
 
     def have_changed(self, parts) -> bool:
-        """Return whether `parts` refer to something else than at the last call; the first time they do."""
-        # What is nnx's own changes only where an attribute is set.
+        """Return whether `parts` refer to anything else than at the last call; True at the first call."""
+        # Objects of nnx change only when an attribute is set.
         parts = parts if isinstance(parts, tuple) else (parts,)
         are_same = len(parts) == len(self._parts) and all(map(operator.is_, parts, self._parts))
         if are_same and not self.is_watched and self._changes == registry.changes():
             return False
         self._parts = parts
-        before, self._changes, taken = self.key, registry.changes(), Fingerprint()
-        self.key = taken.of(parts)
-        self.is_users = taken.has_user_code
-        self.is_watched = taken.has_user_code or taken.has_containers
+        before, self._changes, fingerprint = self.key, registry.changes(), Fingerprint()
+        self.key = fingerprint.of(parts)
+        self.is_users = fingerprint.has_user_code
+        self.is_watched = fingerprint.has_user_code or fingerprint.has_containers
         return self.key != before
 
 
 class Identity:
-    """An object that is compared by identity. It is kept alive, so that its address is not used again."""
+    """An object compared by identity. It is kept alive, so that its address is not reused."""
 
     __slots__ = ("value",)
 
@@ -92,13 +92,13 @@ class Identity:
 
 
 class HoldsArrayError(Exception):
-    """Raised where no array is expected; see `Fingerprint`."""
+    """An array was met though `refuse_arrays` is set; see `Fingerprint`."""
 
 
 def kernel_key(function) -> Hashable | None:
-    """Return a key of all that decides what a kernel does beside its arguments.
+    """Return a key of all that a kernel depends on besides its arguments.
 
-    None if that are arrays, which take time to compare, or what may change at each call.
+    None if it depends on arrays, which are slow to compare, or on anything that may change at each call.
     """
     if isinstance(function, types.FunctionType) and function.__closure__ is None and _is_nnx(function):
         return function
@@ -107,56 +107,56 @@ def kernel_key(function) -> Hashable | None:
         owner
     ):  # such as an activation: the usual case, and quick
         settings = [getattr(owner, name) for name in settings_of(type(owner))]
-        if {*map(type, settings)} <= _NUMBERS_AND_TEXT:
+        if {*map(type, settings)} <= _SCALARS:
             return getattr(function, "__func__", None), type(owner), repr(settings)
-    taken = Fingerprint(refuse_arrays=True)
+    fingerprint = Fingerprint(refuse_arrays=True)
     try:
-        key = taken.of(function)
+        key = fingerprint.of(function)
     except HoldsArrayError:
         return None
-    return None if taken.has_generators or taken.is_partial else key
+    return None if fingerprint.has_generators or fingerprint.is_partial else key
 
 
 class Fingerprint:
-    """One fingerprint being taken: `of(value)` returns it.
+    """One computation of a fingerprint: `of(value)` returns it.
 
     Parameters
     ----------
     draws : bool
-        Whether the states of generators of random numbers count.
+        Whether it includes the states of random number generators.
     refuse_arrays : bool
-        Whether `HoldsArrayError` is raised at the first array, which takes time to go through.
+        Whether `HoldsArrayError` is raised at the first array, because hashing arrays is slow.
     """
 
     def __init__(self, draws: bool = False, refuse_arrays: bool = False):
         self.draws, self.refuse_arrays = draws, refuse_arrays
         self.has_user_code = False
-        """Whether a function or class was met that is neither nnx's nor a library's."""
+        """Whether it includes a function or class of neither nnx nor a library."""
         self.has_containers = False
-        """Whether a list, a dict or an array was met whose elements may be replaced."""
+        """Whether it includes a list, dict or array, whose elements may be replaced."""
         self.sets_names = False
         """Whether the user's code sets attributes or globals."""
         self.has_generators = False
-        """Whether a generator of random numbers or an iterator was met."""
+        """Whether it includes a random number generator or an iterator."""
         self.is_partial = False
-        """Whether something was met that cannot be compared, or more objects than are followed."""
-        self._packages: set[str] = set()  # whose code is the user's though it is installed as a library
-        self._numbers: dict[int, int] = {}  # of the objects met, by their address
+        """Whether it includes something that cannot be compared, or more objects than are followed."""
+        self._packages: set[str] = set()  # installed packages that count as the user's code
+        self._indices: dict[int, int] = {}  # of the objects met, by their address
         self._alive: list = []  # these objects
-        self._count = 0  # how many of them are not nnx's
+        self._count = 0  # how many of them are not of nnx
 
     def of(self, value) -> Hashable:
-        """Return what `value` refers to."""
+        """Return the fingerprint of `value`."""
         kind = type(value)
         if kind in _PLAIN:
             return kind, value
         if kind is float:
-            return kind, value.hex()  # tells 0.0 from -0.0, and nan equals nan
+            return kind, value.hex()  # distinguishes 0.0 from -0.0, and nan equals nan
         if isinstance(value, np.generic):
             return kind, value.tobytes()
-        if id(value) in self._numbers:
-            return "met before", self._numbers[id(value)]
-        self._numbers[id(value)] = len(self._numbers)
+        if id(value) in self._indices:
+            return "met before", self._indices[id(value)]
+        self._indices[id(value)] = len(self._indices)
         self._alive.append(value)
         if isinstance(value, Configurable) and is_builtin(value):
             return self._settings(value)
@@ -172,7 +172,7 @@ class Fingerprint:
         if isinstance(value, types.MappingProxyType):
             return "proxy", self.of(dict(value))
         for plain in (int, float, complex, str, bytes):
-            if isinstance(value, plain):  # of a subclass
+            if isinstance(value, plain):  # an instance of a subclass
                 content: Any = plain.__repr__
                 return content(value), self._attributes(value)
         if isinstance(value, (bytearray, memoryview)) or type(value).__module__ == "array":
@@ -198,7 +198,7 @@ class Fingerprint:
             return "partial", self.of(value.func), self.of(value.args), self.of(value.keywords)
         if _is_generator(value):
             self.has_generators = True
-            if type(value).__name__ == "SystemRandom":  # which has no state
+            if type(value).__name__ == "SystemRandom":  # it has no state
                 self.is_partial = True
                 return Identity(value)
             return Identity(value), generator_state(value) if self.draws else None
@@ -216,9 +216,9 @@ class Fingerprint:
 
     def _container(self, value) -> Hashable:
         items = [*value, *value.values()] if isinstance(value, dict) else value
-        if type(value) in _CONTAINERS[:-1] and {*map(type, items)} <= _NUMBERS_AND_TEXT:
+        if type(value) in _CONTAINERS[:-1] and {*map(type, items)} <= _SCALARS:
             self.has_containers |= bool(value) and not isinstance(value, (tuple, frozenset))
-            return marshal.dumps(value, 2)  # tells 1, 1.0 and True apart
+            return marshal.dumps(value, 2)  # distinguishes 1, 1.0 and True
         if isinstance(value, dict):
             items = tuple((self.of(key), self._named(key, item)) for key, item in value.items())
         else:
@@ -229,9 +229,9 @@ class Fingerprint:
         return (name, self.of(value)) if isinstance(name, str) else self.of(value)
 
     def _settings(self, value):
-        # Public attributes that `__init__` has made of its arguments count, too.
-        made = [n for n in vars(value) if not n.startswith("_") and n != "learning_rate"]
-        names = dict.fromkeys([*settings_of(type(value)), *made])
+        # And public attributes that `__init__` computed from its arguments.
+        computed = [n for n in vars(value) if not n.startswith("_") and n != "learning_rate"]
+        names = dict.fromkeys([*settings_of(type(value)), *computed])
         return type(value), tuple(self._named(name, getattr(value, name)) for name in names)
 
     def _module(self, value):
@@ -249,14 +249,14 @@ class Fingerprint:
         left = operator.length_hint(value, -1)
         if (
             left < 0 and type(value) is not itertools.count
-        ):  # such as itertools.cycle: nothing tells where it is
+        ):  # such as itertools.cycle, whose position is unknown
             self.is_partial = True
         return Identity(value), repr(value), left
 
     def _attributes(self, value):
         cls, module = type(value), type(value).__module__ or ""
         if _is_nnx(cls) and hasattr(value, "_params"):
-            # A model: its weights count by identity, as arrays that its own training changes.
+            # A model: its weights are compared by identity, as its own training changes them.
             leaves = tuple(map(Identity, _leaves(value._params)))
             return Identity(value), value.step, leaves, self.of(value.network), self.of(value.optimizer)
         if module.startswith("nnx.backends") or (hasattr(cls, "dtype") and hasattr(cls, "shape")):
@@ -288,34 +288,34 @@ class Fingerprint:
             return Identity(value)
         self.has_user_code = True
         owners = [owner for owner in value.__mro__ if not self._is_library(owner)]
-        is_ours = issubclass(value, Configurable)
-        items = [(n, v) for owner in owners for n, v in vars(owner).items() if _counts(n, v, is_ours)]
+        is_component = issubclass(value, Configurable)
+        items = [(n, v) for owner in owners for n, v in vars(owner).items() if _counts(n, v, is_component)]
         return Identity(value), tuple(self._named(name, _function_of(item)) for name, item in items)
 
     def _function(self, value):
-        refers = {"closure": tuple(map(_content, value.__closure__ or ()))}
-        refers["defaults"] = (value.__defaults__, value.__kwdefaults__)
+        references = {"closure": tuple(map(_content, value.__closure__ or ()))}
+        references["defaults"] = (value.__defaults__, value.__kwdefaults__)
         if not self._is_library(value):
             self.has_user_code = True
-            refers |= vars(value) | self._globals(value)
-        return Identity(value.__code__), tuple(self._named(*item) for item in refers.items())
+            references |= vars(value) | self._globals(value)
+        return Identity(value.__code__), tuple(self._named(*item) for item in references.items())
 
     def _globals(self, function) -> dict[str, Any]:
-        """Return the globals that a function's code names; of the user's modules what it names of them."""
-        found, space = {}, function.__globals__
+        """Return the globals that a function's code uses; of the user's modules, the attributes that it uses."""
+        used, space = {}, function.__globals__
         names, attributes, sets, imports = _names(function.__code__)
         self.sets_names |= bool(sets)
-        self.is_partial |= not _UNFORESEEABLE.isdisjoint([*names, *attributes])
+        self.is_partial |= not _UNPREDICTABLE.isdisjoint([*names, *attributes])
         for module in filter(None, map(sys.modules.get, imports)):
             if not self._is_library_module(module.__name__):
-                found |= {f"{module.__name__}.{part}": vars(module).get(part) for part in attributes}
+                used |= {f"{module.__name__}.{part}": vars(module).get(part) for part in attributes}
         for name in names:
             value = space.get(name)
             if not isinstance(value, types.ModuleType):
-                found |= {name: value} if name in space else {}
+                used |= {name: value} if name in space else {}
             elif not self._is_library_module(value.__name__):
-                found |= {f"{name}.{part}": vars(value)[part] for part in attributes if part in vars(value)}
-        return found
+                used |= {f"{name}.{part}": vars(value)[part] for part in attributes if part in vars(value)}
+        return used
 
     def _is_library(self, value) -> bool:
         return self._is_library_module(getattr(value, "__module__", None) or "builtins")
@@ -327,12 +327,12 @@ class Fingerprint:
 
 @functools.lru_cache(maxsize=512)
 def settings_of(cls) -> tuple[str, ...]:
-    """Return the arguments of a class of nnx that decide about a step: the learning rate is given to each."""
+    """Return the arguments of a class of nnx that a step depends on. The learning rate is an input of each step."""
     return tuple(name for name in init_arguments(cls) if name != "learning_rate")
 
 
 def global_draws() -> tuple:
-    """Return the states of the generators that `random` and `numpy.random` keep for all."""
+    """Return the states of the global generators of `random` and `numpy.random`."""
     python, numpy = sys.modules.get("random"), sys.modules.get("numpy.random")
     return (
         ("the state of Python's random", None if python is None else python.getstate()),
@@ -344,7 +344,7 @@ def global_draws() -> tuple:
 
 
 def generator_state(generator) -> Hashable:
-    """Return the state of a generator of random numbers of Python or NumPy."""
+    """Return the state of a random number generator of Python or NumPy."""
     if isinstance(generator, (np.random.BitGenerator, np.random.SeedSequence)):
         return repr(generator.state)
     if isinstance(generator, np.random.RandomState):
@@ -355,7 +355,7 @@ def generator_state(generator) -> Hashable:
 
 
 def _is_generator(value) -> bool:
-    # Neither module is imported for its own sake.
+    # Looked up in sys.modules, because importing them takes time.
     python, numpy = sys.modules.get("random"), sys.modules.get("numpy.random")
     if python is not None and isinstance(value, python.Random):
         return True
@@ -364,7 +364,7 @@ def _is_generator(value) -> bool:
 
 
 def difference(before, after) -> str:
-    """Return the names that lead to the first place where two fingerprints differ: `Noise.scale`."""
+    """Return the path to the first difference of two fingerprints, such as `Noise.scale`."""
     if type(before) is not tuple or type(after) is not tuple or len(before) != len(after):
         return ""
     named = before[0] if before and isinstance(before[0], str) and before[0] == after[0] else ""
@@ -381,22 +381,22 @@ def _is_nnx(value) -> bool:
 
 @functools.cache
 def _is_installed(package: str) -> bool:
-    """Whether a package is nnx, of the standard library, or installed beside it."""
+    """Whether a package is nnx, in the standard library, or installed."""
     if package == "__main__":
         return False
     file = getattr(sys.modules.get(package), "__file__", None) or ""
     return package in sys.stdlib_module_names or package == "nnx" or "-packages" in file
 
 
-def _counts(name: str, value, is_ours: bool) -> bool:
-    """Whether something in a class counts; `is_ours` says that nnx makes its objects before any step."""
-    if is_ours and name in _NOT_IN_A_STEP:
+def _counts(name: str, value, is_component: bool) -> bool:
+    """Whether a class attribute is compared; `is_component`: nnx creates the objects before any step."""
+    if is_component and name in _NOT_IN_A_STEP:
         return False
     return not name.startswith("__") or isinstance(_function_of(value), types.FunctionType)
 
 
 def _function_of(value):
-    """Return the function inside a property, a static or a class method."""
+    """Return the function of a property, static method or class method."""
     if isinstance(value, (staticmethod, classmethod)):
         return value.__func__
     if isinstance(value, property):
@@ -421,18 +421,18 @@ def _content(cell):
 
 @functools.lru_cache(maxsize=1024)
 def _names(code: types.CodeType) -> tuple[list[str], list[str], list[str], list[str]]:
-    """Return the globals that code reads, the attributes it names, what it sets, and the modules it imports."""
-    import dis  # seldom needed
+    """Return the globals that code reads, the attributes it uses, what it stores, and the modules it imports."""
+    import dis  # rarely needed
 
     steps = [(step.opname.partition("_"), step.argval) for step in dis.get_instructions(code)]
     names = [name for (kind, _, what), name in steps if kind == "LOAD" and what in ("GLOBAL", "NAME")]
     sets = [name for (kind, _, what), name in steps if kind == "STORE" and what in _OUTSIDE]
     imports = [name for (kind, _, what), name in steps if (kind, what) == ("IMPORT", "NAME")]
-    found = names, [*code.co_names], sets, imports
+    lists = names, [*code.co_names], sets, imports
     for part in code.co_consts:
-        if isinstance(part, types.CodeType):  # of a function inside
-            found = tuple(a + b for a, b in zip(found, _names(part), strict=True))
-    names, attributes, sets, imports = ([*dict.fromkeys(each)] for each in found)
+        if isinstance(part, types.CodeType):  # of an inner function
+            lists = tuple(a + b for a, b in zip(lists, _names(part), strict=True))
+    names, attributes, sets, imports = ([*dict.fromkeys(each)] for each in lists)
     return names, attributes, sets, imports
 
 

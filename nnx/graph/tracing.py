@@ -1,11 +1,10 @@
-"""A training step written down as it runs: which functions of the array library it calls, on what.
+"""A training step traced while it runs: its calls of the array library, and their arguments.
 
-A `Traced` array does each call on the real array inside it, and notes it. So a step runs once as it
-stands, with real results, and leaves a list of its calls behind, in which no layer, no dict and no
-closure appears. `replay` makes a plain function of the list.
+A `Traced` array wraps a real array. Each operation on it runs on the real array, and is recorded. So the
+step computes its real results, and leaves a list of library calls, free of layers, dicts and closures.
 
-Operators, and NumPy's own functions, come here by NumPy's protocols `__array_ufunc__` and
-`__array_function__`; the functions of another library through a `TracingNamespace`.
+Operators and NumPy's functions are recorded through NumPy's protocols `__array_ufunc__` and
+`__array_function__`, functions of another library through a `TracingNamespace`.
 """
 
 import operator
@@ -20,11 +19,11 @@ from nnx.graph.fingerprint import kernel_key
 
 
 class NotTraceableError(Exception):
-    """The step does something that a list of calls cannot repeat, such as looking at a value."""
+    """The step does something that a list of calls cannot repeat, such as reading the value of an array."""
 
 
 class Traced(NDArrayOperatorsMixin):
-    """An array, or a number, that notes what is done with it."""
+    """An array or scalar that records the operations on it."""
 
     def __init__(self, trace: "Trace", index: int, value):
         self.trace, self.index, self.value = trace, index, value
@@ -33,12 +32,12 @@ class Traced(NDArrayOperatorsMixin):
         if method not in ("__call__", "reduce"):
             self.trace.refuse(f"{ufunc.__name__}.{method}")
         if "out" in settings and not any(map(self.trace.backend.is_array, untraced(settings["out"]))):
-            del settings["out"]  # `a += b` of numbers, which are not written into
+            del settings["out"]  # `a += b` of scalars, which are immutable
         return self.trace.call(getattr(ufunc, method) if method == "reduce" else ufunc, inputs, settings)
 
     @property
     def __class__(self):  # pyright: ignore
-        # What code of the user's asks by `isinstance` has the answer of the plain step.
+        # So that `isinstance` in the user's code gives the same as without a trace.
         return type(self.value)
 
     def __array_function__(self, function, types, inputs, settings):
@@ -63,14 +62,14 @@ class Traced(NDArrayOperatorsMixin):
     def __pow__(self, exponent):
         if type(self.value) in (int, float):
             return super().__pow__(exponent)
-        # Before NumPy 2.3 its ufunc rounds otherwise than its operator, which the plain step uses.
+        # Before NumPy 2.3, the ufunc rounds differently from the operator.
         return self.trace.call(operator.pow, (self, exponent))
 
     def __len__(self):
         return len(self.value)
 
     def refuse(self, *_):
-        """Stop the trace: the value is looked at, or written to."""
+        """Stop the trace: the step reads or overwrites a value."""
         self.trace.refuse("the value of an array")
 
     __bool__ = __int__ = __float__ = __index__ = __array__ = __iter__ = __setitem__ = refuse
@@ -78,48 +77,50 @@ class Traced(NDArrayOperatorsMixin):
 
 
 class TracingNamespace:
-    """A library's namespace whose functions note calls on `Traced` arrays."""
+    """A library's namespace whose functions record calls on `Traced` arrays."""
 
     def __init__(self, namespace):
         self._namespace = namespace
 
     def __getattr__(self, name):
-        found = getattr(self._namespace, name)
-        if not callable(found) or isinstance(found, type):
-            return found
+        function = getattr(self._namespace, name)
+        if not callable(function) or isinstance(function, type):
+            return function
 
         def call(*arguments, **settings):
             trace = trace_of(arguments)
-            return found(*arguments, **settings) if trace is None else trace.call(found, arguments, settings)
+            if trace is None:
+                return function(*arguments, **settings)
+            return trace.call(function, arguments, settings)
 
-        setattr(self, name, call)  # found without this function from now on
+        setattr(self, name, call)  # for the next lookup
         return call
 
 
 @dataclass
 class Kind:
-    """What is known of a value without keeping it."""
+    """The metadata of a value."""
 
     shape: tuple
     dtype: Any
-    """Or `int` or `float`, for a plain number."""
+    """`int` or `float` for a Python scalar."""
     is_array: bool
     is_view: bool
     is_contiguous: bool
     nbytes: int
     memory: int
-    """The number of the first value that lies in the same memory; its own, if there is none."""
+    """The index of the first value that shares its memory, which may be the value itself."""
 
 
 class Ref(int):
-    """The number of a value, told apart from a plain number."""
+    """The index of a value; an int is a Python scalar."""
 
 
 @dataclass
 class Call:
-    """One call of a function; a string names a method of the first argument.
+    """One call of a function; a str names a method of the first argument.
 
-    With a `plan` it is a recorded kernel, whose own operations can stand in its place.
+    With a `plan` it is a recorded kernel, which may be replaced by its operations.
     """
 
     function: Any
@@ -130,23 +131,23 @@ class Call:
     plan: Any = None
     results: tuple = ()
     unpacks: bool = False
-    """Whether it returns a tuple of its results."""
+    """Whether it returns a tuple."""
 
 
 class Trace:
-    """The calls of a step, on numbered values: first the inputs, then the results."""
+    """The calls of a step. Its values have indices: first the inputs, then the results of calls."""
 
     def __init__(self, backend):
         self.backend = backend
         self.values: list[Kind] = []
         self.calls: list[Call] = []
         self.refused: str | None = None
-        """What the trace was ended by, though the step may have caught the error."""
+        """Why the trace ended; the step may have caught the error."""
         self._inputs: list[Traced] = []
-        self._constants: list[tuple] = []  # arrays that are no values of the trace, each with a copy
+        self._constants: list[tuple] = []  # arrays that are not values of the trace, each with a copy
 
     def input(self, value: Any) -> Traced:
-        """Give a value that comes into the step its number."""
+        """Return an input of the step as a `Traced` value."""
         traced = self._value(value, self._inputs)
         self._inputs.append(traced)
         return traced
@@ -157,41 +158,41 @@ class Trace:
         raise NotTraceableError(reason)
 
     def _value(self, value: Any, others, makes_view: bool = False) -> Traced:
-        """Give a value its number. `others` are the earlier ones whose memory it may lie in."""
-        number, is_array = len(self.values), self.backend.is_array
+        """Add a value. `others` are the earlier values whose memory it may share."""
+        index, is_array = len(self.values), self.backend.is_array
         if is_array(value):
             share = self.backend.share_memory
             shared = next((o for o in others if is_array(o.value) and share(o.value, value)), None)
-            memory = number if shared is None else self.values[shared.index].memory
+            memory = index if shared is None else self.values[shared.index].memory
             is_view = makes_view and shared is not None
             kind = Kind(
                 value.shape, value.dtype, True, is_view, value.flags.c_contiguous, value.nbytes, memory
             )
         elif isinstance(value, (np.generic, int, float)):
-            kind = Kind((), getattr(value, "dtype", type(value)), False, False, False, 0, number)
+            kind = Kind((), getattr(value, "dtype", type(value)), False, False, False, 0, index)
         else:
             self.refuse(type(value))
         self.values.append(kind)
-        return Traced(self, number, value)
+        return Traced(self, index, value)
 
     def call(
         self, function, arguments, settings=None, writes=(), plan=None, run=None, may_write=False
     ) -> Any:
-        """Do a call, or `run` in its place, and note it. It returns an array, a tuple of new arrays, or None.
+        """Run a call, or `run` instead of its function, and record it.
 
-        `writes` are the arguments that it overwrites. A call that writes into any other array, as `a += b`
-        does, ends the trace: the order of such calls and others is not kept. `may_write` says that the
-        function is not known to leave its arguments alone.
+        It returns an array, a tuple of new arrays, or None. `writes` are the arguments that it overwrites. A
+        call that writes into any other array, such as `a += b`, ends the trace, which does not keep the order
+        of such calls. `may_write` says that the function may write into its arguments.
         """
         settings = settings or {}
         given, named = untraced(arguments), untraced(settings)
-        numbers_only = all(type(a) in (int, float) for a in given)  # a float64 of NumPy is a float, too
-        if not numbers_only:
+        scalars_only = all(type(a) in (int, float) for a in given)  # np.float64 is a subclass of float
+        if not scalars_only:
             function = self.backend.native(function)
         elif all(isinstance(a, int) for a in given) and isinstance(function, np.ufunc):
             exact = function(*(np.array(a, dtype=object) for a in given))
-            if abs(exact) >= 2**53:  # Python's whole numbers have no end, those of a compiled step have
-                self.refuse(f"{function.__name__} of large whole numbers")
+            if abs(exact) >= 2**53:  # integers of Python are unbounded, those of a compiled step are not
+                self.refuse(f"{function.__name__} of large integers")
         if writes_in_place(function, named):
             self.refuse(f"{_name_of(function)} writes into an array")
         if run is not None:
@@ -203,45 +204,45 @@ class Trace:
             value = self.backend.run_without_writing(function, given, named)
         else:
             value = function(*given, **named)
-            value = value.item() if numbers_only else value  # numbers alone stay numbers
-        noted = Call(
+            value = value.item() if scalars_only else value  # scalars alone give Python scalars
+        call = Call(
             function,
-            self._numbered(arguments),
-            self._numbered(settings),
+            self._as_refs(arguments),
+            self._as_refs(settings),
             tuple(Ref(array.index) for array in writes),
             plan,
         )
-        self.calls.append(noted)
+        self.calls.append(call)
         if value is None:
             return None
         others = [leaf for leaf in leaves([arguments, settings]) if type(leaf) is Traced]
         if type(value) is tuple:
             results = tuple(self._value(item, others, makes_view=not writes) for item in value)
-            noted.results, noted.unpacks = tuple(Ref(result.index) for result in results), True
+            call.results, call.unpacks = tuple(Ref(result.index) for result in results), True
             return results
         result = self._value(value, others, makes_view=not writes)
-        noted.results = (Ref(result.index),)
+        call.results = (Ref(result.index),)
         return result
 
-    def _numbered(self, value):
-        """Return an argument with the number of each value in its place; note the constants in it."""
+    def _as_refs(self, value):
+        """Return an argument with a `Ref` for each value; record the constants in it."""
 
-        def number(leaf):
+        def ref(leaf):
             if type(leaf) is Traced:
                 return Ref(leaf.index)
             if self.backend.is_array(leaf):
                 self._constants.append((leaf, leaf.copy()))
             return leaf
 
-        return _each(value, number)
+        return _each(value, ref)
 
     def end(self) -> bool:
-        """Return whether the arrays that the calls refer to beside the values still hold what they held."""
-        self._inputs.clear()  # a trace is kept longer than the arrays of its step
+        """End the trace; return whether the constant arrays are unchanged."""
+        self._inputs.clear()  # the trace outlives the arrays of the step
         return all(self._same(array, copy) for array, copy in self._constants)
 
     def same_as(self, other: "Trace") -> bool:
-        """Whether both make the same calls on the same values."""
+        """Whether two traces have the same calls on the same values."""
 
         def parts(trace):
             return [[c.function, c.arguments, c.settings, c.writes, c.results] for c in trace.calls]
@@ -258,7 +259,7 @@ class Trace:
             return a.keys() == b.keys() and all(self._same(a[name], b[name]) for name in a)
         if isinstance(a, np.generic) or self.backend.is_array(a):
             return a.dtype == b.dtype and a.shape == b.shape and bool((a == b).all())
-        if isinstance(a, types.FunctionType) and a is not b:  # such as a lambda, made anew in each step
+        if isinstance(a, types.FunctionType) and a is not b:  # such as a lambda, created in each step
             return a.__code__ is b.__code__ and self._same(*(_surroundings(f) for f in (a, b)))
         if (
             callable(a)
@@ -266,18 +267,18 @@ class Trace:
             and not isinstance(a, (type, *_COMPARABLE))
             and a is not b
         ):
-            key = kernel_key(a)  # equal objects may do different things
+            key = kernel_key(a)  # objects that compare equal may behave differently
             return key is not None and key == kernel_key(b)
-        # Methods of ufuncs, such as np.add.reduce, are made anew each time they are looked up.
+        # Methods of ufuncs, such as np.add.reduce, are new objects at each lookup.
         return a is b or (a == b and (type(a) is not float or str(a) == str(b)))
 
 
-# Those that are equal do the same: methods of one object, and functions written in C.
+# Objects of these types that compare equal do the same: bound methods, and functions in C.
 _COMPARABLE = (types.MethodType, types.BuiltinMethodType, types.MethodWrapperType, np.ufunc)
 
 
 def _surroundings(function) -> list:
-    """Return what a function refers to beside its arguments and globals."""
+    """Return the defaults and the closure of a function."""
     return [
         function.__defaults__,
         function.__kwdefaults__,
@@ -286,7 +287,7 @@ def _surroundings(function) -> list:
 
 
 def trace_of(values) -> Trace | None:
-    """Return the trace that any of some values belongs to, also inside lists, if one does."""
+    """Return the trace of the first `Traced` value among some, or inside their lists; None if there is none."""
     for value in values:
         if type(value) is Traced:
             return value.trace
@@ -296,16 +297,16 @@ def trace_of(values) -> Trace | None:
 
 
 def untraced(value):
-    """Return a value, or values inside tuples, lists and dicts, without their `Traced` shells."""
+    """Return a value, or the values in tuples, lists and dicts, without their `Traced` wrappers."""
     return _each(value, lambda leaf: leaf.value if type(leaf) is Traced else leaf)
 
 
-# Functions that write into their first argument; of others, those that are given `out` do.
+# Functions that write into their first argument. Others do so with `out`.
 _WRITERS = frozenset({"copyto", "fill_diagonal", "place", "put", "put_along_axis", "putmask"})
 
 
 def writes_in_place(function, settings: dict) -> bool:
-    """Whether a call writes into an array that it is given, as far as its name and settings tell."""
+    """Whether a call writes into one of its arguments, according to its name and settings."""
     copies = settings.get("copy", True) is not False or _name_of(function) != "nan_to_num"
     return settings.get("out") is not None or _name_of(function) in _WRITERS or not copies
 
@@ -315,7 +316,7 @@ def _name_of(function) -> str:
 
 
 def leaves(value) -> list:
-    """Return what is in tuples, lists and dicts, one after another."""
+    """Return the leaves of nested tuples, lists and dicts."""
     if type(value) is dict:
         value = list(value.values())
     return [leaf for item in value for leaf in leaves(item)] if type(value) in (tuple, list) else [value]
