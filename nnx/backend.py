@@ -3,7 +3,7 @@
 A backend adapts one array library. Its `xp` is that library's array-API namespace, in which all layers,
 losses and optimizers are written; its methods cover what the standard leaves out.
 
-It works on the host; arrays of a device are the backends' business.
+The module itself runs on the host, with NumPy for host arrays.
 """
 
 import contextlib

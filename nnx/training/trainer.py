@@ -92,9 +92,10 @@ class Trainer:
         """Run the epochs from `start` on."""
         model, runner, given, callbacks = self.model, self.runner, self.arguments, self.callbacks
         if runner.communicator is not None and model.built:  # else at the first batch
-            data = {} if self.data.samples is None else ranks.describe(self.data.samples)
-            data = {"batch_size": given.batch_size, **data} if data else {}
-            runner.begin({"epochs": given.epochs, "initial_epoch": start, **data})
+            metadata = {"epochs": given.epochs, "initial_epoch": start}
+            if self.data.samples is not None:
+                metadata |= {"batch_size": given.batch_size, **ranks.describe(self.data.samples)}
+            runner.begin(metadata)
         source, validation = self._source(), self._validation_source()
         log.info(
             "training on %s in %s: epochs %d to %d", model.backend.name, model.dtype, start + 1, given.epochs
