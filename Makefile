@@ -21,10 +21,11 @@ test: .venv/dev.stamp  ## run the tests, on NumPy, JAX and the strict array-API 
 	$(BIN)/python -m pytest -q -x tests/test_smoke.py
 	$(BIN)/python -m pytest -n auto -m 'not slow' $(ARGS)
 
-test-slow: .venv/dev.stamp  ## run what test leaves out: tutorials, kills and Ctrl-C at random moments, more drawn examples
-	$(BIN)/python -m pytest -n auto -m 'slow or hypothesis' --hypothesis-profile=many $(ARGS)
+test-slow: .venv/dev.stamp  ## run what test leaves out: whole tutorials, kills and Ctrl-C at random moments, fuzzing
+	$(BIN)/python -m pytest -n auto -m slow $(ARGS)
 
-test-all: test test-slow  ## run all tests
+test-all: test test-slow  ## run all tests, and property tests with more drawn examples
+	$(BIN)/python -m pytest -n auto -m hypothesis --hypothesis-profile=many $(ARGS)
 
 test-cupy: .venv/cupy.stamp  ## run what touches arrays on CuPy: on the GPU, or without one on an emulated device
 	$(BIN)/python -m pytest --cupy -n auto $(ARGS)
