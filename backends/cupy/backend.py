@@ -5,6 +5,7 @@ import functools
 import importlib
 import math
 import operator
+from typing import Any
 
 import numpy as np
 from nnx.backends.cupy.kernels import TEMPLATES, CudaKernel
@@ -46,7 +47,9 @@ class CupyBackend(EagerBackend):
     def __init__(self):
         try:
             import array_api_compat.cupy as xp
-            import cupy
+
+            # Not `import cupy`: type checkers take it for this folder where CuPy is not installed.
+            cupy: Any = importlib.import_module("cupy")
         except ImportError as error:
             raise BackendError(
                 f"the cupy backend needs CuPy and array-api-compat, and cannot import them ({in_one_line(error)}). "
