@@ -632,7 +632,7 @@ import multiprocessing, sys, time, warnings
 warnings.simplefilter("ignore")
 import cupyx.distributed
 from cupy.cuda import nccl
-from nnx.backends.nccl import NcclCommunicator
+from nnx.backends.cupy.nccl import NcclCommunicator
 
 class Library:
     def __init__(self, size, unique_id, rank):
