@@ -130,6 +130,8 @@ class NetworkEstimator(RoutedParameters):
             if sample_weight is None
             else _check_sample_weight(sample_weight, X, ensure_non_negative=True)
         )
+        if weight is not None and not weight.any():  # older versions of scikit-learn let this pass
+            raise ValueError("Sample weights must contain at least one non-zero number.")
         weight = self._weights(y, weight)
         if weight is not None:
             weight = weight * (len(weight) / weight.sum())  # only their ratios matter
