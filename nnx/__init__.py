@@ -32,6 +32,8 @@ from nnx.backend import (
 from nnx.callbacks.history import History
 from nnx.context import Context
 from nnx.errors import NonFiniteError, OutOfMemoryError
+from nnx.graph.derivatives import grad, stop_gradient, value_and_grad, vjp
+from nnx.graph.graph import GraphError
 from nnx.layers import Input
 from nnx.models.apply import apply
 from nnx.models.model import Model, NotReadyError
@@ -57,6 +59,7 @@ __all__ = [
     "BackendError",
     "BackendInfo",
     "Context",
+    "GraphError",
     "History",
     "Input",
     "Model",
@@ -71,6 +74,7 @@ __all__ = [
     "callbacks",
     "distributed",
     "get_backend",
+    "grad",
     "initializers",
     "layers",
     "load",
@@ -84,7 +88,10 @@ __all__ = [
     "regularizers",
     "schedules",
     "set_backend",
+    "stop_gradient",
     "tree",
     "use_backend",
     "utils",
+    "value_and_grad",
+    "vjp",
 ]

@@ -281,9 +281,21 @@ class Backend:
         """
         return function()
 
-    def vjp(self, function, *arguments) -> tuple[Any, Callable] | None:
-        """Return `function(*arguments)` and its pullback by automatic differentiation, or None without it."""
+    @property
+    def base(self) -> "Backend":
+        """The backend itself; of one that records what is computed, the backend that computes."""
+        return self
+
+    def vjp(self, function, *arrays) -> tuple[Any, Callable] | None:
+        """Return `function(self, *arrays)` and its pullback, if the library differentiates by itself, else None.
+
+        The pullback takes a tree like the result and returns a list of gradients, one for each array.
+        """
         return None
+
+    def stop_gradient(self, x) -> Any:
+        """Return an array as a constant for `vjp`."""
+        return x
 
     def scope(self, dtype: str) -> contextlib.AbstractContextManager:
         """Return the context in which to compute with arrays of `dtype`.

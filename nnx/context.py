@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from nnx import kernels, tree
-from nnx.backend import Backend, as_backend
+from nnx.backend import Backend, as_backend, get_backend
 from nnx.random import Key, fold_name
 
 
@@ -67,6 +67,8 @@ class Context:
         mask: Any = None,
     ):
         self.backend = as_backend(backend)
+        if self.backend is not (current := get_backend()) and current.base is self.backend:
+            self.backend = current  # inside a function that is being differentiated
         self.xp = self.backend.xp
         self.training = training
         self.state = tree.copy(state or {})
@@ -92,6 +94,14 @@ class Context:
         inner.needs_input_gradient, inner.mask = needs_input_gradient, self.mask
         inner.penalties, inner.observer = self.penalties, self.observer
         return inner
+
+    def on(self, backend: Backend, state, mask) -> "Context":
+        """Return this layer's context at the start of its pass, to be run again on another backend."""
+        again = self.at("")
+        again.path, again.backend, again.xp = self.path, backend, backend.xp
+        again.state, again.mask, again.penalties, again.observer = tree.copy(state), mask, [], None
+        again.needs_input_gradient = self.needs_input_gradient
+        return again
 
     def kernel(self, function, *arrays, overwrite: int | None = None):
         """Run the pure elementwise function `function(xp, *arrays)`; see `Backend.kernel`."""

@@ -61,7 +61,7 @@ def as_onnx(model) -> Any:
 
     from nnx import __version__
     from nnx.export.onnx_nodes import Nodes
-    from nnx.graph.export_trace import trace
+    from nnx.export.trace import trace
 
     with reading(model):
         graph = Nodes(trace(model)).graph(model.name)

@@ -128,7 +128,7 @@ class _LossLayer(Layer):
         target = self.target
         if target.dtype.kind == "f":
             target = target.astype(np.float32 if x.dtype == ctx.xp.float32 else np.float64)
-        values, pullback = self.loss.forward(ctx, ctx.backend.asarray(target), x)
+        values, pullback = self.loss.run(ctx, ctx.backend.asarray(target), x)
         return values, lambda dvalues: (pullback(dvalues), {})
 
 

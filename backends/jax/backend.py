@@ -266,8 +266,22 @@ class JaxBackend(Backend):
             return tree.map(lambda x: Total(x, self.xp.zeros_like(x)) if _is_real(x) else x, sums)
         return tree.map(operator.add, totals, sums)
 
-    def vjp(self, function, *arguments):
-        return self.jax.vjp(function, *arguments)
+    def vjp(self, function, *arrays):
+        value, pullback = self.jax.vjp(functools.partial(function, self), *arrays)
+
+        def pull(cotangents):
+            return pullback(self.jax.tree.map(self._cotangent, value, cotangents))
+
+        return value, pull
+
+    def _cotangent(self, array, cotangent):
+        """Return dL/d(array), for JAX: zeros in place of None, and of no dtype for integers."""
+        if self.xp.issubdtype(array.dtype, self.xp.floating):
+            return self.xp.zeros_like(array) if cotangent is None else self.xp.asarray(cotangent, array.dtype)
+        return np.zeros(array.shape, self.jax.dtypes.float0)
+
+    def stop_gradient(self, x):
+        return self.jax.lax.stop_gradient(x)
 
     def _check_process(self):
         # JAX computes in threads, which a fork does not have: it would wait for them forever.

@@ -9,7 +9,7 @@ A difference is the largest of two arrays, relative to the largest value in them
 count as one array, and so do their gradients: the gradient of a bias before batch normalisation is
 nothing but rounding.
 
-May import: core, data, inspect, layers, losses, models, training, front, NumPy.
+May import: core, activations, data, inspect, layers, losses, models, training, front, NumPy.
 """
 
 import copy

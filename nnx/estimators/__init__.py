@@ -3,7 +3,7 @@
 `MLPClassifier` and `MLPRegressor` are scikit-learn's; `Classifier` and `Regressor` train a network of
 one's own. They need scikit-learn: pip install 'nnx-engine[sklearn]'. Each is imported when first used.
 
-May import: core, callbacks, data, distributed, layers, losses, models, NumPy, SciPy.
+May import: core, activations, callbacks, data, distributed, layers, losses, models, NumPy, SciPy.
 """
 
 import importlib

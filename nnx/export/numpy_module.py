@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from nnx.graph.export_graph import ExportError, Symbol, leaves
-from nnx.graph.export_trace import Batch, ModelGraph, trace
+from nnx.export.trace import Batch, ExportError, ModelGraph, trace
+from nnx.graph.graph import Symbol, leaves
 from nnx.saving import files
 from nnx.shapes import describe_shape, is_single
 

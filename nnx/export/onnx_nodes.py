@@ -4,8 +4,8 @@ import numpy as np
 
 from nnx.export.onnx_windows import WindowWriter, is_convolution
 from nnx.export.onnx_writer import data_type
-from nnx.graph.export_graph import ExportError, Symbol
-from nnx.graph.export_trace import Batch
+from nnx.export.trace import Batch, ExportError
+from nnx.graph.graph import Symbol
 
 ARITHMETIC = {
     "add": "Add", "subtract": "Sub", "multiply": "Mul", "divide": "Div", "pow": "Pow",

@@ -6,7 +6,7 @@ The channels are moved to where ONNX has them, and back.
 import numpy as np
 
 from nnx.export.onnx_writer import GraphWriter
-from nnx.graph.export_graph import Symbol
+from nnx.graph.graph import Symbol
 
 
 class WindowWriter(GraphWriter):

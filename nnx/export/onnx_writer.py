@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from onnx import GraphProto, NodeProto, TensorProto, helper, numpy_helper
 
-from nnx.graph.export_graph import Symbol
-from nnx.graph.export_trace import Batch, ModelGraph
+from nnx.export.trace import Batch, ModelGraph
+from nnx.graph.graph import Symbol
 
 
 def data_type(dtype) -> int:

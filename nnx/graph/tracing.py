@@ -16,6 +16,7 @@ import numpy as np
 from numpy.lib.mixins import NDArrayOperatorsMixin
 
 from nnx.graph.fingerprint import kernel_key
+from nnx.graph.graph import has_symbols, innermost
 
 
 class NotTraceableError(Exception):
@@ -90,6 +91,8 @@ class TracingNamespace:
         def call(*arguments, **settings):
             trace = trace_of(arguments)
             if trace is None:
+                if has_symbols(arguments):
+                    return innermost(arguments).add_by_name(name, arguments, settings)
                 return function(*arguments, **settings)
             return trace.call(function, arguments, settings)
 

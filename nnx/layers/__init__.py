@@ -1,6 +1,6 @@
 """Layers, under the names that Keras gives them.
 
-May import: core.
+May import: core, activations, graph.
 """
 
 from nnx.layers.activation import (

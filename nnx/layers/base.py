@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 from nnx import activations, initializers, regularizers, tree
 from nnx.context import Context
 from nnx.errors import raised_by
+from nnx.graph.derivatives import derive
 from nnx.random import generator
 from nnx.registry import REGISTRIES, Configurable, init_arguments, suggest
 from nnx.shapes import Shape, as_shapes, describe_shape
@@ -151,8 +152,7 @@ class Layer(Configurable):
     def forward(self, ctx: Context, params: Tree, x) -> tuple[Any, Pullback]:
         """Return the output and the pullback.
 
-        A layer of your own may return the output alone: its pullback is then derived, on
-        backends that can (JAX).
+        A layer of your own may return the output alone: its pullback is then derived.
         """
         raise NotImplementedError(f"{type(self).__name__} must define forward(ctx, params, x)")
 
@@ -189,7 +189,7 @@ def run(layer: Layer, ctx: Context, params: Tree, x, observed: bool = False) -> 
         return _run_in_full_precision(layer, ctx, params, x)
     if ctx.observer is not None and not observed:
         return ctx.observer(layer, ctx, lambda: run(layer, ctx, params, x, observed=True))
-    mask = ctx.mask
+    mask, state = ctx.mask, tree.copy(ctx.state)
     try:
         result = layer.forward(ctx, params, x)
     except Exception as error:
@@ -201,18 +201,14 @@ def run(layer: Layer, ctx: Context, params: Tree, x, observed: bool = False) -> 
     if isinstance(result, tuple) and len(result) == 2 and callable(result[1]):
         return result
 
-    def forward_only(params, x):
-        ctx.mask = mask
-        return layer.forward(ctx, params, x)
+    def forward_only(backend, params, x):
+        inner = ctx.on(backend, state, mask)
+        return layer.forward(inner, params, x), tuple(inner.penalties)
 
     def pullback(dy):
-        derived = ctx.backend.vjp(forward_only, params, x)
-        if derived is None:
-            raise TypeError(
-                f"{type(layer).__name__}.forward returns no pullback, and the {ctx.backend.name} backend "
-                f"cannot derive one: return (y, pullback) from forward, or train on the jax backend"
-            )
-        grads, dx = derived[1](dy)
+        # What the forward pass computes again, a compiled step drops.
+        (_, penalties), pull = derive(ctx.backend, forward_only, params, x)
+        grads, dx = pull((dy, tuple(map(ctx.xp.ones_like, penalties))))
         return dx, grads
 
     return result, pullback

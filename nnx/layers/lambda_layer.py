@@ -1,9 +1,9 @@
 """A function of one's own as a layer without weights: y = function(x)."""
 
-import inspect
 from collections.abc import Callable
 from typing import Any
 
+from nnx.arguments import takes_namespace
 from nnx.backend import get_backend
 from nnx.layers.base import Layer, describe_shape
 
@@ -18,8 +18,7 @@ class Lambda(Layer):
     ----------
     function : callable
         `function(x)` or `function(xp, x)`, with the array-API namespace of the backend. It returns
-        y, or `(y, pullback)` where `pullback(dy)` is dL/dx. Without a pullback the model can be
-        trained where the backend derives one (JAX).
+        y, or `(y, pullback)` where `pullback(dy)` is dL/dx. Without a pullback one is derived.
     output_shape : tuple of int, optional
         The shape of one output, without the batch axis; by default that of a trial on zeros.
     arguments : dict, optional
@@ -44,7 +43,7 @@ class Lambda(Layer):
         self.function = function
         self.output_shape = (output_shape,) if isinstance(output_shape, int) else output_shape
         self.arguments = arguments
-        self._takes_namespace = _arguments_needed(function, arguments or {}) == 2
+        self._takes_namespace = takes_namespace(function, arguments or {})
 
     def out_shape(self, in_shape):
         if self.output_shape is not None:
@@ -83,13 +82,3 @@ class Lambda(Layer):
             f"cannot save a Lambda, whose function {self.function!r} is code: save the weights alone "
             f"(model.save_weights), or write it as a layer class decorated with @nnx.register"
         )
-
-
-def _arguments_needed(function, given) -> int:
-    """Return how many arguments a function asks for beside those given by name."""
-    try:
-        parameters = inspect.signature(function).parameters.values()
-    except ValueError:  # some functions written in C have no signature
-        return 1
-    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    return sum(p.kind in positional and p.default is p.empty and p.name not in given for p in parameters)

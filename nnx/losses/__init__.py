@@ -9,7 +9,7 @@ with target and output (batch, ..., features) and values (batch, ...). Names, de
 formulas are Keras's. Cross-entropies that follow a softmax or sigmoid are computed from the
 values before it (`with_logits`), in one stable formula: a compiled model does so by itself.
 
-May import: core, data, metrics.
+May import: core, activations, data, graph, metrics.
 """
 
 from nnx.losses.base import FunctionLoss, Loss, get

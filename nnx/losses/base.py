@@ -7,6 +7,7 @@ from typing import Any
 from nnx.backend import get_backend
 from nnx.context import Context
 from nnx.data.targets import check_real
+from nnx.graph.derivatives import derive
 from nnx.registry import REGISTRIES, Configurable
 
 register = REGISTRIES["loss"].register
@@ -41,8 +42,22 @@ class Loss(Configurable):
         return ()
 
     def forward(self, ctx, target, output):
-        """Return one value for each sample, and the pullback to the output."""
+        """Return one value for each sample, and the pullback to the output.
+
+        A loss of your own may return the values alone: its pullback is then derived.
+        """
         raise NotImplementedError
+
+    def run(self, ctx, target, output) -> tuple:
+        """Return what `forward` does, with a pullback that is derived if it returns none."""
+        result = self.forward(ctx, target, output)
+        if isinstance(result, tuple):
+            return result
+
+        def forward_only(backend, output):
+            return self.forward(ctx.on(backend, {}, ctx.mask), target, output)
+
+        return result, lambda dvalues: derive(ctx.backend, forward_only, output)[1](dvalues)[0]
 
     def total(self, ctx, target, output, weight, mask=None) -> tuple:
         """Return the scalar that a step minimises, a function that returns its gradient, and its named parts.
@@ -52,7 +67,7 @@ class Loss(Configurable):
         """
 
         def compute():
-            return self.forward(ctx, target, output)
+            return self.run(ctx, target, output)
 
         values, pullback = compute() if ctx.observer is None else ctx.observer(self, ctx, compute)
         share = _shares(ctx.xp, weight, mask, values)
@@ -73,7 +88,7 @@ class Loss(Configurable):
 
     def value_and_grad(self, ctx, target, output):
         """Return the mean over the samples, a scalar, and its gradient by the output."""
-        values, pullback = self.forward(ctx, target, output)
+        values, pullback = self.run(ctx, target, output)
         count = math.prod(values.shape)
         return ctx.xp.mean(values), pullback(ctx.xp.full_like(values, 1 / count))
 
@@ -132,7 +147,7 @@ def evaluate(loss: Loss, y_true, y_pred):
     target = loss.check_target(y_true, output.shape[1:])
     if target.dtype.kind == "f":
         target = target.astype(backend.to_numpy(output).dtype)
-    return loss.forward(Context(backend), backend.asarray(target), output)[0]
+    return loss.run(Context(backend), backend.asarray(target), output)[0]
 
 
 class Pointwise(Loss):
@@ -143,11 +158,13 @@ class Pointwise(Loss):
         raise NotImplementedError
 
     def slope(self, xp, target, output):
-        """Return its derivative by the output."""
+        """Return its derivative by the output; without this method it is derived."""
         raise NotImplementedError
 
     def forward(self, ctx, target, output):
         xp = ctx.xp
+        if type(self).slope is Pointwise.slope:
+            return xp.mean(self.value(xp, target, output), axis=-1)
 
         def pullback(dvalues):
             return self.slope(xp, target, output) * (dvalues / output.shape[-1])[..., None]
@@ -158,7 +175,7 @@ class Pointwise(Loss):
 class FunctionLoss(Loss):
     """A loss given as a function `(y_true, y_pred) -> one value for each sample`.
 
-    Its gradient is derived by the backend, so it trains on JAX.
+    It computes with operators and the functions of `nnx.get_backend().xp`. Its gradient is derived.
     """
 
     def __init__(self, function):
@@ -171,17 +188,7 @@ class FunctionLoss(Loss):
                 f"the loss {self.function!r} must return one value for each sample, of shape "
                 f"{tuple(output.shape[:-1])}, got {tuple(values.shape)}: take the mean over the last axis only"
             )
-
-        def pullback(dvalues):
-            derived = ctx.backend.vjp(lambda output: self.function(target, output), output)
-            if derived is None:
-                raise TypeError(
-                    f"the loss {self.function!r} is a plain function, whose gradient this backend cannot "
-                    f"derive: write a nnx.losses.Loss with a pullback, or train on the jax backend"
-                )
-            return derived[1](dvalues)[0]
-
-        return values, pullback
+        return values
 
 
 def get(loss) -> Loss:

@@ -4,10 +4,24 @@ Its arrays live on a device that is not the default one, so that mixing in a hos
 one implicitly, raises. Registered through an entry point, as anybody's own backend would be.
 """
 
+from typing import Any
+
 import array_api_strict
 import numpy as np
 
 from nnx.backend import Backend, BackendInfo
+from nnx.graph.graph import Symbol
+
+Array: Any = type(array_api_strict.empty(0))
+_CHECK = "_check_type_device" if hasattr(Array, "_check_type_device") else "_check_device"
+
+
+def _leaving_symbols(check):
+    """Return a check of the other operand that leaves a Symbol to its own operators, as all libraries do."""
+    return lambda self, other: None if isinstance(other, Symbol) else check(self, other)
+
+
+setattr(Array, _CHECK, _leaving_symbols(getattr(Array, _CHECK)))
 
 HOST = array_api_strict.Device("CPU_DEVICE")
 DEVICE = array_api_strict.Device("device1")
@@ -21,7 +35,7 @@ class StrictBackend(Backend):
 
     def asarray(self, value, dtype=None):
         dtype = None if dtype is None else getattr(array_api_strict, dtype)
-        if isinstance(value, type(array_api_strict.empty(0))):
+        if isinstance(value, Array):
             return array_api_strict.astype(value, dtype) if dtype is not None else value
         return array_api_strict.asarray(np.asarray(value), dtype=dtype, device=DEVICE, copy=True)
 

@@ -5,14 +5,17 @@ turns dL/dy into dL/dx from the output y alone (so that a layer need not keep x)
 `needs_input` is set, from the input x. Softmax and log-softmax work along the last axis.
 
 They are named in layers as `activation="relu"`, and called on arrays as `nnx.activations.relu(x)`.
+A function of your own, `activation=function`, has its derivative derived.
+
+May import: core, graph.
 """
 
 import math
 
 from nnx import kernels
+from nnx.activations.base import Activation, FunctionActivation, register
 from nnx.arguments import expect_range
-from nnx.backend import get_backend
-from nnx.registry import REGISTRIES, Configurable
+from nnx.registry import REGISTRIES
 
 __all__ = [
     "ELU",
@@ -58,54 +61,6 @@ __all__ = [
 _registry = REGISTRIES["activation"]
 
 
-class Activation(Configurable):
-    """Base of all activations. Calling one applies it to an array.
-
-    >>> import nnx
-    >>> nnx.activations.get("relu")([-1.0, 2.0])
-    array([0., 2.])
-    """
-
-    kind = "activation"
-    needs_input = False
-    """Whether `gradient` wants the input x; otherwise it gets the output y."""
-    elementwise = True
-
-    def forward(self, xp, x):
-        """Return y."""
-        raise NotImplementedError
-
-    def gradient(self, xp, dy, saved):
-        """Return dL/dx from dL/dy and what was saved: y, or x if `needs_input`."""
-        raise NotImplementedError
-
-    def forward_with_bias(self, xp, x, bias):
-        """Return the activation of x + bias, as one kernel."""
-        return self.forward(xp, x + bias)
-
-    def __call__(self, x):
-        backend = get_backend()
-        return self.forward(backend.xp, backend.asarray(x))
-
-    def run(self, ctx, x, bias=None, overwrite=None):
-        """Return (y, saved) on x, to which `bias` is added first; see `Backend.kernel`."""
-        if self.needs_input and bias is not None:
-            x, bias, overwrite = ctx.kernel(kernels.add, x, bias, overwrite=overwrite), None, None
-        if not self.elementwise:
-            y = self.forward(ctx.xp, x if bias is None else x + bias)
-        elif bias is not None:
-            y = ctx.kernel(self.forward_with_bias, x, bias, overwrite=overwrite)
-        else:
-            y = ctx.kernel(self.forward, x, overwrite=overwrite if not self.needs_input else None)
-        return y, (x if self.needs_input else y)
-
-    def pull(self, ctx, dy, saved):
-        """Return dL/dx from dL/dy and what `run` saved."""
-        if self.elementwise:
-            return ctx.kernel(self.gradient, dy, saved)
-        return self.gradient(ctx.xp, dy, saved)
-
-
 def _mask(xp, condition, like):
     # A product with a 0/1 mask takes a tenth of the time of `where` on NumPy.
     return xp.astype(condition, like.dtype)
@@ -116,7 +71,7 @@ def _sigmoid(xp, x):
     return xp.tanh(x * 0.5) * 0.5 + 0.5
 
 
-@_registry.register("linear")
+@register("linear")
 class Linear(Activation):
     """y = x"""
 
@@ -137,7 +92,7 @@ class Linear(Activation):
         return dy
 
 
-@_registry.register("sigmoid")
+@register("sigmoid")
 class Sigmoid(Activation):
     """y = 1 / (1 + exp(-x))"""
 
@@ -148,7 +103,7 @@ class Sigmoid(Activation):
         return dy * saved * (1.0 - saved)
 
 
-@_registry.register("tanh")
+@register("tanh")
 class Tanh(Activation):
     """y = tanh(x)"""
 
@@ -159,7 +114,7 @@ class Tanh(Activation):
         return dy * (1.0 - saved * saved)
 
 
-@_registry.register("relu")
+@register("relu")
 class ReLU(Activation):
     """y = max(x, 0)"""
 
@@ -170,7 +125,7 @@ class ReLU(Activation):
         return dy * _mask(xp, saved > 0, dy)
 
 
-@_registry.register("leaky_relu")
+@register("leaky_relu")
 class LeakyReLU(Activation):
     """y = x where x > 0, else negative_slope * x. Source: Maas et al., 2013."""
 
@@ -185,7 +140,7 @@ class LeakyReLU(Activation):
         return dy * (_mask(xp, saved > 0, dy) * (1.0 - self.negative_slope) + self.negative_slope)
 
 
-@_registry.register("elu")
+@register("elu")
 class ELU(Activation):
     """y = x where x > 0, else alpha * (exp(x) - 1). Source: Clevert et al., 2015 (arXiv:1511.07289)."""
 
@@ -199,7 +154,7 @@ class ELU(Activation):
         return dy * xp.where(saved > 0, 1.0, saved + self.alpha)
 
 
-@_registry.register("selu")
+@register("selu")
 class SELU(Activation):
     """y = scale * elu(x, alpha), self-normalising. Source: Klambauer et al., 2017 (arXiv:1706.02515)."""
 
@@ -213,7 +168,7 @@ class SELU(Activation):
         return dy * xp.where(saved > 0, self.scale, saved + self.scale * self.alpha)
 
 
-@_registry.register("gelu")
+@register("gelu")
 class GELU(Activation):
     """y = x * Phi(x), Phi the normal distribution function; approximately, by tanh, on request.
 
@@ -244,7 +199,7 @@ class GELU(Activation):
         return dy * (distribution + x * density)
 
 
-@_registry.register("gelu_tanh")
+@register("gelu_tanh")
 class GELUTanh(GELU):
     """GELU by its tanh approximation, under a name of its own."""
 
@@ -252,7 +207,7 @@ class GELUTanh(GELU):
         super().__init__(approximate=True)
 
 
-@_registry.register("silu", "swish")
+@register("silu", "swish")
 class SiLU(Activation):
     """y = x * sigmoid(x), also called swish. Source: Elfwing et al., 2017 (arXiv:1702.03118)."""
 
@@ -266,7 +221,7 @@ class SiLU(Activation):
         return dy * s * (1.0 + saved * (1.0 - s))
 
 
-@_registry.register("softplus")
+@register("softplus")
 class Softplus(Activation):
     """y = log(1 + exp(x))"""
 
@@ -277,7 +232,7 @@ class Softplus(Activation):
         return dy * -xp.expm1(-saved)  # sigmoid(x) = 1 - exp(-y)
 
 
-@_registry.register("exponential")
+@register("exponential")
 class Exponential(Activation):
     """y = exp(x)"""
 
@@ -288,7 +243,7 @@ class Exponential(Activation):
         return dy * saved
 
 
-@_registry.register("softsign")
+@register("softsign")
 class Softsign(Activation):
     """y = x / (1 + |x|)"""
 
@@ -299,7 +254,7 @@ class Softsign(Activation):
         return dy * (1.0 - xp.abs(saved)) ** 2
 
 
-@_registry.register("hard_sigmoid")
+@register("hard_sigmoid")
 class HardSigmoid(Activation):
     """y = min(max(x / 6 + 1/2, 0), 1)"""
 
@@ -311,7 +266,7 @@ class HardSigmoid(Activation):
         return dy * inside * (1 / 6)
 
 
-@_registry.register("mish")
+@register("mish")
 class Mish(Activation):
     """y = x * tanh(softplus(x)). Source: Misra, 2019 (arXiv:1908.08681)."""
 
@@ -325,7 +280,7 @@ class Mish(Activation):
         return dy * (t + saved * (1.0 - t * t) * _sigmoid(xp, saved))
 
 
-@_registry.register("softmax")
+@register("softmax")
 class Softmax(Activation):
     """y = exp(x) / sum(exp(x)) along the last axis: probabilities of exclusive classes."""
 
@@ -339,7 +294,7 @@ class Softmax(Activation):
         return saved * (dy - xp.sum(dy * saved, axis=-1, keepdims=True))
 
 
-@_registry.register("log_softmax")
+@register("log_softmax")
 class LogSoftmax(Activation):
     """y = x - log(sum(exp(x))) along the last axis: logarithms of probabilities."""
 
@@ -354,12 +309,14 @@ class LogSoftmax(Activation):
 
 
 def get(activation) -> Activation:
-    """Return the activation of this name (None: linear), or that of an activation layer."""
+    """Return the activation of this name (None: linear), of an activation layer, or made of a function."""
     if activation is None:
         return linear
     activation = getattr(activation, "activation", activation)
     if isinstance(activation, str) and activation in _instances:
         return _instances[activation]
+    if callable(activation) and not isinstance(activation, (Activation, type)):
+        return FunctionActivation(activation)
     return _registry.get(activation, Activation)
 
 

@@ -12,14 +12,43 @@ from typing import Any
 import numpy as np
 
 from nnx import tree
+from nnx.backend import as_backend
 from nnx.context import Context
-from nnx.graph.export_graph import NUMPY, ExportError, Graph, GraphBackend, Symbol, leaves
+from nnx.graph.graph import Graph, LoopGraphBackend, Symbol, leaves
 from nnx.layers.base import Layer, run
 from nnx.layers.containers import Chain
 from nnx.registry import snake_case
 from nnx.shapes import is_single, map_shapes
 
 SIZES = (2, 3)
+
+
+class ExportError(ValueError):
+    """A model cannot be exported; the message names the layer and the reason."""
+
+
+class ExportGraph(Graph):
+    """A graph on NumPy, of a model that runs on zeros."""
+
+    def __init__(self):
+        super().__init__(as_backend("numpy"))
+
+    def compute(self, op, arguments, settings):
+        value = super().compute(op, arguments, settings)
+        return value if isinstance(value, tuple) else np.asarray(value)
+
+    def truth(self, symbol):
+        self.refuse("it looks at the values of its input, which are not known when a model is exported")
+
+
+class ExportBackend(LoopGraphBackend):
+    """The backend of a model that is exported."""
+
+    def to_numpy(self, array):
+        return np.array(self.graph.plain(array))
+
+    def stop_gradient(self, x):
+        return x
 
 
 @dataclass(frozen=True)
@@ -97,11 +126,11 @@ def trace(model) -> ModelGraph:
 
 def _run(model, params, state, in_shape, size: int):
     """Return the inputs and outputs of one run on a batch of zeros, and the graph."""
-    graph = Graph()
+    graph = ExportGraph()
     zeros = map_shapes(lambda shape: np.zeros((size, *shape), model.weight_dtype), in_shape)
     zeros = model.as_input(zeros, in_shape)  # integers where the model takes category indices
-    inputs = tree.map(lambda a: graph.record("input", (), {}, a), zeros)
-    ctx = Context(GraphBackend(graph), state=state)
+    inputs = tree.map(graph.input, zeros)
+    ctx = Context(ExportBackend(graph), state=state)
     ctx.observer = functools.partial(_in_graph, graph)
     with np.errstate(all="ignore"):
         outputs, _ = run(model.network, ctx, params, inputs)
@@ -121,8 +150,7 @@ def _in_graph(graph: Graph, layer: Layer, ctx, compute):
         except Exception as error:
             if getattr(error, "names_layer", False):
                 raise
-            why = NUMPY if "__array_ufunc__" in str(error) else str(error)
-            named = ExportError(f"layer {path!r} ({type(layer).__name__}) cannot be exported: {why}")
+            named = ExportError(f"layer {path!r} ({type(layer).__name__}) cannot be exported: {error}")
             vars(named)["names_layer"] = True
             raise named from error
 
