@@ -22,7 +22,7 @@ test: .venv/dev.stamp  ## run the tests, on NumPy, JAX and the strict array-API 
 	XLA_FLAGS= $(BIN)/python -m pytest -q -x tests/test_smoke.py
 	$(BIN)/python -m pytest -n auto -m 'not slow' $(ARGS)
 
-test-slow: .venv/dev.stamp  ## run what test leaves out: whole tutorials, kills and Ctrl-C at random moments, fuzzing
+test-slow: .venv/dev.stamp  ## run what test leaves out: tutorials, kills at random moments, fuzzing, what XLA optimizes
 	XLA_FLAGS= $(BIN)/python -m pytest -n auto -m 'slow or optimized' $(ARGS)
 
 test-all: test test-slow  ## run all tests, and property tests with more drawn examples
