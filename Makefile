@@ -17,21 +17,22 @@ help:  ## list the commands (this)
 train: .venv/train.stamp  ## train on handwritten digits; for example ARGS='--data iris --epochs 20'
 	$(BIN)/python train.py $(ARGS)
 
+# XLA_FLAGS= is XLA as users have it. Otherwise the tests tell it to compile fast: see tests/conftest.py.
 test: .venv/dev.stamp  ## run the tests, on NumPy, JAX and the strict array-API namespace
-	$(BIN)/python -m pytest -q -x tests/test_smoke.py
+	XLA_FLAGS= $(BIN)/python -m pytest -q -x tests/test_smoke.py
 	$(BIN)/python -m pytest -n auto -m 'not slow' $(ARGS)
 
-test-slow: .venv/dev.stamp  ## run what test leaves out: whole tutorials, kills and Ctrl-C at random moments, fuzzing
-	$(BIN)/python -m pytest -n auto -m slow $(ARGS)
+test-slow: .venv/dev.stamp  ## run what test leaves out: tutorials, kills at random moments, fuzzing, what XLA optimizes
+	XLA_FLAGS= $(BIN)/python -m pytest -n auto -m 'slow or optimized' $(ARGS)
 
 test-all: test test-slow  ## run all tests, and property tests with more drawn examples
-	$(BIN)/python -m pytest -n auto -m hypothesis --hypothesis-profile=many $(ARGS)
+	XLA_FLAGS= $(BIN)/python -m pytest -n auto -m hypothesis --hypothesis-profile=many $(ARGS)
 
 test-cupy: .venv/cupy.stamp  ## run what touches arrays on CuPy: on the GPU, or without one on an emulated device
 	$(BIN)/python -m pytest --cupy -n auto $(ARGS)
 
 test-lowest: .venv-lowest/stamp  ## run what can depend on versions on the lowest ones of all packages that nnx takes
-	.venv-lowest/bin/python -m pytest -n auto -m 'not slow' -k 'not memory and not jobs and not nproc' \
+	XLA_FLAGS= .venv-lowest/bin/python -m pytest -n auto -m 'not slow' -k 'not memory and not jobs and not nproc' \
 	  -W default::DeprecationWarning $(LOWEST_TESTS) $(ARGS)
 
 fuzz: .venv/dev.stamp  ## train random networks in all ways that must agree; for example ARGS='--seconds 3600'

@@ -75,17 +75,16 @@ def check_layer(
     state = tree.map(lambda s: s + 0.1 * rng.random(s.shape), layer.init_state(in_shape))
     dy = map_shapes(lambda shape: rng.standard_normal((rows_of(x), *shape)), out_shape)
 
-    for training in modes:
-        case = _Case(layer, params, state, x, dy, training, mask)
-        expected = case.compute(as_backend("numpy"))
-        _check_promises(case, expected, out_shape)
-        _check_directional_derivative(case, expected, rng)
-        for name in backends or [n for n, info in available_backends().items() if info.usable]:
-            backend = as_backend(name)
-            _compare(f"{name} and numpy", case.compute(backend), expected, tolerance)
-            derived = case.derive(backend)
-            if derived is not None:
-                written = {"dx": expected["dx"], "grads": expected["grads"]}
+    cases = [_Case(layer, params, state, x, dy, training, mask) for training in modes]
+    expected = [computed for computed, _ in _results(cases, as_backend("numpy"))]
+    for case, numbers in zip(cases, expected, strict=True):
+        _check_promises(case, numbers, out_shape)
+        _check_directional_derivative(case, numbers, rng)
+    for name in backends or [n for n, info in available_backends().items() if info.usable]:
+        for (computed, derived), numbers in zip(_results(cases, as_backend(name)), expected, strict=True):
+            _compare(f"{name} and numpy", computed, numbers, tolerance)
+            if derived:
+                written = {"dx": numbers["dx"], "grads": numbers["grads"]}
                 _compare(f"pullback and automatic derivative on {name}", written, derived, tolerance)
 
 
@@ -151,17 +150,12 @@ class _Case:
 
         return tuple(tree.map(put, part) for part in (self.params, self.state, self.x, self.dy))
 
-    def compute(self, backend) -> dict:
-        """Return output, gradients and new state as the layer computes them, on the host."""
-
-        def everything(params, state, x, dy):
-            ctx = self.context(backend, state)
-            y, pullback = run(self.layer, ctx, params, x)
-            dx, grads = pullback(dy)
-            return {"y": y, "dx": dx, "grads": grads, "state": ctx.state}
-
-        with backend.scope("float64"):
-            return tree.map(backend.to_numpy, backend.compile(everything)(*self.place(backend)))
+    def compute(self, backend, params, state, x, dy) -> dict:
+        """Return output, gradients and new state as the layer computes them."""
+        ctx = self.context(backend, state)
+        y, pullback = run(self.layer, ctx, params, x)
+        dx, grads = pullback(dy)
+        return {"y": y, "dx": dx, "grads": grads, "state": ctx.state}
 
     def objective(self, backend, params, state, x, dy):
         """Return L = <y, dy> plus the layer's penalties, a scalar of the backend."""
@@ -170,21 +164,27 @@ class _Case:
         products = tree.leaves(tree.map(lambda a, b: backend.xp.sum(a * b), y, dy))
         return sum(ctx.penalties + products[1:], products[0])
 
-    def derive(self, backend) -> dict | None:
-        """Return the gradients that the backend derives by itself, or None if it cannot."""
+    def derive(self, backend, params, state, x, dy) -> dict:
+        """Return the gradients that the backend derives by itself, or nothing if it cannot."""
+        found = backend.vjp(lambda params, x: self.objective(backend, params, state, x, dy), params, x)
+        if found is None:
+            return {}
+        value, pullback = found
+        grads, dx = pullback(backend.xp.ones_like(value))
+        return {"dx": dx, "grads": grads}
 
-        def derived(params, state, x, dy):
-            objective = lambda params, x: self.objective(backend, params, state, x, dy)  # noqa: E731
-            found = backend.vjp(objective, params, x)
-            if found is None:
-                return None
-            value, pullback = found
-            grads, dx = pullback(backend.xp.ones_like(value))
-            return {"dx": dx, "grads": grads}
 
-        with backend.scope("float64"):
-            found = backend.compile(derived)(*self.place(backend))
-            return None if found is None else tree.map(backend.to_numpy, found)
+def _results(cases: list[_Case], backend) -> tuple:
+    """Return what each case computes and what the backend derives, on the host.
+
+    The cases differ in their mode alone. One program for all is compiled sooner than one for each.
+    """
+
+    def everything(*arrays):
+        return tuple((case.compute(backend, *arrays), case.derive(backend, *arrays)) for case in cases)
+
+    with backend.scope("float64"):
+        return tree.map(backend.to_numpy, backend.compile(everything)(*cases[0].place(backend)))
 
 
 def _check_promises(case: _Case, expected: dict, out_shape) -> None:

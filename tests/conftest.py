@@ -29,6 +29,14 @@ settings.register_profile("few", deadline=None, derandomize=True, max_examples=3
 settings.register_profile("many", settings.get_profile("few"), max_examples=8)
 settings.load_profile("few")
 
+# Most of the time of a run, XLA compiles small programs: three times as fast if it hardly optimizes them. Set
+# XLA_FLAGS to nothing for the programs that users get, as `make test-slow` and `make test-lowest` do.
+os.environ.setdefault(
+    "XLA_FLAGS",
+    "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
+    " --xla_cpu_parallel_codegen_split_count=1",
+)
+
 # What XLA compiles is kept for later runs, and for the programs that tests start.
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".pytest_cache/jax"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
@@ -48,6 +56,17 @@ def backend(any_backend):
     """Each backend in turn, ready to compute in float64."""
     with any_backend.scope("float64"):
         yield any_backend
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread_a_worker():
+    """Each worker of pytest-xdist has one core: more threads of BLAS would wait for each other, and spin."""
+    threadpoolctl = sys.modules.get("threadpoolctl")  # which scikit-learn brings
+    if threadpoolctl is None or "PYTEST_XDIST_WORKER" not in os.environ:
+        yield
+        return
+    with threadpoolctl.threadpool_limits(1):
+        yield
 
 
 @pytest.fixture(scope="session", autouse=True)

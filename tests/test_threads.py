@@ -69,6 +69,7 @@ TRAININGS = {
 }
 
 
+@pytest.mark.optimized
 @pytest.mark.parametrize("backend", ["numpy", "jax"])
 @pytest.mark.parametrize("name", TRAININGS)
 def test_as_one_after_the_other(backend, name):

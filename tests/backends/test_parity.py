@@ -7,6 +7,8 @@ import nnx
 from nnx import layers
 from nnx.training.runner import StepRunner
 
+pytestmark = pytest.mark.optimized
+
 RNG = np.random.default_rng(0)
 X = RNG.standard_normal((203, 6)).astype(np.float32)
 Y = (X[:, 0] + X[:, 1] ** 2 > 0.5).astype(int) + (X[:, 2] > 1)

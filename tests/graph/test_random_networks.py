@@ -42,9 +42,9 @@ def test_known_networks_agree(seed):
 
 
 @pytest.mark.parametrize("with_own", [True, False], ids=["layers as users write them", "nnx alone"])
-@pytest.mark.parametrize("part", range(2))
-def test_drawn_networks_agree(part, with_own):
-    for seed in drawn(4):
+@pytest.mark.parametrize("count", [1, pytest.param(7, marks=pytest.mark.slow)])
+def test_drawn_networks_agree(count, with_own):
+    for seed in drawn(count):
         expect_agreement(seed, ("compiled", "blocks", "float32", "saved"), with_own)
 
 

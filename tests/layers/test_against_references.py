@@ -80,20 +80,22 @@ def test_layer(backend, case):
         for name in ("params", "state")
     )
     x, dy = (backend.asarray(case[name], dtype="float64") for name in ("x", "dy"))
-    ctx = nnx.Context(backend, training=case["training"], state=state)
 
-    y, pullback = run(layer, ctx, params, x)
-    dx, grads = pullback(dy)
-    penalties = layer.regularizers()
-    for name, regularizer in penalties.items():
-        ctx.add_penalty(regularizer.penalty(backend.xp, params[name]))
-        grads[name] = grads[name] + regularizer.gradient(backend.xp, params[name])
+    def passes(params, state, x, dy):
+        ctx = nnx.Context(backend, training=case["training"], state=state)
+        y, pullback = run(layer, ctx, params, x)
+        dx, grads = pullback(dy)
+        for name, regularizer in layer.regularizers().items():
+            ctx.add_penalty(regularizer.penalty(backend.xp, params[name]))
+            grads[name] = grads[name] + regularizer.gradient(backend.xp, params[name])
+        return y, dx, grads, ctx.state, dict(enumerate(ctx.penalties))
 
+    y, dx, grads, state_after, penalties = backend.compile(passes)(params, state, x, dy)
     check(backend, y, case["y"])
     check(backend, dx, case["dx"])
     check(backend, grads, case["grads"])
-    check(backend, ctx.state, case["state_after"])
-    penalty = sum(float(backend.to_numpy(p)) for p in ctx.penalties)
+    check(backend, state_after, case["state_after"])
+    penalty = sum(float(backend.to_numpy(p)) for p in penalties.values())
     assert penalty == pytest.approx(case["penalty"], rel=1e-9)
 
 

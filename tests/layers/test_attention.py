@@ -302,6 +302,7 @@ def test_blocks_never_make_the_whole_matrix_of_weights(dropout):
     )
 
 
+@pytest.mark.optimized
 @pytest.mark.parametrize("causal", [False, True])
 def test_memory_of_blocks_grows_with_their_size_times_the_length(causal):
     """As XLA plans it for a forward and a backward pass."""

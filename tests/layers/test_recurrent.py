@@ -162,12 +162,16 @@ def test_reference(case, dtype, tolerance, any_backend):
         state = dict(zip(("moving_mean", "moving_variance"), place(case["state"]), strict=False))
         mask = None if case["mask"] is None else any_backend.asarray(np.array(case["mask"]))
         mask = mask if len(x) == 1 or mask is None else (mask, *[None] * (len(x) - 1))
-        ctx = nnx.Context(any_backend, training=True, state=state, mask=mask)
-        y, pullback = run(layer, ctx, params, x if len(x) > 1 else x[0])
         dy = place(case["dy"])
-        dx, grads = pullback(dy if len(dy) > 1 else dy[0])
+
+        def passes(params, state, x, dy):
+            ctx = nnx.Context(any_backend, training=True, state=state, mask=mask)
+            y, pullback = run(layer, ctx, params, x if len(x) > 1 else x[0])
+            return (y, *pullback(dy if len(dy) > 1 else dy[0]), ctx.state)
+
+        y, dx, grads, state_after = any_backend.compile(passes)(params, state, x, dy)
         found = {"y": as_tuple(y), "dx": as_tuple(dx), "grads": [tree.at(grads, path) for path in paths]}
-        found["state_after"] = [ctx.state[name] for name in state]
+        found["state_after"] = [state_after[name] for name in state]
         for name, arrays in found.items():
             for array, expected in zip(arrays, case[name], strict=True):
                 actual = any_backend.to_numpy(array)

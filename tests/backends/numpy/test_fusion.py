@@ -50,12 +50,16 @@ def planned(function, *arrays, into):
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("name", [n for n in activations.names() if activations.get(n).elementwise])
-@pytest.mark.parametrize("shape", SHAPES)
-def test_activations(name, shape, dtype):
-    activation = activations.get(name)
+def test_activations(name, dtype):
+    """In all shapes with one another, as Numba compiles a loop for flat arrays and one for rows."""
+    for shape in SHAPES:
+        check_activation(activations.get(name), shape, dtype)
+
+
+def check_activation(activation, shape, dtype):
     x, dy, bias = (RNG.standard_normal(s).astype(dtype) for s in (shape, shape, shape[-1:]))
     y = activation.forward(np, x)
-    if name != "linear":
+    if activation != activations.get("linear"):
         np.testing.assert_array_equal(planned(activation.forward, x, into=(None,))[0], y)
         saved = x if activation.needs_input else y
         expected = activation.gradient(np, dy, saved)
@@ -232,7 +236,7 @@ def test_kernels_made_anew_at_each_call_do_not_fill_the_memory(monkeypatch):
     monkeypatch.setattr(fusion_module, "MOST_PLANS", 8)
     monkeypatch.setattr(backend, "fusion", Fusion(backend.fusion.use_numba))
     x = np.zeros(50_000)
-    for i in range(20):
+    for i in range(10):
         backend.kernel(lambda xp, x, i=i: x + i, x)
     assert len(backend.fusion._plans.values) == 8
 
