@@ -136,10 +136,10 @@ def load(path, backend=None, check_finite: bool = True) -> Model:
     """
     arrays, description = files.read(path)
     model_files.check_description(path, description)
-    with model_files.blamed_on(path):
+    with model_files.errors_name(path):
         ownership.make_room(model_files.nesting(description["network"]))
     with (
-        model_files.blamed_on(path),
+        model_files.errors_name(path),
         initializers.only_shapes(most=sum(array.size for array in arrays.values())),
     ):
         network = decode(description["network"])

@@ -83,7 +83,7 @@ class Trainer:
             "batch_size": given.batch_size, "initial_epoch": given.initial_epoch,
             "steps_per_epoch": given.steps_per_epoch, "validation_freq": given.validation_freq,
             "shuffle": given.shuffle if isinstance(given.shuffle, bool) else "function",
-            "learning rate": resume.told(self.model.optimizer.learning_rate),
+            "learning rate": resume.encode_or_name(self.model.optimizer.learning_rate),
             "training data": resume.describe(self.data.samples),
             "validation data": resume.describe(self.data.validation),
         }  # fmt: skip
