@@ -16,7 +16,7 @@ def named(class_weight: dict, y, classes) -> np.ndarray:
     return weights
 
 
-def balanced(class_weight: str, y, sample_weight) -> np.ndarray:
+def balanced(class_weight, y, sample_weight) -> np.ndarray:
     """Return weights that give each class the same total weight; for several labels a sample, their product.
 
     Unlike scikit-learn's for "balanced", each sample counts by its own weight.
