@@ -17,7 +17,7 @@ from sklearn.utils.optimize import _check_optimize_result
 from sklearn.utils.validation import _check_sample_weight
 
 from nnx import activations, losses, optimizers, tree
-from nnx.data.samples import with_rows
+from nnx.data.samples import pad_samples
 from nnx.distributed.ranks import LAUNCH
 from nnx.errors import NonFiniteError
 from nnx.estimators import lbfgs, perceptron, sparse
@@ -360,7 +360,7 @@ class Perceptron(BaseEstimator):
             count, size = X.shape[0], PREDICTION_BATCH
             last = backend.padded((count - 1) % size + 1)
             batches = (
-                with_rows(np.asarray(sparse.dense(X[i : i + size]), dtype), last)
+                pad_samples(np.asarray(sparse.dense(X[i : i + size]), dtype), last)
                 for i in range(0, count, size)
             )
             outputs = [steps.output(weights, backend.asarray(batch)) for batch in batches]

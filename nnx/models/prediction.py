@@ -12,7 +12,7 @@ from nnx import log, tree
 from nnx.context import Context
 from nnx.data import lazy_arrays
 from nnx.data.prefetch import ahead
-from nnx.data.samples import as_inputs, rows_of, with_rows
+from nnx.data.samples import as_inputs, pad_samples, rows_of
 from nnx.data.sources import on_host
 from nnx.data.streams import as_part_of_stream, end_of, features_of, first, numbered
 from nnx.errors import own_exceptions
@@ -58,7 +58,7 @@ def predict_samples(model, x, shape, batch_size: int, steps: int | None) -> Any:
     starts, outputs = range(0, end_of("steps", steps, batch_size, rows_of(x)), batch_size), []
     for part in _parts_that_fit(model, starts, batch_size):
         batches = (tree.map(operator.itemgetter(slice(i, i + batch_size)), x) for i in part)
-        with contextlib.closing(ahead(batches) if lazy_arrays.in_any(x) else batches) as read:
+        with contextlib.closing(ahead(batches) if lazy_arrays.any_lazy(x) else batches) as read:
             outputs += _outputs(model, read, batch_size)
     return _joined(outputs)
 
@@ -97,7 +97,7 @@ def _outputs(model, batches, batch_size: int | None = None) -> list:
             # In nnx's own layers each output depends on its own sample alone; in a user's it may not.
             rows = count if model._compiled_forward.settings.is_users else backend.padded(count)
             rows = rows if batch_size is None else min(rows, batch_size)
-            placed = tree.map(lambda a, rows=rows: backend.asarray(with_rows(a, rows)), batch)
+            placed = tree.map(lambda a, rows=rows: backend.asarray(pad_samples(a, rows)), batch)
             outputs.append(forward(weights, placed))
         read = backend.read(outputs)
     return [tree.map(lambda a, n=n: a[:n], output) for n, output in zip(counts, read, strict=True)]

@@ -37,7 +37,7 @@ def prepared(model, x, y, sample_weight=None) -> Samples:
         model._make_weights(tree.map(lambda a: a.shape[1:], x))
     try:
         expect_outputs(model.loss, model.metrics_used, model.output_shape)
-        check = as_out_of_core if lazy_arrays.in_any(x, y) else as_samples
+        check = as_out_of_core if lazy_arrays.any_lazy(x, y) else as_samples
         return check(x, y, sample_weight, model.loss, map_shapes(as_column, model.output_shape), dtype)
     except ValueError:
         if not was_built:  # data that does not fit must not decide about the shape either
@@ -51,7 +51,9 @@ def prepared_for_training(model, x, y, sample_weight=None) -> Samples:
     if not model._loss_is_checked:
         model._loss_is_checked = True
         # Of a file the first samples: the others are checked when they are read.
-        some = (samples.part(0, min(len(samples), 32)) if samples.stays_on_host else samples).glance()
+        some = (
+            samples.part(0, min(len(samples), 32)) if samples.stays_on_host else samples
+        ).identifying_samples()
         for text in unsuited(model.network, model.loss, model.output_shape, some.y, some.weight):
             log.warn(text)
     return samples
