@@ -36,6 +36,9 @@ class Container(Layer):
         """Return the input shape of each layer; by default all layers get the container's input."""
         return [in_shape] * len(self._keyed)
 
+    def out_shape(self, in_shape):
+        raise NotImplementedError(f"{type(self).__name__} must define out_shape(in_shape)")
+
     def init(self, rng, in_shape):
         params = {}
         for (key, layer), shape in zip(self._keyed, self.in_shapes(in_shape), strict=False):
