@@ -1,12 +1,12 @@
-"""Optimizers: how a gradient changes a parameter. Written for one element, run over all.
+"""Optimizers: the update of a parameter by its gradient, as an elementwise rule.
 
-An optimizer gives three things: the names of its `slots` (arrays it keeps beside each
-parameter), `scalars(step)`, numbers computed on the host in double precision, and `rule`,
+An optimizer has three parts: the names of its `slots` (arrays that it keeps for each parameter),
+`scalars(step)`, computed on the host in double precision, and `rule`,
 
     (param, *slots) = rule(xp, param, grad, *slots, **scalars),
 
-an elementwise kernel. The backend runs it over one flat buffer or leaf by leaf; the rule knows
-nothing of that. Names, defaults and formulas are Keras's. Weight decay is decoupled:
+an elementwise kernel. The backend runs it over one flat buffer or leaf by leaf. Names, defaults and
+formulas are Keras's. Weight decay is decoupled:
 param *= 1 - learning_rate * weight_decay before the rule (Loshchilov and Hutter, 2017,
 arXiv:1711.05101).
 """
@@ -33,7 +33,7 @@ class Optimizer(Configurable):
     learning_rate : float, LearningRateSchedule or function of the step
         Size of a step.
     weight_decay : float, optional
-        Share of each parameter, times the learning rate, that is taken off at each step.
+        Each step subtracts this times the learning rate times the parameter.
     clipnorm : float, optional
         Each gradient array is scaled down to at most this norm.
     clipvalue : float, optional
@@ -44,7 +44,7 @@ class Optimizer(Configurable):
 
     kind = "optimizer"
     slots: Any = ()
-    """Names of the arrays kept beside each parameter, which may depend on the settings; they start at `slot_start`."""
+    """Names of the arrays kept for each parameter, which may depend on the settings; they start at `slot_start`."""
     slot_start: Any = 0.0
 
     def __init__(
@@ -76,20 +76,16 @@ class Optimizer(Configurable):
         raise NotImplementedError
 
     def scalars(self, step: int) -> dict[str, float]:
-        """Return the numbers that `rule` is given at a step (the first is step 0)."""
+        """Return the scalars of `rule` at a step, counted from 0."""
         return {"learning_rate": rate_at(self.learning_rate, step)}
 
     def init(self, params, backend: Backend | None = None) -> list:
         """Return the starting slots: for each name in `slots` a tree shaped as `params`."""
-        backend = backend or get_backend()
-        return [self._empty_slot(params, backend) for _ in self.slots]
-
-    def _empty_slot(self, params, backend):
-        filled = tree.map(lambda p: backend.full_like(p, self.slot_start), params)
-        return backend.pack(filled)
+        on = backend or get_backend()
+        return [on.pack(tree.map(lambda p: on.full_like(p, self.slot_start), params)) for _ in self.slots]
 
     def update(self, grads, slots, params, step, backend: Backend | None = None):
-        """Return (params, slots) after one step. Consumes the ones it is given.
+        """Return (params, slots) after one step; the arguments are consumed.
 
         Parameters
         ----------
@@ -107,7 +103,7 @@ class Optimizer(Configurable):
         return params, slots
 
     def _whole_rule(self, xp, param, grad, *slots, finite=None, **scalars):
-        """Clip by value, run `rule` and weight decay; where gradients are not `finite`, change nothing."""
+        """Return `rule` with clipping by value and weight decay; if gradients are not `finite`, change nothing."""
         before = (param, *slots)
         if self.clipvalue is not None:
             grad = xp.minimum(xp.maximum(grad, -self.clipvalue), self.clipvalue)
@@ -127,13 +123,13 @@ class Optimizer(Configurable):
 
 
 def _expect_moments(optimizer, beta_1: float, beta_2: float, epsilon: float = 0.0) -> None:
-    """Raise a ValueError unless these are the decay rates of running means, and what keeps from dividing by 0."""
+    """Raise a ValueError unless the decay rates of running means and epsilon are in their ranges."""
     expect_range(optimizer, at_least=0, below=1, beta_1=beta_1, beta_2=beta_2)
     expect_range(optimizer, at_least=0, epsilon=epsilon)
 
 
 def _shrink(xp, square, limit):
-    """Return the factor that brings an array whose squares sum up to `square` to norm `limit`."""
+    """Return the factor that scales an array with the sum of squares `square` down to norm `limit`."""
     return limit / xp.maximum(xp.sqrt(square), limit)
 
 
@@ -212,7 +208,7 @@ class Adagrad(Optimizer):
 
     @property
     def slot_start(self):
-        """What the sums start from."""
+        """The starting value of the sums."""
         return self.initial_accumulator_value
 
     def __init__(self, learning_rate: Any = 0.001, initial_accumulator_value: float = 0.1,
@@ -325,7 +321,7 @@ class Adamax(Optimizer):
 
 @functools.cache
 def _nadam_schedule() -> list[float]:
-    """Return the products of 1 - 0.96**t / 2 up to each t; from the last on each factor is 1 in float64."""
+    """Return the products of 1 - 0.96**t / 2 up to each t; later factors are 1 in float64."""
     return [*itertools.accumulate((1 - 0.5 * 0.96**t for t in range(1, 1000)), operator.mul, initial=1.0)]
 
 
@@ -370,7 +366,7 @@ class Nadam(Optimizer):
 
 @_registry.register("lion")
 class Lion(Optimizer):
-    """Steps of one size along the sign of a running mean. Source: Chen et al., 2023 (arXiv:2302.06675)."""
+    """Steps of constant size along the sign of a running mean. Source: Chen et al., 2023 (arXiv:2302.06675)."""
 
     slots = ("mean",)
 

@@ -1,4 +1,4 @@
-"""Callbacks: what happens around training, under Keras's names and hooks.
+"""Callbacks, with Keras's names and hooks.
 
 May import: core, saving.
 """

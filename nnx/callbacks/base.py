@@ -1,4 +1,4 @@
-"""What a callback is: Keras's hooks, called around training."""
+"""The base class of callbacks: Keras's hooks, called during training."""
 
 import contextlib
 from typing import Any
@@ -12,9 +12,9 @@ from nnx.registry import Strict
 class Callback(Strict):
     """Base of all callbacks: override the hooks you want.
 
-    `logs` holds the numbers of the epoch so far, such as `logs["val_loss"]`. A callback that
-    overrides `on_train_batch_begin` or `on_train_batch_end` makes training stop after each step
-    to read the loss; without one, many steps run at a time.
+    `logs` has the loss and metrics of the epoch so far, such as `logs["val_loss"]`. A callback that
+    overrides `on_train_batch_begin` or `on_train_batch_end` makes training read the loss after each
+    step; without one, many steps run in one call.
 
     Examples
     --------
@@ -26,26 +26,26 @@ class Callback(Strict):
     model: Any = None
     params: dict[str, Any]
     first_rank_only = False
-    """Where several processes train together, whether it is called in that of rank 0 alone: if it
-    writes files, say. All others are called in each, with the same numbers, and decide alike."""
+    """Whether only the process of rank 0 calls it when several train together, because it writes files,
+    for example. All processes call other callbacks, with the same values."""
 
     keeps_weights = True
-    """Whether it may keep or save the model's weights: `fit` then looks after each epoch whether they are
-    finite, before it is called."""
+    """Whether it may keep or save the model's weights: `fit` then checks after each epoch that they are
+    finite, before it calls the callback."""
 
     keeps: tuple[str, ...] = ()
-    """Attributes that a training which is cut off and goes on gets back: numbers, text, lists and
-    dicts of them, or a `model.snapshot()`. See `fit(resume=)`."""
+    """Attributes that are saved and restored by `fit(resume=)`: numbers, text, lists and dicts of them, or
+    a `model.snapshot()`."""
 
     def __init__(self):
         self.params = {}
 
     def get_state(self) -> dict[str, Any]:
-        """Return what `keeps` names; called after each epoch whose state is saved."""
+        """Return the attributes in `keeps`; called after each epoch whose state is saved."""
         return {name: getattr(self, name) for name in self.keeps}
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Take back what `get_state` returned; called after `on_train_begin` of a training that goes on."""
+        """Restore the result of `get_state`; called after `on_train_begin` of a resumed training."""
         for name in self.keeps:
             setattr(self, name, state[name])
 
@@ -67,7 +67,7 @@ class Callback(Strict):
         """Before each epoch; epochs count from 0."""
 
     def on_epoch_end(self, epoch, logs=None):
-        """After each epoch and its validation. What is put into `logs` is kept in the history."""
+        """After each epoch and its validation. Values that are added to `logs` appear in the history."""
 
     def on_train_batch_begin(self, batch, logs=None):
         """Before each step."""
@@ -76,14 +76,14 @@ class Callback(Strict):
         """After each step; logs["loss"] is the mean of the epoch so far."""
 
     def on_progress(self, done, total):
-        """Called a few times a second with the number of steps done and due (None if unknown)."""
+        """Called a few times a second with the number of steps done, and of all steps (None if unknown)."""
 
 
 BATCH_HOOKS = ("on_train_batch_begin", "on_train_batch_end")
 
 
 class CallbackList(Callback):
-    """Several callbacks as one; those for the first rank only if this is it."""
+    """Several callbacks as one; ranks above 0 leave out those with `first_rank_only`."""
 
     each_batch: bool
     begun: list[Callback]
@@ -133,7 +133,7 @@ class CallbackList(Callback):
 
     @undivided
     def on_train_end(self, logs=None):
-        """Call all that have begun, also if one raises."""
+        """Call all callbacks whose `on_train_begin` has returned, even if one raises."""
         with contextlib.ExitStack() as stack:
             for callback in reversed(self.begun):
                 stack.callback(self._call_one, callback, "on_train_end", logs)
@@ -156,7 +156,7 @@ class CallbackList(Callback):
 
 
 class LambdaCallback(Callback):
-    """A callback made of functions: `LambdaCallback(on_epoch_end=lambda epoch, logs: ...)`."""
+    """A callback that calls functions: `LambdaCallback(on_epoch_end=lambda epoch, logs: ...)`."""
 
     other_arguments = tuple(hook for hook in vars(Callback) if hook.startswith("on_"))
 

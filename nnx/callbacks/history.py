@@ -1,11 +1,11 @@
-"""What `fit` returns: the numbers of each epoch."""
+"""`History`, the result of `fit`: loss and metrics of each epoch."""
 
 from nnx.callbacks import Callback
 from nnx.interrupt import undivided
 
 
 class History(Callback):
-    """Numbers of each epoch, by name.
+    """Loss and metrics of each epoch, by name.
 
     Attributes
     ----------

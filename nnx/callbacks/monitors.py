@@ -1,4 +1,4 @@
-"""Callbacks that watch one number for getting better: early stopping and checkpoints."""
+"""Callbacks that watch whether a metric improves: early stopping and checkpoints."""
 
 import math
 import os
@@ -12,7 +12,7 @@ from nnx.saving.resume import STATE
 
 
 class Monitor(Callback):
-    """A callback that watches one number for getting better."""
+    """Base of callbacks that watch whether a metric improves."""
 
     def __init__(self, monitor: str, mode: str, min_delta: float = 0.0):
         super().__init__()
@@ -24,26 +24,26 @@ class Monitor(Callback):
 
     @property
     def rises(self) -> bool:
-        """Whether larger is better: as said by `mode`, or by the metric of that name.
+        """Whether larger is better, by `mode` or by the metric of that name.
 
         Raises
         ------
         ValueError
-            If neither says so.
+            If neither decides it.
         """
         if self.mode != "auto":
             return self.mode == "max"
-        found = is_higher_better(self.monitor, self.model)
-        if found is None:
+        rises = is_higher_better(self.monitor, self.model)
+        if rises is None:
             kind = type(self).__name__
             raise ValueError(
                 f"{kind}: whether a larger or a smaller {self.monitor!r} is better is not known: it is neither a loss "
                 f"nor of a metric that has higher_is_better. Say so by mode='max' or mode='min'"
             )
-        return found
+        return rises
 
     def value(self, epoch: int, logs) -> float | None:
-        """Return the number watched, or None, with a warning unless it comes with a later validation."""
+        """Return the watched value; if there is none, return None, and warn unless this epoch is not validated."""
         if self.monitor in (logs or {}):
             value = logs[self.monitor]
             if isinstance(value, (list, tuple)):
@@ -62,16 +62,16 @@ class Monitor(Callback):
         return None
 
     def is_better(self, value: float, best: float | None) -> bool:
-        """Whether a number is better than the best one so far, None if there is none."""
+        """Whether a value is better than the best so far, or there is no best."""
         if best is None:
             best = -math.inf if self.rises else math.inf
         return value > best + self.min_delta if self.rises else value < best - self.min_delta
 
 
 def is_higher_better(name: str, model=None) -> bool | None:
-    """Return whether larger numbers of this name in the logs are better; None if that is not known.
+    """Return whether larger values of a metric are better; None if that is not known.
 
-    The metric of the model that has the name says so, else the one that is registered under it.
+    The model's metric of this name decides, or else the registered one.
     """
     name = name.removeprefix("val_")
     if name in ("loss", *(() if model is None else model.loss.parts)):
@@ -83,36 +83,36 @@ def is_higher_better(name: str, model=None) -> bool | None:
 
 
 class EarlyStopping(Monitor):
-    """Stop when a number has not got better for some epochs.
+    """Stop training when a metric has not improved for some epochs.
 
     Parameters
     ----------
     monitor : str
-        The number to watch, a key of the history.
+        The metric to watch, a key of the history.
     min_delta : float
-        How much counts as better.
+        The smallest change that counts as an improvement.
     patience : int
-        Epochs without getting better after which training stops.
+        Epochs without improvement after which training stops.
     verbose : int
-        1 prints when it stops.
+        1 prints a line when training stops.
     mode : {"auto", "min", "max"}
-        Whether smaller or larger is better. "auto" asks the metric; a loss is to be small. For a metric
-        of your own without `higher_is_better`, or a number that a callback adds, say which.
+        Whether smaller or larger is better. "auto" asks the metric; a smaller loss is better. It is needed
+        for your own metric without `higher_is_better`, and for a value that a callback adds.
     baseline : float, optional
-        Training stops if it is not better than this within `patience` epochs.
+        Training stops if the metric is not better than this within `patience` epochs.
     restore_best_weights : bool
-        Whether the weights of the best epoch are put back at the end.
+        Whether to restore the weights of the best epoch at the end.
     start_from_epoch : int
         Epochs to wait before watching.
     """
 
     keeps = ("wait", "stopped_epoch", "best_epoch", "best", "best_weights")
     wait: int
-    """Epochs since it was better."""
+    """Epochs since the last improvement."""
     stopped_epoch: int
     best_epoch: int
     best: float | None
-    """The best number of this training so far."""
+    """The best value of this training so far."""
     best_weights: dict | None
 
     def __init__(self, monitor: str = "val_loss", min_delta: float = 0.0, patience: int = 0, verbose: int = 0,
@@ -125,25 +125,22 @@ class EarlyStopping(Monitor):
         self.restore_best_weights = self.keeps_weights = restore_best_weights
         expect_range(self, at_least=0, patience=patience, start_from_epoch=start_from_epoch)
         self.start_from_epoch = start_from_epoch
-        self._begin()
-
-    def _begin(self):
-        self.wait, self.stopped_epoch, self.best_epoch = 0, 0, 0
-        self.best = self.best_weights = None
+        EarlyStopping.on_train_begin(self)
 
     def on_train_begin(self, logs=None):
-        self._begin()
+        self.wait, self.stopped_epoch, self.best_epoch = 0, 0, 0
+        self.best = self.best_weights = None
 
     def on_epoch_end(self, epoch, logs=None):
         value = self.value(epoch, logs)
         if value is None or epoch < self.start_from_epoch:
             return
         if self.restore_best_weights and self.best_weights is None:
-            self._keep(epoch)
+            self._keep_weights(epoch)
         self.wait += 1
         if self.is_better(value, self.best):
             self.best = value
-            self._keep(epoch)
+            self._keep_weights(epoch)
             if self.baseline is None or self.is_better(value, self.baseline):
                 self.wait = 0
                 return
@@ -151,7 +148,7 @@ class EarlyStopping(Monitor):
             self.stopped_epoch = epoch
             self.model.stop_training = True
 
-    def _keep(self, epoch):
+    def _keep_weights(self, epoch):
         self.best_epoch = epoch
         if self.restore_best_weights:
             self.best_weights = self.model.snapshot()
@@ -166,30 +163,30 @@ class EarlyStopping(Monitor):
 
 
 class ModelCheckpoint(Monitor):
-    """Save the model after each epoch, or after each epoch that is the best so far.
+    """Save the model after each epoch, or only after the best epochs so far.
 
     Parameters
     ----------
     filepath : str or Path
         May contain `{epoch}` (counted from 1) and names of the logs: `"net-{epoch:02d}-{val_loss:.3f}.nnx"`.
     save_best_only : bool
-        Whether an epoch that is not better than all before is left out.
+        Whether to save only an epoch that is better than all earlier ones.
     save_weights_only : bool
-        Whether architecture and optimizer are left out.
+        Whether to save weights without architecture and optimizer.
     mode : {"auto", "min", "max"}
         As for `EarlyStopping`.
     initial_value_threshold : float, optional
-        What the first model must be better than to be saved. After that `best` counts, which is kept from
-        one `fit` to the next: a worse model does not replace the file.
+        The first model is saved only if it is better than this. `best` is kept from one `fit` to the next:
+        a worse model does not replace the file.
     save_state : bool
-        Whether after each epoch the state of the whole training is written to `state.nnx` in the same
-        folder, so that `fit(..., resume=folder)` can go on from there if this process is killed.
+        Whether to write the state of the whole training to `state.nnx` in the same folder after each epoch,
+        so that `fit(..., resume=folder)` can continue from there if this process is killed.
     """
 
     first_rank_only = True
     keeps = ("best",)
     best: float | None
-    """The best number so far, in all trainings with this callback."""
+    """The best value so far, in all trainings with this callback."""
     state_path: Path | None
 
     def __init__(self, filepath, monitor: str = "val_loss", verbose: int = 0, save_best_only: bool = False,
@@ -219,11 +216,11 @@ class ModelCheckpoint(Monitor):
         if self.verbose:
             print(f"epoch {epoch + 1}: saved {path}")
 
-    def _path(self, numbers: dict) -> Path:
+    def _path(self, values: dict) -> Path:
         try:
-            return Path(os.fspath(self.filepath).format(**numbers))
+            return Path(os.fspath(self.filepath).format(**values))
         except (KeyError, IndexError, ValueError) as error:
             raise ValueError(
                 f"ModelCheckpoint: filepath {os.fspath(self.filepath)!r} cannot be filled in ({error}). Epoch "
-                f"{numbers['epoch']} reports {', '.join(numbers)}"
+                f"{values['epoch']} reports {', '.join(values)}"
             ) from None

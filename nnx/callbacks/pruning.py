@@ -6,23 +6,23 @@ from nnx.callbacks.monitors import Monitor
 
 
 class OptunaPruning(Monitor):
-    """Report a number to an Optuna trial after each epoch, and end the trial when its study prunes it.
+    """Report a metric to an Optuna trial after each epoch, and end the trial when its study prunes it.
 
     Parameters
     ----------
     trial : optuna.Trial
     monitor : str
-        The number to report, a key of the history. It goes the study's direction: the loss in one that
-        minimises, `val_accuracy` in one with direction="maximize".
+        The metric to report, a key of the history. It must suit the direction of the study: a loss for
+        one that minimises, `val_accuracy` for one with direction="maximize".
 
     Raises
     ------
     optuna.TrialPruned
-        Out of `fit`, which the study takes for the end of the trial.
+        From `fit`; the study catches it as the end of the trial.
 
     Examples
     --------
-    An objective of a study: `study.optimize(objective, n_trials=50)`.
+    The objective of a study, for `study.optimize(objective, n_trials=50)`:
 
     >>> import nnx
     >>> def objective(trial):

@@ -10,7 +10,7 @@ from nnx.schedules import is_rate
 
 
 class ReduceLROnPlateau(Monitor):
-    """Multiply the learning rate by `factor` when a number has not got better for `patience` epochs."""
+    """Multiply the learning rate by `factor` when a metric has not improved for `patience` epochs."""
 
     keeps_weights = False
     keeps = ("best", "wait", "cooldown_left")
@@ -62,7 +62,7 @@ class LearningRateScheduler(Callback):
     Raises
     ------
     ValueError
-        In `fit`, if it returns anything but a finite number of 0 or more.
+        In `fit`, if the schedule does not return a finite number of 0 or more.
     """
 
     keeps_weights = False

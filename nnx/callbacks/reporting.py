@@ -1,4 +1,4 @@
-"""Callbacks that tell how training goes: on the terminal, in a file, and when it goes wrong."""
+"""Callbacks that report on training: a progress bar, a CSV file, and a stop when the loss is nan."""
 
 import math
 import os
@@ -11,17 +11,17 @@ from nnx import log
 from nnx.callbacks.base import Callback
 
 SECONDS_TO_SEE = 0.1
-"""An epoch that is over sooner needs no moving bar: its line of numbers is there already."""
+"""A shorter epoch needs no moving bar: its line of results appears at once."""
 
 
 class ProgressBar(Callback):
-    """A progress bar while an epoch runs, and a line of numbers when it has ended.
+    """A progress bar while an epoch runs, and a line of results at its end.
 
     Parameters
     ----------
     bar : bool, optional
-        Whether the moving bar is shown; by default on a terminal only. After an epoch that took less
-        than a tenth of a second the next one has none.
+        Whether the moving bar is shown; by default only on a terminal. An epoch that follows one of less
+        than a tenth of a second has no bar.
     """
 
     first_rank_only = True
@@ -33,7 +33,7 @@ class ProgressBar(Callback):
         self._bar = None
 
     def on_train_begin(self, logs=None):
-        self._last = math.inf  # seconds that the epoch before took
+        self._last = math.inf  # duration of the previous epoch in seconds
 
     def on_epoch_begin(self, epoch, logs=None):
         self._start = time.perf_counter()
@@ -55,10 +55,10 @@ class ProgressBar(Callback):
 
     def on_epoch_end(self, epoch, logs=None):
         self._close()
-        numbers = "  ".join(f"{name} {format_number(value)}" for name, value in (logs or {}).items())
+        results = "  ".join(f"{name} {format_number(value)}" for name, value in (logs or {}).items())
         epochs = str(self.params.get("epochs"))
         self._last = time.perf_counter() - self._start
-        print(f"epoch {epoch + 1:>{len(epochs)}}/{epochs}  {numbers}  {self._last:.2f} s", flush=True)
+        print(f"epoch {epoch + 1:>{len(epochs)}}/{epochs}  {results}  {self._last:.2f} s", flush=True)
 
     def on_train_end(self, logs=None):
         self._close()
@@ -70,23 +70,21 @@ class ProgressBar(Callback):
 
 
 def format_number(value: float | list[float]) -> str:
-    """Return a number in a width that keeps columns straight.
+    """Return a number as text of constant width.
 
     >>> format_number(0.12345), format_number(1234.5), format_number(1e-6)
     ('0.1235', '1234.5000', '1.000e-06')
     """
-    if isinstance(value, list):  # of a metric that has several
+    if isinstance(value, list):  # of a metric with several values
         return f"[{' '.join(map(format_number, value))}]"
     return f"{value:.3e}" if value != 0 and abs(value) < 1e-3 else f"{value:.4f}"
 
 
 class CSVLogger(Callback):
-    """Write the numbers of each epoch to a CSV file, a line an epoch, as they come.
+    """Write the results of each epoch to a CSV file, one line an epoch.
 
-    With `append` the lines follow those of the file, which must have the same columns.
-
-    A training that goes on (`fit(resume=)`) goes on with the file: lines of epochs that are done again
-    are taken off.
+    With `append` the lines are added to an existing file, which must have the same columns. A resumed
+    training (`fit(resume=)`) continues the file, and first removes the lines of epochs that it repeats.
     """
 
     first_rank_only = True
@@ -100,7 +98,7 @@ class CSVLogger(Callback):
         self.append = append
         self._file: Any = None
         self._writer: Any = None
-        self._told: set[str] = set()
+        self._warned: set[str] = set()
 
     def on_train_begin(self, logs=None):
         path = Path(self.filename)
@@ -108,33 +106,29 @@ class CSVLogger(Callback):
         self._header = self._columns_of(path) if self.append and path.exists() else []
         keep = self.append or self.params.get("resumed")
         self._file = path.open("a" if keep else "w", newline="", encoding="utf-8")
-        self._writer, self._told = None, set()
+        self._writer, self._warned = None, set()
 
     def get_state(self):
-        """Return the columns, and where the lines so far end in the file, which are on the disk then."""
+        """Flush the file to the disk; return its columns and its length."""
         os.fsync(self._file.fileno())
         return {"columns": list(self._writer.fieldnames), "end": self._file.tell()}
 
     def set_state(self, state):
-        """Go on after those lines."""
+        """Cut the file at the saved length and continue there."""
         names, end = state["columns"], state["end"]
-        if not (
-            isinstance(names, list)
-            and all(type(name) is str for name in names)
-            and type(end) is int
-            and end >= 0
-        ):
+        are_names = isinstance(names, list) and all(type(name) is str for name in names)
+        if not (are_names and type(end) is int and end >= 0):
             raise ValueError(
                 f"CSVLogger: columns and end of {self.filename} are damaged in the state: {names}, {end}"
             )
-        if Path(self.filename).stat().st_size < state["end"]:
+        if Path(self.filename).stat().st_size < end:
             raise ValueError(
                 f"CSVLogger: {self.filename} is shorter than when the state of this training was saved: put back the "
                 f"file, or train without resume"
             )
-        self._file.seek(state["end"])
+        self._file.seek(end)
         self._file.truncate()
-        self._writer = self._make_writer(state["columns"])
+        self._writer = self._make_writer(names)
 
     def _columns_of(self, path) -> list[str]:
         import csv
@@ -153,11 +147,10 @@ class CSVLogger(Callback):
         row = {"epoch": epoch, **(logs or {})}
         if self._writer is None:
             names = list(row)
-            if self.params.get("do_validation"):  # which may not happen in the first epoch
-                measured = [
-                    name for name in logs or {} if not name.startswith("val_") and name != "learning_rate"
-                ]
-                names += [f"val_{name}" for name in measured if f"val_{name}" not in row]
+            if self.params.get("do_validation"):  # maybe not yet in the first epoch
+                others = ("learning_rate", *(name for name in logs or {} if name.startswith("val_")))
+                expected = [f"val_{name}" for name in logs or {} if name not in others]
+                names += [name for name in expected if name not in row]
             if self._header and set(self._header) != set(names):
                 raise ValueError(
                     f"CSVLogger: {self.filename} has the columns {', '.join(self._header)}, while this training "
@@ -166,8 +159,8 @@ class CSVLogger(Callback):
             self._writer = self._make_writer(self._header or names)
             if not self._header:
                 self._writer.writeheader()
-        if left_out := row.keys() - set(self._writer.fieldnames) - self._told:
-            self._told |= left_out
+        if left_out := row.keys() - set(self._writer.fieldnames) - self._warned:
+            self._warned |= left_out
             log.warn(
                 f"CSVLogger: epoch {epoch + 1} reports {', '.join(sorted(left_out))}, for which {self.filename} has no "
                 f"column, as the first epoch did not report it: it is left out of the file"
@@ -184,12 +177,12 @@ class CSVLogger(Callback):
 class TerminateOnNaN(Callback):
     """Stop training when the loss or the weights are no longer finite, in place of `nnx.NonFiniteError`.
 
-    It prints what the error would say. The weights are those of before the step that went wrong.
+    It prints the message of that error. The model keeps its weights from before the step that failed.
     """
 
     keeps_weights = False
     fault: str | None = None
-    """What `fit` found, before `on_epoch_end`."""
+    """The message, which `fit` sets before `on_epoch_end`."""
 
     def on_train_begin(self, logs=None):
         self.fault = None

@@ -1,4 +1,4 @@
-"""A callback that writes what TensorBoard draws."""
+"""A callback that writes event files for TensorBoard."""
 
 import importlib
 import math
@@ -9,21 +9,21 @@ from nnx.callbacks.base import Callback
 from nnx.schedules import rate_at
 
 WRITERS = ("tensorboardX", "torch.utils.tensorboard")
-"""Modules that have a `SummaryWriter`, the lighter one first."""
+"""Modules with a `SummaryWriter`, the smaller one first."""
 
 
 class TensorBoard(Callback):
-    """Write the numbers of each epoch as event files: `tensorboard --logdir logs` draws them.
+    """Write the results of each epoch as event files: `tensorboard --logdir logs` draws them.
 
-    Under Keras's names: `epoch_loss`, `epoch_accuracy`, `epoch_learning_rate`, ... of training in the
-    folder `train`, and the same of validation in the folder `validation`. A fit begins its curves anew at its
-    first epoch, and one that goes on (`fit(resume=)`) at the epoch that it goes on with; those before stay.
+    The names are Keras's: `epoch_loss`, `epoch_accuracy`, `epoch_learning_rate`, ... in the folder `train`,
+    and those of validation in the folder `validation`. Each `fit` replaces the curves from its first epoch
+    on; a resumed one (`fit(resume=)`) keeps the earlier epochs.
 
     Parameters
     ----------
     log_dir : str or Path
     histogram_freq : int
-        Write a histogram of each weight after every so many epochs; 0 for none.
+        Epochs between histograms of the weights; 0 for none.
 
     Raises
     ------
@@ -54,12 +54,9 @@ class TensorBoard(Callback):
         for name, value in logs.items():
             folder = "validation" if name.startswith("val_") else "train"
             tag = f"epoch_{name.removeprefix('val_')}"
-            several = (
-                {f"{tag}_{i}": each for i, each in enumerate(value)}
-                if isinstance(value, list)
-                else {tag: value}
-            )
-            for tag, each in several.items():
+            is_list = isinstance(value, list)
+            scalars = {f"{tag}_{i}": each for i, each in enumerate(value)} if is_list else {tag: value}
+            for tag, each in scalars.items():
                 self._in(folder).add_scalar(tag, each, epoch)
         if self.histogram_freq and (epoch + 1) % self.histogram_freq == 0:
             arrays = zip(self.model.weight_paths(), self.model.get_weights(), strict=True)
@@ -74,13 +71,11 @@ class TensorBoard(Callback):
             writer.close()
 
     def _in(self, folder):
-        """Return the writer of a folder; what an earlier run wrote there from this epoch on is not shown."""
+        """Return the writer of a folder, which hides what an earlier run wrote from this epoch on."""
         if folder not in self._writers:
-            # By themselves the writers name a file by the second, and write over one of the same second.
+            # By default writers name a file by the second, and overwrite one of the same second.
             self._writers[folder] = self._make_writer(
-                str(Path(self.log_dir) / folder),
-                purge_step=self._first,
-                filename_suffix=f".{time.time_ns()}",
+                str(Path(self.log_dir) / folder), purge_step=self._first, filename_suffix=f".{time.time_ns()}"
             )
         return self._writers[folder]
 

@@ -1,13 +1,13 @@
 """The same training steps on several backends, compared array by array.
 
-At each step all backends start from the reference's weights, so that differences do not grow from
-step to step. They run it *layer by layer*, eagerly, with an eye on what each layer returns; and
-*compiled*, gradients first, then the optimizer on the reference's gradients. Beside that, each runs
-`fit` for itself, from the same start.
+At each step all backends start from the weights of the reference, so that differences do not grow from
+step to step. Each backend runs the step *layer by layer*, eagerly, and its outputs and gradients are
+recorded; then *compiled*, first the gradients, then the optimizer with the reference's gradients. Each
+backend also runs `fit` independently, from the same starting weights.
 
-A difference is the largest of two arrays, relative to the largest value in them. A layer's weights
-count as one array, and so do their gradients: the gradient of a bias before batch normalisation is
-nothing but rounding.
+A difference is the largest one between two arrays, relative to the largest value in them. The weights of
+a layer count as one array, and so do their gradients, because some are only rounding errors: the gradient
+of a bias before batch normalisation, for example.
 
 May import: core, activations, data, inspect, layers, losses, models, training, front, NumPy.
 """
@@ -28,12 +28,12 @@ from nnx.models.model import DTYPES, Model, NotReadyError
 
 __all__ = ["CompareError", "Comparison", "Difference", "Failure", "Pair", "compare"]
 
-# Rounding alone makes 1e-6 in small networks, and 1e-5 in 40 layers or batches of 2048 (NumPy and JAX).
+# Rounding alone gives 1e-6 in small networks, and 1e-5 in 40 layers or batches of 2048 (NumPy and JAX).
 TOLERANCES = {"float32": 1e-4, "float64": 1e-12}
 
 
 class CompareError(RuntimeError):
-    """There is nothing to compare with: the reference itself fails."""
+    """The reference itself fails, so there is nothing to compare with."""
 
 
 @dataclass
@@ -44,7 +44,7 @@ class Comparison:
     settings: str
     dtype: str
     not_finite: Place | None = None
-    """Where the reference first has a value that is not finite."""
+    """Where the reference computes the first value that is not finite."""
 
     @property
     def agree(self) -> bool:
@@ -53,7 +53,7 @@ class Comparison:
 
     @property
     def first(self) -> Difference | Failure | None:
-        """Where the first of the pairs that do not agree parts; None if all do."""
+        """The first difference of the first pair that does not agree; None if all do."""
         return next((pair.first for pair in self.pairs if not pair.agree), None)
 
     def __str__(self):
@@ -64,30 +64,30 @@ def compare(
     model, backends=("numpy", "jax"), batches=None, *, steps: int = 3, batch_size: int = 32, seed: int = 0,
     tolerance: float | None = None, dtype: str | None = None,
 ) -> Comparison:  # fmt: skip
-    """Run the same training steps on each backend, and find where they part.
+    """Return where the same training steps first differ between backends.
 
     Parameters
     ----------
     model : Model or function
-        A compiled model, which is left as it is, or a function that returns one.
+        A compiled model, which is not changed, or a function that returns one.
     backends : list of str or Backend
         The first is the reference.
     batches : list of (x, y) or (x, y, sample_weight), optional
-        One for each step. By default drawn, to fit the model's input and its loss.
+        One for each step. By default random ones that fit the model's input and loss.
     steps, batch_size, seed : int
-        How many batches to draw, of how many samples, from which seed.
+        Number, size and seed of the random batches.
     tolerance : float, optional
         The largest difference that counts as rounding, relative to the largest value; by default
         1e-4 in float32, 1e-12 in float64.
     dtype : {"float32", "float64"}, optional
-        To compute in; by default the model's.
+        Precision of the computation; by default the model's.
 
     Raises
     ------
     CompareError
         If the reference itself cannot run the model.
     ValueError
-        If there are no two backends, or the batches do not fit the model.
+        If there are fewer than two backends, or the batches do not fit the model.
 
     Examples
     --------
@@ -115,7 +115,7 @@ def compare(
 
 
 def as_start(model, dtype: str | None = None) -> Model:
-    """Return a copy of a model, or of what a function returns, if it can be compared."""
+    """Return a copy of a compiled model, or of the one that a function returns, if it can be compared."""
     start = copy.deepcopy(model if isinstance(model, Model) or not callable(model) else model())
     if not isinstance(start, Model):
         raise TypeError(f"expected a compiled model or a function that returns one, got {start!r}")
@@ -157,12 +157,12 @@ def _compare_step(step: int, batch: Samples, reference: Tracer, others, comparis
         ours, theirs = ({"": np.asarray(value)} for value in (loss, own_loss))
         pair.differences.append(largest_difference(Place(step, "fit", "", "loss"), ours, theirs))
         pair.losses.append((loss, own_loss))
-        apart = [largest_difference(place, weights[place], own_weights[place]) for place in weights]
-        pair.weights.append(max((difference.relative for difference in apart), default=0.0))
+        differences = [largest_difference(place, weights[place], own_weights[place]) for place in weights]
+        pair.weights.append(max((difference.relative for difference in differences), default=0.0))
 
 
 def largest_difference(place: Place, expected: Arrays, actual: Arrays) -> Difference:
-    """Return the largest difference of arrays that belong together, relative to their largest value.
+    """Return the largest difference between two groups of arrays, relative to their largest value.
 
     >>> import numpy as np
     >>> arrays = {"kernel": np.array([1.0, -2.0])}, {"kernel": np.array([1.0, -1.5])}
@@ -177,11 +177,12 @@ def largest_difference(place: Place, expected: Arrays, actual: Arrays) -> Differ
         if a.shape != b.shape:
             return Difference(place, np.inf, f"{name} shapes {a.shape} and {b.shape}")
         with np.errstate(invalid="ignore"):
-            apart = np.where((a == b) | (np.isnan(a) & np.isnan(b)), 0.0, np.abs(a - b)) / scale
-        apart = np.where(np.isnan(apart), np.inf, apart)
-        if apart.size and apart.max() > largest.relative:
-            index = tuple(int(i) for i in np.unravel_index(apart.argmax(), apart.shape))
-            largest = Difference(place, float(apart.max()), name, index, (float(a[index]), float(b[index])))
+            relative = np.where((a == b) | (np.isnan(a) & np.isnan(b)), 0.0, np.abs(a - b)) / scale
+        relative = np.where(np.isnan(relative), np.inf, relative)
+        if relative.size and relative.max() > largest.relative:
+            index = tuple(int(i) for i in np.unravel_index(relative.argmax(), relative.shape))
+            values = float(a[index]), float(b[index])
+            largest = Difference(place, float(relative.max()), name, index, values)
     return largest
 
 

@@ -1,19 +1,19 @@
-"""Compare backends: run the same training steps on each, and find where they part.
+"""Compare backends: run the same training steps on each, and find the first difference.
 
 Each layer's output and gradients are compared with those of the first backend,
 the reference; then gradients and optimizer compiled, and the losses of fit.
 Train on the GPU, and debug on NumPy:
 
-    python -m nnx compare                          a network of every layer
+    python -m nnx compare                          a network with every layer
     python -m nnx compare net.nnx                  a saved model
-    python -m nnx compare net.py:build             what a function returns
-    python -m nnx compare train.py -- --lr 0.1     a script's first fit
+    python -m nnx compare net.py:build             the model that a function returns
+    python -m nnx compare train.py -- --lr 0.1     the first fit of a script
 
-A script is run as it is, with the arguments after --, until it first calls fit:
-the model and the first batches of that fit are taken, and the script ends
-there. In all other cases data is drawn, to fit the model's input and its loss.
+A script runs unchanged, with the arguments after --, until it first calls fit:
+the model and the first batches of that fit are compared, and the script ends
+there. Otherwise the data is random, to fit the model's input and its loss.
 
-Exit code: 0 if all agree, 1 if they part, 2 if there is nothing to compare.
+Exit code: 0 if all agree, 1 if they differ, 2 if there is nothing to compare.
 """
 
 import sys
@@ -45,7 +45,7 @@ def add_options(parser: Parser) -> None:
 
 
 def run(args, parser: Parser, arguments) -> int:
-    """Compare, print, and return the exit code; `arguments` are the script's own."""
+    """Compare, print, and return the exit code; `arguments` are those of the script."""
     try:
         backends = usable_backends(args.backends.split(","))
         nnx.utils.set_random_seed(args.seed)
@@ -63,12 +63,12 @@ def run(args, parser: Parser, arguments) -> int:
 
 
 def usable_backends(names) -> list[Backend]:
-    """Return those that can run here, after a line about each that cannot.
+    """Return the backends that can run here, and print a line about each that cannot.
 
     Raises
     ------
     BackendError
-        If fewer than two can, or a name is unknown.
+        If fewer than two can run, or a name is unknown.
     """
     backends, infos = [], None
     for name in dict.fromkeys(name.strip() for name in names):

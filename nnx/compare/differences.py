@@ -1,4 +1,4 @@
-"""In what two backends differ: at which place, by how much."""
+"""Differences between two backends: where, and how large."""
 
 from dataclasses import dataclass, field
 
@@ -7,18 +7,18 @@ from nnx.compare.trace import Place
 
 @dataclass(frozen=True)
 class Difference:
-    """The largest difference of two backends at one place."""
+    """The largest difference between two backends at one place."""
 
     place: Place
     relative: float
-    """Relative to the largest value: infinite where only one is finite, or the shapes differ."""
+    """Relative to the largest value: infinite if only one value is finite, or the shapes differ."""
     name: str = ""
-    """Of the array, where several belong together."""
+    """The name of the array, if there are several at the place."""
     index: tuple[int, ...] = ()
     values: tuple[float, float] = (0.0, 0.0)
 
     def describe(self, names: tuple[str, str]) -> str:
-        """Return place, difference and the two values, under these names of the backends."""
+        """Return place, difference and both values, after the names of the backends."""
         where = f"{self.name and f' in {self.name}'}{f' at index {self.index}' if self.index else ''}"
         shown = ", ".join(f"{name} {text}" for name, text in zip(names, _digits(*self.values), strict=True))
         return f"{self.place}: largest difference {self.relative:.1e}{where}: {shown}"
@@ -38,7 +38,7 @@ class Failure:
 
 @dataclass
 class Pair:
-    """What two backends, the reference and another, have in common and what not."""
+    """The comparison of the reference with another backend."""
 
     names: tuple[str, str]
     tolerance: float
@@ -47,7 +47,7 @@ class Pair:
     losses: list[tuple[float, float]] = field(default_factory=list)
     """Of each step of `fit`."""
     weights: list[float] = field(default_factory=list)
-    """The largest difference of weights after each step of `fit`: shown, not judged."""
+    """The largest difference of weights after each step of `fit`: only for information."""
     failure: Failure | None = None
 
     @property
@@ -62,6 +62,6 @@ class Pair:
 
 
 def _digits(a: float, b: float) -> tuple[str, str]:
-    """Return two numbers with as many digits as tell them apart, four at least."""
+    """Return two numbers with enough digits to show their difference, at least four."""
     texts = [(f"{a:.{digits}g}", f"{b:.{digits}g}") for digits in range(4, 18)]
     return next((pair for pair in texts if pair[0] != pair[1]), texts[0])

@@ -1,4 +1,4 @@
-"""What to compare, named on the command line: a saved model, a function, or a script that fits."""
+"""The model to compare, given on the command line: a saved model, a function, or a script that calls `fit`."""
 
 import contextlib
 import itertools
@@ -20,13 +20,13 @@ from nnx.training.trainer import NO_BATCH, fit_override
 
 
 class SourceError(ValueError):
-    """What was named gives no model to compare; says why and what to do."""
+    """The source on the command line gives no model to compare."""
 
 
 def load_source(
     source: str | None, arguments=(), steps: int = 3, batch_size: int | None = None, seed: int = 0
 ):
-    """Return (model, batches): the batches are None if the source says nothing about data.
+    """Return (model, batches); the batches are None if the source has no data.
 
     Parameters
     ----------
@@ -35,11 +35,11 @@ def load_source(
         model; or `file.py`, a script, which is run until it first calls `fit`. By default the
         built-in network.
     arguments : list of str
-        The script's own, as it finds them in `sys.argv`.
+        The arguments of the script, in `sys.argv`.
     steps, batch_size : int
-        How many batches to take from a script, of how many samples; by default those of its `fit`.
+        Number and size of the batches to take from a script; the size by default that of its `fit`.
     seed : int
-        Of the built-in network.
+        The seed of the built-in network.
 
     Raises
     ------
@@ -51,7 +51,7 @@ def load_source(
         return trial_model(seed), None
     path, colon, function = source.rpartition(":")
     if colon and path.endswith(".py"):
-        return _built(Path(path), function), None
+        return _call_function(Path(path), function), None
     if not Path(source).is_file():
         raise SourceError(f"there is no file {source}: expected a saved model, script.py or file.py:function")
     if source.endswith(".py"):
@@ -62,8 +62,8 @@ def load_source(
         raise SourceError(str(error)) from None
 
 
-def _built(path: Path, name: str) -> Model:
-    """Return what the function called `name` in a file returns."""
+def _call_function(path: Path, name: str) -> Model:
+    """Return the result of the function called `name` in a file."""
     if not path.is_file():
         raise SourceError(f"there is no file {path}")
     with _running(path, ()):
@@ -75,24 +75,24 @@ def _built(path: Path, name: str) -> Model:
 
 
 class _FirstFit(BaseException):
-    """Ends a script at its first `fit`: no Exception, lest the script catch it."""
+    """Ends a script at its first `fit`; not an Exception, so that the script does not catch it."""
 
     def __init__(self, model: Model, batches: list):
         self.model, self.batches = model, batches
 
 
 def _first_fit(path: Path, arguments, steps: int, batch_size: int | None) -> tuple[Model, list]:
-    """Run a script; return the model that it first fits, and the first batches of that."""
+    """Run a script; return the model and the first batches of its first `fit`."""
 
     def stop(trainer):
-        model, samples, given = trainer.model, trainer.data.samples, trainer.arguments
+        model, samples, arguments = trainer.model, trainer.data.samples, trainer.arguments
         if samples is None:
             batches = [as_batch(item) for item in itertools.islice(iter(trainer.data.stream), steps)]
         else:
             order = np.arange(len(samples))
-            if given.shuffle:
+            if arguments.shuffle:
                 generator(model.seed, SHUFFLE, model.step).shuffle(order)
-            indices = [i for part in batch_indices(order, batch_size or given.batch_size) for i in part]
+            indices = [i for part in batch_indices(order, batch_size or arguments.batch_size) for i in part]
             batches = [(samples.x[i], samples.y[i], samples.weight[i]) for i in indices]
         if not batches:
             raise ValueError(NO_BATCH)
@@ -114,7 +114,7 @@ def _first_fit(path: Path, arguments, steps: int, batch_size: int | None) -> tup
 
 @contextlib.contextmanager
 def _running(path: Path, arguments) -> Iterator[None]:
-    """Run code of a file as `python file` does; what it prints goes to the error stream."""
+    """Run the code of a file inside a `with` block as `python file` does; its output goes to stderr."""
     argv, folder = sys.argv, str(path.parent.resolve())
     sys.argv = [str(path), *arguments]
     sys.path.insert(0, folder)

@@ -1,4 +1,4 @@
-"""A comparison of backends as text, for a terminal of 80 columns."""
+"""A comparison of backends as text, 80 columns wide."""
 
 import math
 import textwrap
@@ -34,7 +34,7 @@ def as_text(comparison: "Comparison") -> str:
 
 
 def sentence(pair: Pair) -> str:
-    """Return whether two backends agree, and if not, where they part."""
+    """Return a sentence: whether two backends agree, and if not, the first difference."""
     names, steps = " and ".join(pair.names), len(pair.losses)
     if pair.first is None:
         return f"{names} agree within {pair.tolerance:g} over {steps} step{'s' * (steps != 1)}."
@@ -68,19 +68,20 @@ STAGES = {
     "difference": ("fit",),
     "gradients": ("compiled forward", "compiled backward"),
     "update": ("update",),
-}  # of each column of the second table
+}
+"""The stages of a step in each column of the second table."""
 
 
 def _step_table(pair: Pair) -> str:
     rows = []
     for step, (losses, weights) in enumerate(zip(pair.losses, pair.weights, strict=True), 1):
-        found = [difference for difference in pair.differences if difference.place.step == step]
+        differences = [d for d in pair.differences if d.place.step == step]
         largest = [
-            max((d.relative for d in found if d.place.stage in stages), default=None)
+            max((d.relative for d in differences if d.place.stage in stages), default=None)
             for stages in STAGES.values()
         ]
-        numbers = [_number(value, pair.tolerance) for value in largest]
-        rows.append([str(step), *(f"{loss:#.7g}" for loss in losses), *numbers, _number(weights, math.inf)])
+        cells = [_number(value, pair.tolerance) for value in largest]
+        rows.append([str(step), *(f"{loss:#.7g}" for loss in losses), *cells, _number(weights, math.inf)])
     columns = [f"{column}  " for column in (*STAGES, "weights")]
     header = ["step", *(f"loss {name}"[:16] for name in pair.names), *columns]
     title = f"{' and '.join(pair.names)}, training steps as fit runs them"
@@ -88,14 +89,14 @@ def _step_table(pair: Pair) -> str:
 
 
 def _number(value: float | None, tolerance: float) -> str:
-    """Return a difference, with a mark if it is beyond tolerance."""
+    """Return a difference as text, marked with ! if it is beyond tolerance."""
     if value is None:
         return "-  "
     return f"{value:.1e}" + (" !" if value > tolerance else "  ") if value else "0  "
 
 
 def _aligned(rows) -> list[str]:
-    """Return the rows with the first column to the left, cut if need be, the others to the right."""
+    """Return aligned lines: the first column to the left, shortened if needed, the others to the right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     first = min(widths[0], WIDTH - sum(width + 2 for width in widths[1:]))
     lines = []
@@ -107,7 +108,7 @@ def _aligned(rows) -> list[str]:
 
 
 def _shortened(name: str, width: int) -> str:
-    """Return the end of a path that is too long: it tells the layer."""
+    """Return the end of a path that is too long, which names the layer."""
     return name if len(name) <= width else "..." + name[len(name) - width + 3 :]
 
 

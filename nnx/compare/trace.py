@@ -1,4 +1,4 @@
-"""One backend's training steps, as a sequence of places and the arrays that were computed there."""
+"""The training steps of one backend, as a sequence of places and the arrays computed there."""
 
 import copy
 import math
@@ -20,7 +20,7 @@ from nnx.registry import snake_case
 
 @dataclass(frozen=True)
 class Place:
-    """Where in a training step something is computed."""
+    """A place in a training step."""
 
     step: int
     stage: str
@@ -34,31 +34,31 @@ class Place:
 
 
 Arrays = dict[str, np.ndarray]
-"""What belongs together at a place, by name: a layer's kernel and bias; or one array, named ""."""
+"""The arrays of one place by name: a layer's kernel and bias, for example; a single array is named ""."""
 
 
 class Tracer:
-    """A backend with copies of a model: one to look into, one to fit."""
+    """A backend with two copies of a model: one to trace, one to fit."""
 
     def __init__(self, start: Model, backend: Backend):
         self.backend, self.name = backend, backend.name
         self.model, self.fitted = (copy.deepcopy(start).to(backend) for _ in range(2))
-        self.fitted._loss_is_checked = True  # the targets may be drawn at random
+        self.fitted._loss_is_checked = True  # no warning about random targets
         self.place = Place(1, "forward")
-        """What is being computed, to be named if it fails."""
+        """The current place, for error messages."""
         self.carry = self._host(self.model.carry)
         """Weights, state and slots on the host: after `trace`, those of the next step."""
         self.grads: dict = {}
-        """The gradients that `trace` gave the optimizer, on the host."""
+        """The gradients that the optimizer got in `trace`, on the host."""
         self._steps = self.model.engine.steps
         self._first_step = self.model.step
         self._compiled_gradients = backend.compile(self._steps.gradients)
         self._compiled_update = backend.compile(self._update)
 
     def trace(self, step: int, carry: dict, batch: Samples, grads=None) -> Iterator[tuple[Place, Arrays]]:
-        """Yield all that one step computes from `carry`, in order: first eagerly, then compiled.
+        """Yield each place of a step that starts from `carry`, and its arrays: first eager, then compiled.
 
-        The optimizer is given `grads`, by default those that were computed.
+        The optimizer gets `grads`, by default the computed gradients.
         """
         self.place, failed = Place(step, "forward"), None
         observer = Observer(self.backend)
@@ -66,7 +66,7 @@ class Tracer:
             computed = self._pass(partial(self._steps.gradients, observer=observer), step, carry, batch)
         except Exception as error:
             failed, computed = error, {}
-        yield from ((Place(step, *key), arrays) for key, arrays in observer.kept.items())
+        yield from ((Place(step, *key), arrays) for key, arrays in observer.records.items())
         if failed is not None:
             self.place = Place(step, *(observer.failed or ("forward", "")))
             raise failed
@@ -85,50 +85,50 @@ class Tracer:
         self.carry = {**updated, "state": computed["state"]}
 
     def fit(self, step: int, batch: Samples) -> tuple[float, dict[Place, Arrays]]:
-        """Take one step of `fit` from where the last one ended; return its loss and the new weights."""
+        """Return the loss and the new weights of the next step of `fit`."""
         self.place = Place(step, "fit")
         settings = {"batch_size": len(batch), "sample_weight": batch.weight, "shuffle": False, "verbose": 0}
         try:
             loss = self.fitted.fit(batch.x, batch.y, **settings).history["loss"][0]
-        except NonFiniteError:  # where it comes from is what the trace shows
+        except NonFiniteError:  # the trace shows its origin
             loss = math.nan
         weights = self._layers(step, "fit", "weights", self._host(self.fitted.params))
         return loss, dict(weights)
 
-    # What is computed
+    # Computation
 
     def _pass(self, gradients, step: int, carry: dict, batch: Samples) -> dict:
-        """Return gradients, new state and loss, by `steps.gradients`, observed or compiled."""
-        placed, runner = self._placed(carry), self.model.engine
+        """Return gradients, new state and loss; `gradients` is `steps.gradients`, observed or compiled."""
+        carry, runner = self._on_device(carry), self.model.engine
         with self.backend.scope(self.model.dtype):
             grads, state, sums = gradients(
-                placed["params"], placed["state"], runner.place(batch), self._row(step)
+                carry["params"], carry["state"], runner.place(batch), self._scalars(step)
             )
         computed = self._host({"grads": grads, "state": state, "loss": sums["loss"]["loss"]})
         return {**computed, "loss": computed["loss"] / len(batch)}
 
     def _updated(self, step: int, carry: dict) -> dict:
         """Return new weights and slots."""
-        placed = self._placed(carry)
+        carry = self._on_device(carry)
         with self.backend.scope(self.model.dtype):
             grads = tree.map(self.backend.asarray, self.grads)
-            params, slots = self._compiled_update(grads, placed["slots"], placed["params"], self._row(step))
+            params, slots = self._compiled_update(grads, carry["slots"], carry["params"], self._scalars(step))
         return self._host({"params": params, "slots": slots})
 
-    def _update(self, grads, slots, params, row):
-        scalars = {name[5:]: value for name, value in row.items() if name.startswith("rate_")}
-        return self._steps.optimizer.update(grads, slots, params, scalars, self.backend)
+    def _update(self, grads, slots, params, scalars):
+        rates = {name[5:]: value for name, value in scalars.items() if name.startswith("rate_")}
+        return self._steps.optimizer.update(grads, slots, params, rates, self.backend)
 
-    def _row(self, step: int) -> dict:
-        """Return what the host computes for a step, as `fit` hands it to the step function."""
+    def _scalars(self, step: int) -> dict:
+        """Return the scalars of a step, which the host computes, as `fit` passes them to the step function."""
         first = self._first_step + step - 1
-        row = self.backend.device_put(self.model.engine.scalars(first, first + 1))
-        return {name: values[0] for name, values in row.items()}
+        scalars = self.backend.device_put(self.model.engine.scalars(first, first + 1))
+        return {name: values[0] for name, values in scalars.items()}
 
-    # Between host and backend
+    # Transfers
 
-    def _placed(self, carry: dict) -> dict:
-        """Return a carry of the host on the backend, laid out as `fit` has it."""
+    def _on_device(self, carry: dict) -> dict:
+        """Return a carry from the host on the backend, in the layout of `fit`."""
         self.model.params, self.model.state = carry["params"], carry["state"]
         self.model.set_slots(carry["slots"])
         return self.model.carry

@@ -1,4 +1,4 @@
-"""Something to run: a small network of every kind of layer, and batches drawn to fit any model."""
+"""A small network with every kind of layer, and random batches that fit any model."""
 
 import numpy as np
 
@@ -9,11 +9,11 @@ from nnx.random import generator
 from nnx.registry import REGISTRIES
 from nnx.shapes import is_single
 
-TRIAL = 3  # as a purpose of random numbers, beside those of nnx.random
+TRIAL = 3  # a purpose of random numbers, like those of nnx.random
 
 
 def trial_model(seed: int = 0) -> Sequential:
-    """Return a compiled classifier of samples (4, 6) that uses each layer and each activation.
+    """Return a compiled classifier of samples of shape (4, 6) with each layer and each activation.
 
     >>> trial_model().output_shape
     (3,)
@@ -87,15 +87,15 @@ def _as_ids(xp, x):
 
 
 def draw_batches(model, count: int, batch_size: int, seed: int = 0) -> list[tuple]:
-    """Return batches (x, y) of normal features, or numbers of categories, and targets that the loss takes.
+    """Return batches (x, y) of normal features, or category indices, and targets that suit the loss.
 
-    The targets are the first that the loss accepts of: real numbers from 0 on, one-hot labels (0 or
-    1 for one output), class numbers.
+    The targets are the first kind that the loss accepts: real numbers of 0 or more, one-hot labels (0 or
+    1 for one output), class indices.
 
     Raises
     ------
     ValueError
-        If it accepts none of them.
+        If the loss accepts none of them.
     """
     rng, out_shape = generator(seed, TRIAL), model.output_shape
     batches = []
@@ -114,7 +114,7 @@ def draw_batches(model, count: int, batch_size: int, seed: int = 0) -> list[tupl
 def _features(rng, batch_size, in_shape, categories):
     if isinstance(in_shape, dict):
         each = {} if categories is None else categories
-        return {name: _features(rng, batch_size, part, each.get(name)) for name, part in in_shape.items()}
+        return {name: _features(rng, batch_size, shape, each.get(name)) for name, shape in in_shape.items()}
     if not is_single(in_shape):
         each = categories or [None] * len(in_shape)
         return tuple(_features(rng, batch_size, *pair) for pair in zip(in_shape, each, strict=True))

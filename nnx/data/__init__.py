@@ -1,4 +1,4 @@
-"""What `fit` takes: arrays, dataframes, files, iterables of batches, checked and cut into batches on the host.
+"""The data of `fit`: arrays, dataframes, files and iterables of batches, checked and split into batches on the host.
 
 May import: core, NumPy.
 """

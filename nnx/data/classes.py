@@ -1,6 +1,6 @@
-"""Classes of samples: their weights, and those that are validated on but never trained on.
+"""Class weights, and a warning of classes that only the validation samples have.
 
-Targets of classes are class numbers, rows of one-hot labels, or for a single output 0 and 1 (or -1 and 1).
+Targets of classes are class indices, one-hot labels, or for a single output 0 and 1 (or -1 and 1).
 """
 
 from collections.abc import Mapping
@@ -13,21 +13,21 @@ from nnx import log, tree
 from nnx.data.samples import Samples
 from nnx.shapes import Shape, is_single
 
-# The labels that a single output may have.
+# The labels of a single output.
 PAIRS = ({0, 1}, {-1, 1})
-# Classes named in one message.
+# The most classes in one message.
 SHOWN = 5
 
 
 def classes_of(y: np.ndarray) -> np.ndarray | None:
-    """Return the class of each checked target, or None if they are not classes.
+    """Return the class of each checked target, or None if the targets are not classes.
 
-    Labels that are not one-hot, but add up to 1, belong to the class of the largest, as in Keras.
+    Soft labels that sum to 1 belong to the class of the largest, as in Keras.
 
     >>> classes_of(np.asarray([[0.0, 1.0], [1.0, 0.0]])), classes_of(np.asarray([[0.5], [2.0]]))
     (array([1, 0]), None)
     """
-    if y.dtype.kind in "iu":  # class numbers stay whole numbers, all else becomes real
+    if y.dtype.kind in "iu":  # checked targets are integers only if they are class indices
         return y
     if y.ndim > 1 and y.shape[-1] > 1:
         exclusive = (y >= 0).all() and (np.abs(y.sum(axis=-1) - 1) < 1e-3).all()
@@ -47,7 +47,7 @@ def with_class_weights(samples: Samples, class_weight: Any, out_shape: Shape) ->
     Raises
     ------
     ValueError
-        If it is something else, or names no class of these targets, or they are not classes.
+        If it is not such a dict, names an unknown class, or the targets are not classes.
     """
     if class_weight is None:
         return samples
@@ -62,11 +62,11 @@ def with_class_weights(samples: Samples, class_weight: Any, out_shape: Shape) ->
         )
     weights = check_weights(class_weight)
     _expect_classes(weights, out_shape)
-    return samples.then(lambda part: _weighted(part, weights))
+    return samples.transformed(lambda loaded: _weighted(loaded, weights))
 
 
 def check_weights(class_weight: Any) -> dict[int, float]:
-    """Return the weight of each class number, if they are finite and not negative."""
+    """Return the checked weights by class index: finite and not negative."""
     if not isinstance(class_weight, Mapping):
         remedy = ""
         if isinstance(class_weight, str) and class_weight == "balanced":
@@ -90,19 +90,17 @@ def check_weights(class_weight: Any) -> dict[int, float]:
 
 
 def check_weight(label, weight) -> float:
-    """Return the weight of a class, if it is finite and not negative."""
+    """Return the checked weight of a class: finite and not negative."""
     try:
-        if isinstance(weight, (str, bytes)):
-            raise TypeError
-        found = float(weight)
+        number = np.nan if isinstance(weight, (str, bytes)) else float(weight)
     except (TypeError, ValueError):
-        found = np.nan
-    if not (np.isfinite(found) and found >= 0):
+        number = np.nan
+    if not (np.isfinite(number) and number >= 0):
         raise ValueError(
             f"class_weight must be finite and not negative, got {_shown(weight)} for class {label!r}: 1 leaves the "
             f"loss of a class as it is, 0 ignores it"
         )
-    return found
+    return number
 
 
 def _expect_classes(weights, out_shape) -> None:
@@ -150,12 +148,12 @@ def _one_class_each(y) -> np.ndarray:
 
 
 def warn_of_untrained(trained: Samples, validation: Samples) -> None:
-    """Warn of classes in the validation part that no sample to train on has: of samples sorted by class."""
-    parts = trained.targets(), validation.targets()
-    if parts[0] is None or parts[1] is None:
+    """Warn of classes that only the validation samples have, as happens if samples are sorted by class."""
+    y, y_validation = trained.targets(), validation.targets()
+    if y is None or y_validation is None:
         return
-    for y, held_out in zip(*map(tree.leaves, parts), strict=True):
-        known, classes = classes_of(y), classes_of(held_out)
+    for train, held_out in zip(tree.leaves(y), tree.leaves(y_validation), strict=True):
+        known, classes = classes_of(train), classes_of(held_out)
         if known is None or classes is None:
             continue
         unknown = np.setdiff1d(classes, known)
@@ -170,13 +168,15 @@ def warn_of_untrained(trained: Samples, validation: Samples) -> None:
             return
 
 
-def _listed(numbers) -> str:
-    """Return a few numbers as text."""
-    found = sorted(int(number) for number in numbers)
-    return ", ".join(map(str, found[:SHOWN])) + (f" and {len(found) - SHOWN} more" if found[SHOWN:] else "")
+def _listed(classes) -> str:
+    """Return the first few classes as text."""
+    indices = sorted(map(int, classes))
+    return ", ".join(map(str, indices[:SHOWN])) + (
+        f" and {len(indices) - SHOWN} more" if indices[SHOWN:] else ""
+    )
 
 
 def _shown(value) -> str:
-    """Return a value as text, of one line and not too long."""
+    """Return a value as one line of at most 60 characters."""
     text = " ".join(repr(value).split())
     return text if len(text) <= 60 else f"{text[:57]}..."

@@ -1,6 +1,6 @@
-"""Tables of pandas and Polars as arrays. What is wrong is said by the name of the column.
+"""Tables of pandas and Polars as arrays. Errors name the column.
 
-Neither library is imported: whoever has a table of theirs has done that.
+Neither library is imported here: a program that has a table has imported its library.
 """
 
 import sys
@@ -9,19 +9,19 @@ from typing import Any
 import numpy as np
 
 LIBRARIES = ("pandas", "polars")
-# Columns named in one message.
+# The most columns in one message.
 SHOWN = 5
 
 
 def is_table(value) -> bool:
-    """Whether a value is a data frame or a series, its whole or its plan."""
+    """Whether a value is a data frame, lazy or not, or a series."""
     return any(isinstance(value, _classes(name, "DataFrame", "Series", "LazyFrame")) for name in LIBRARIES)
 
 
 def as_array(table, what: str) -> np.ndarray:
     """Return a frame as an array (rows, columns), a series as (rows,), or raise a ValueError.
 
-    A series of text is returned as it is: what y may hold is for the loss to say.
+    A series of text becomes an array of text: the loss checks y later.
     """
     if isinstance(table, _classes("polars", "LazyFrame")):
         raise ValueError(f"{what} is a LazyFrame, which holds no rows yet: give {what}.collect()")
@@ -32,7 +32,7 @@ def as_array(table, what: str) -> np.ndarray:
     if texts := [(name, column) for name, column in columns if not _is_numeric(column)]:
         raise ValueError(_not_numbers(texts, what, table))
     if len({str(column.dtype) for _, column in columns}) == 1 and isinstance(columns[0][1].dtype, np.dtype):
-        array = np.asarray(table, columns[0][1].dtype)  # of pandas: maybe the very memory
+        array = np.asarray(table, columns[0][1].dtype)  # pandas may share its memory
         _expect_finite(array, [name for name, _ in columns], what)
         return array
     _expect_complete(columns, what)
@@ -44,14 +44,14 @@ def as_array(table, what: str) -> np.ndarray:
 
 
 def _classes(library: str, *names: str) -> tuple:
-    """Return classes of a library, if it is imported and has them."""
+    """Return those classes that an imported library has."""
     module = sys.modules.get(library)
-    return tuple(found for name in names if (found := getattr(module, name, None)) is not None)
+    return tuple(cls for name in names if (cls := getattr(module, name, None)) is not None)
 
 
 def _columns(frame) -> list[tuple[Any, Any]]:
     if hasattr(frame, "iloc"):
-        # What was read as objects may be numbers.
+        # A column of objects may hold numbers.
         return [(name, frame.iloc[:, i].infer_objects()) for i, name in enumerate(frame.columns)]
     return list(zip(frame.columns, frame.get_columns(), strict=True))
 
@@ -62,13 +62,8 @@ def _is_numeric(column) -> bool:
     return getattr(column.dtype, "kind", "O") in "buif"
 
 
-def _missing(column) -> np.ndarray:
-    """Return whether each value of a column is missing."""
-    return np.asarray(column.is_null() if hasattr(column, "is_null") else column.isna())
-
-
 def _as_numbers(column) -> np.ndarray:
-    """Return a complete column as an array, of float64 where the library has a dtype of its own."""
+    """Return a column without missing values as an array; dtypes of pandas's own become NumPy's."""
     if isinstance(column.dtype, np.dtype) or hasattr(column, "is_null"):
         return np.asarray(column.to_numpy())
     kind = {"b": bool, "u": np.uint64, "i": np.int64}.get(column.dtype.kind, np.float64)
@@ -78,7 +73,7 @@ def _as_numbers(column) -> np.ndarray:
 def _expect_complete(columns, what) -> None:
     """Raise a ValueError if a value of a column is missing, not a number or infinite."""
     for name, column in columns:
-        missing = _missing(column)
+        missing = np.asarray(column.is_null() if hasattr(column, "is_null") else column.isna())
         if missing.any():
             raise ValueError(_incomplete("a missing value", name, missing, what))
         if _is_numeric(column) and (array := _as_numbers(column)).dtype.kind == "f":
@@ -116,11 +111,9 @@ def _not_numbers(columns, what, table) -> str:
 
 def _kind(column) -> str:
     kind = f"{column.dtype}".lower()
-    if len(kind) > 12:  # the whole list of categories
+    if len(kind) > 12:  # it lists all categories
         kind = kind.partition("(")[0].partition("[")[0]
     values = column.drop_nulls() if hasattr(column, "drop_nulls") else column.dropna()
-    return (
-        f"{kind} such as {str(values[0] if hasattr(values, 'is_null') else values.iloc[0])!r}"
-        if len(values)
-        else kind
-    )
+    if not len(values):
+        return kind
+    return f"{kind} such as {str(values[0] if hasattr(values, 'is_null') else values.iloc[0])!r}"

@@ -1,6 +1,6 @@
-"""Arrays that stay where they are, in a file or behind an interface: rows are read when they are needed.
+"""Lazy arrays: arrays in a file or behind another interface, of which samples are read when they are needed.
 
-What is read is checked as it comes; an error names the row in the whole array.
+Samples are checked as they are read; errors name the row in the whole array.
 """
 
 import math
@@ -10,28 +10,28 @@ import numpy as np
 
 from nnx import tree
 
-# What takes at most this many bytes is read once, as a whole.
+# Arrays of at most this many bytes are read as a whole.
 READ_WHOLE = 256 << 20
 
 
-class Rows:
-    """An array of which only slices of rows are read: (rows, ...).
+class LazyArray:
+    """An array that is read slice by slice: (samples, ...).
 
     Parameters
     ----------
-    source : numpy.memmap, h5py.Dataset, zarr.Array or alike
-        Anything with `shape`, `dtype` and slices.
+    source : numpy.memmap, h5py.Dataset, zarr.Array or similar
+        Any object with `shape`, `dtype` and slices.
     what : str
-        What messages call it.
+        Its name in messages.
     check : function, optional
-        Returns what was read, checked and converted, or raises a ValueError.
+        Checks and converts the samples that were read, or raises a ValueError.
     shape : tuple of int, optional
-        The shape after `check`, if that is another.
+        The shape after `check`, if it differs.
 
     Examples
     --------
-    >>> rows = Rows(np.arange(6.0).reshape(3, 2), "X", check=lambda part: part * 10)
-    >>> rows[1:3].tolist()
+    >>> lazy = LazyArray(np.arange(6.0).reshape(3, 2), "X", check=lambda samples: samples * 10)
+    >>> lazy[1:3].tolist()
     [[20.0, 30.0], [40.0, 50.0]]
     """
 
@@ -40,74 +40,71 @@ class Rows:
         self.shape: tuple[int, ...] = tuple(source.shape) if shape is None else shape
         self.ndim, self.dtype = len(self.shape), np.dtype(source.dtype)
 
-    def checked(self, check, shape) -> "Rows":
-        """Return the same rows, each part of them put through `check` when it is read."""
-        return Rows(self.source, self.what, check, shape)
+    def checked(self, check, shape) -> "LazyArray":
+        """Return the same array with another `check`."""
+        return LazyArray(self.source, self.what, check, shape)
 
     def __len__(self):
         return self.shape[0]
 
-    def __getitem__(self, part: slice) -> np.ndarray:
-        return self.take(np.arange(*part.indices(len(self))))
+    def __getitem__(self, key: slice) -> np.ndarray:
+        return self.take(np.arange(*key.indices(len(self))))
 
-    def take(self, numbers: np.ndarray) -> np.ndarray:
-        """Return the rows of these numbers, which rise."""
-        if isinstance(self.source, np.ndarray) and len(numbers) < _span(numbers):
-            found = np.asarray(self.source[numbers])
+    def take(self, indices: np.ndarray) -> np.ndarray:
+        """Return the samples of increasing indices."""
+        ranges = consecutive(indices)
+        if isinstance(self.source, np.ndarray) and len(ranges) > 1:
+            samples = np.asarray(self.source[indices])
         else:
-            parts = [self._between(int(run[0]), int(run[-1]) + 1) for run in runs(numbers)]
-            found = parts[0] if len(parts) == 1 else np.concatenate(parts)
+            slices = [self._read(int(r[0]), int(r[-1]) + 1) for r in ranges]
+            samples = slices[0] if len(slices) == 1 else np.concatenate(slices)
         if self.check is None:
-            return found
+            return samples
         try:
-            return self.check(found)
+            return self.check(samples)
         except ValueError as error:
-            raise renumbered(error, numbers)  # noqa: B904 - it is the error itself
+            raise renumbered(error, indices)  # noqa: B904 - it is the same error
 
-    def _between(self, start: int, stop: int) -> np.ndarray:
-        part = np.asarray(self.source[start:stop])
+    def _read(self, start: int, stop: int) -> np.ndarray:
+        samples = np.asarray(self.source[start:stop])
         expected = (stop - start, *tuple(self.source.shape)[1:])
-        if part.shape != expected:
+        if samples.shape != expected:
             raise ValueError(
-                f"{self.what}[{start}:{stop}] gave an array of shape {part.shape}, not {expected}"
+                f"{self.what}[{start}:{stop}] gave an array of shape {samples.shape}, not {expected}"
             )
-        return part
+        return samples
 
 
-def _span(numbers: np.ndarray) -> int:
-    return int(numbers[-1] - numbers[0]) + 1 if len(numbers) else 0
+def consecutive(indices: np.ndarray) -> list[np.ndarray]:
+    """Return increasing indices split into consecutive ones, which one slice reads.
 
-
-def runs(numbers: np.ndarray) -> list[np.ndarray]:
-    """Return rising numbers cut where they skip one: what a slice reads.
-
-    >>> [run.tolist() for run in runs(np.asarray([3, 4, 5, 8, 9]))]
+    >>> [r.tolist() for r in consecutive(np.asarray([3, 4, 5, 8, 9]))]
     [[3, 4, 5], [8, 9]]
     """
-    return np.split(numbers, np.flatnonzero(np.diff(numbers) != 1) + 1)
+    return np.split(indices, np.flatnonzero(np.diff(indices) != 1) + 1)
 
 
-def renumbered(error: ValueError, numbers: np.ndarray) -> ValueError:
-    """Return an error about rows of a part, told as one about those of the whole."""
-    text = re.sub(r"\bat row (\d+)", lambda found: f"at row {numbers[int(found[1])]}", str(error))
+def renumbered(error: ValueError, indices: np.ndarray) -> ValueError:
+    """Return an error about the samples at some indices with its row numbers replaced by these indices."""
+    text = re.sub(r"\bat row (\d+)", lambda match: f"at row {indices[int(match[1])]}", str(error))
     error.args = (text,)
     return error
 
 
 def is_large(source) -> bool:
-    """Whether an array takes too much memory to be read as a whole."""
+    """Whether an array is too large to be read as a whole."""
     return math.prod(source.shape) * np.dtype(source.dtype).itemsize > READ_WHOLE
 
 
 def is_read_by_slices(value) -> bool:
-    """Whether a value is no array, but gives parts of one: an HDF5 data set, a Zarr array and the like."""
+    """Whether a value is not an array but can be sliced like one, as an HDF5 dataset or a Zarr array."""
     return all(hasattr(value, name) for name in ("shape", "dtype", "__getitem__")) and len(value.shape) > 0
 
 
-def in_any(*trees) -> bool:
-    """Whether any leaf of some trees is `Rows`."""
+def any_lazy(*trees) -> bool:
+    """Whether any leaf of some trees is a `LazyArray`."""
     return any(
-        isinstance(each, Rows)
-        or (isinstance(each, (dict, tuple)) and any(isinstance(leaf, Rows) for leaf in tree.leaves(each)))
+        isinstance(leaf, LazyArray)
         for each in trees
+        for leaf in (tree.leaves(each) if isinstance(each, (dict, tuple)) else [each])
     )

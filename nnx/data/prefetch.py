@@ -1,7 +1,7 @@
-"""Things made ahead in a thread of their own, while those before them are being used.
+"""Prefetching: a background thread makes the next items while the current one is used.
 
-Reading a batch, and waiting for a disk, then costs no time of a step. The thread ends with the loop that
-takes the things, in whatever way that ends; what it raises comes in its turn, after the things before it.
+Reading batches, and waiting for a disk, then takes no time of a step. The thread ends with the loop that
+uses the items, however that ends; an error in the thread is raised in order, after the items before it.
 """
 
 import contextvars
@@ -17,15 +17,14 @@ NAME = "nnx-ahead"
 
 
 def ahead(items: Iterable, count: int = 1) -> Generator:
-    """Yield from `items`, of which a thread makes up to `count` beyond the one in use.
+    """Yield from `items`, while a thread makes up to `count` more.
 
-    Closing the generator, or an exception where it is used, ends the thread once the thing that it is
-    making is made.
+    If the generator is closed, or its user raises, the thread ends after its current item.
 
     >>> list(ahead("abc"))
     ['a', 'b', 'c']
     """
-    import queue  # here, as all that few need: `import nnx` is to be short
+    import queue  # here, to keep `import nnx` fast
 
     room, made, closed = threading.Semaphore(count), queue.SimpleQueue(), threading.Event()
 
@@ -34,13 +33,13 @@ def ahead(items: Iterable, count: int = 1) -> Generator:
         try:
             iterator = iter(items)
             while room.acquire() and not closed.is_set():
-                made.put((next(iterator),))  # no name for it here: it would be kept until the next
+                made.put((next(iterator),))  # a variable would keep the item until the next one
         except StopIteration:
             pass
-        except BaseException as raised:  # whatever it is, it belongs to whoever waits
+        except BaseException as raised:  # raised again where the items are used
             error = raised
         try:
-            if iterator is not items:  # made here, so ended here
+            if iterator is not items:  # it was made here
                 getattr(iterator, "close", lambda: None)()
         except BaseException as raised:
             error = error or raised
@@ -49,32 +48,31 @@ def ahead(items: Iterable, count: int = 1) -> Generator:
     thread = threading.Thread(target=contextvars.copy_context().run, args=(make,), name=NAME, daemon=True)
     try:
         thread.start()
-        while isinstance(found := made.get(), tuple):
+        while isinstance(result := made.get(), tuple):
             room.release()
-            yield found[0]
-        if found is not None:
-            raise found
+            yield result[0]
+        if result is not None:
+            raise result
     finally:
-        found = None
+        result = None
         closed.set()
         room.release()
-        if thread is not threading.current_thread():  # collected as garbage by the thread itself
+        if thread is not threading.current_thread():  # garbage collection may run this in the thread itself
             thread.join()
 
 
 class Prefetch:
-    """An iterable of batches, made ahead in a background thread while the model trains.
+    """An iterable of batches that a background thread makes while the model trains.
 
-    Give it to `fit` in place of the iterable where reading or making a batch takes long and leaves the
-    processor to others: files, networks, image decoders. Each pass over it starts a thread, which ends
-    with the pass.
+    Give it to `fit` in place of the iterable if a batch takes long to make without using Python: from
+    files, networks, image decoders. Each pass over it starts a thread, which ends with the pass.
 
     Parameters
     ----------
     batches : iterable
-        Is advanced in the thread, never by two at a time. Its arrays are copied, so it may reuse them.
+        Only one thread at a time advances it. Its arrays are copied, so it may reuse them.
     ahead : int
-        How many batches are made beyond the one in use. When training stops early these are lost.
+        Number of batches to make in advance. They are lost if training stops early.
 
     Examples
     --------

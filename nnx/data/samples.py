@@ -1,6 +1,6 @@
-"""Arrays checked and cut into batches, on the host.
+"""Arrays, checked and split into batches on the host.
 
-What is wrong with the data is said here, in one line, before anything is computed.
+Errors in the data are reported here, in one line, before anything is computed.
 """
 
 import functools
@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from nnx import tree
-from nnx.data.lazy_arrays import Rows
+from nnx.data.lazy_arrays import LazyArray
 from nnx.shapes import Shape, describe_shape, is_single
 
 
@@ -21,7 +21,7 @@ from nnx.shapes import Shape, describe_shape, is_single
 class Samples:
     """Features, targets and weights of the same samples, on the host.
 
-    Where a model has several inputs or outputs, `x` and `y` are dicts or tuples of arrays.
+    For a model with several inputs or outputs, `x` and `y` are dicts or tuples of arrays.
     """
 
     x: Any
@@ -29,20 +29,21 @@ class Samples:
     weight: np.ndarray
 
     stays_on_host: ClassVar[bool] = False
-    """Whether they stay there however much room there is on the device."""
+    """Whether they stay there even if they fit on the device."""
 
     def __len__(self):
         return len(self.weight)
 
     def part(self, start, stop) -> "Samples":
         """Return samples start, ..., stop - 1."""
-        return self._each(lambda array: array[start:stop])
+        return self.map_arrays(lambda array: array[start:stop])
 
-    def _each(self, function) -> "Samples":
-        return Samples(*(tree.map(function, part) for part in (self.x, self.y, self.weight)))
+    def map_arrays(self, function) -> "Samples":
+        """Return the samples with a function applied to each array."""
+        return Samples(*(tree.map(function, arrays) for arrays in (self.x, self.y, self.weight)))
 
     def arrays(self) -> dict[str, Any]:
-        """Return what a training step calls a batch."""
+        """Return the arrays by name, as a training step expects a batch."""
         return {"x": self.x, "y": self.y, "weight": self.weight}
 
     @property
@@ -53,18 +54,18 @@ class Samples:
         """Return the targets of all samples, or None if they are not in memory."""
         return self.y
 
-    def glance(self) -> "Samples":
-        """Return the samples by which a later run recognises the same data."""
+    def identifying_samples(self) -> "Samples":
+        """Return the samples that are compared to recognise the same data in another run: all, or some of a file."""
         return self
 
-    def then(self, function: "Callable[[Samples], Samples]") -> "Samples":
-        """Return the result of a function of samples; for files it is applied as they are read."""
+    def transformed(self, function: "Callable[[Samples], Samples]") -> "Samples":
+        """Return the result of a function of samples; samples in files are transformed as they are read."""
         return function(self)
 
     def order(self, shuffle=False, rng: "Callable[[], np.random.Generator] | None" = None) -> Any:
         """Return the order in which an epoch visits the samples, for `batches`.
 
-        `shuffle` as `fit` takes it; `rng` returns the generator to shuffle with.
+        `shuffle` is that of `fit`; `rng` returns the generator to shuffle with.
         """
         order = np.arange(len(self))
         if callable(shuffle):
@@ -75,15 +76,15 @@ class Samples:
 
     def batches(self, order, batch_size: int) -> "Generator[Samples]":
         """Yield the samples in this order, gathered into batches."""
-        for part in batch_indices(order, batch_size):
-            for index in part:
-                yield self._each(lambda array, index=index: np.take(array, index, axis=0))
+        for indices in batch_indices(order, batch_size):
+            for index in indices:
+                yield self.map_arrays(lambda array, index=index: np.take(array, index, axis=0))
 
 
 def as_inputs(x, in_shape, dtype: str, categories=None, what: str = "X") -> Any:
-    """Return `x` as `as_features` does: one array, or the dict or tuple of arrays that a model takes.
+    """Return checked features: one array, see `as_features`, or the dict or tuple of arrays that a model expects.
 
-    Without `in_shape` a dict, or a tuple of arrays, is several inputs, and all else is one: see `as_several`.
+    Without `in_shape` a dict, or a tuple of arrays, is several inputs, and any other value is one: see `as_several`.
     """
     if not _is_several(x, in_shape):
         if isinstance(x, dict):
@@ -92,29 +93,28 @@ def as_inputs(x, in_shape, dtype: str, categories=None, what: str = "X") -> Any:
                 f"{', '.join(map(repr, x))}: its first layer must be nnx.layers.Inputs to take several"
             )
         return as_features(x, in_shape, dtype, what, categories if isinstance(categories, int) else None)
-    names = _names(x, in_shape, what)
-    found = {
+    inputs = {
         name: as_inputs(x[name], _entry(in_shape, name), dtype, _entry(categories, name), f"{what}[{name!r}]")
-        for name in names
+        for name in _names(x, in_shape, what)
     }
-    rows = {name: len(tree.leaves(part)[0]) for name, part in found.items()}
-    if len(set(rows.values())) > 1:
-        listed = ", ".join(f"{what}[{name!r}] {count}" for name, count in rows.items())
+    counts = {name: rows_of(arrays) for name, arrays in inputs.items()}
+    if len(set(counts.values())) > 1:
+        listed = ", ".join(f"{what}[{name!r}] {count}" for name, count in counts.items())
         raise ValueError(f"the inputs differ in their number of samples: {listed}")
-    return found if isinstance(x, dict) else tuple(found.values())
+    return inputs if isinstance(x, dict) else tuple(inputs.values())
 
 
 def as_several(x, y, begins_with_inputs: bool) -> Any:
-    """Return a list as a tuple if it is several inputs, an array each, of a model that is not built.
+    """Return a list as a tuple if it holds several inputs of a model that is not built, one array each.
 
-    It is that if the first layer is `Inputs`, or if its arrays, and not itself, are as long as y.
+    It does if the first layer is `Inputs`, or if its arrays are as long as y and the list is not.
     """
     if not isinstance(x, list) or not x:
         return x
     if begins_with_inputs:
         return tuple(x)
-    is_each = all(np.ndim(part) and hasattr(part, "shape") for part in x) and np.ndim(y) > 0
-    return tuple(x) if is_each and len(x) != len(y) and {len(part) for part in x} == {len(y)} else x
+    are_arrays = all(np.ndim(each) and hasattr(each, "shape") for each in x) and np.ndim(y) > 0
+    return tuple(x) if are_arrays and len(x) != len(y) and {len(each) for each in x} == {len(y)} else x
 
 
 def _is_several(x, in_shape) -> bool:
@@ -124,26 +124,21 @@ def _is_several(x, in_shape) -> bool:
 
 
 def _entry(whole, name):
-    """Return the part of a dict or tuple under a name or index, or None if it has none."""
+    """Return the entry of a dict or tuple at a name or index, or None if there is none."""
     if isinstance(whole, dict):
         return whole.get(name)
     return whole[name] if isinstance(whole, tuple) and name < len(whole) else None
 
 
 def _names(x, in_shape, what) -> list:
-    """Return the names, or the numbers, of several inputs, if they are those that the model takes."""
+    """Return the names or indices of several inputs, or raise a ValueError if the model expects others."""
     given = list(x) if isinstance(x, dict) else list(range(len(x))) if isinstance(x, (list, tuple)) else None
     if in_shape is None:
         return given or []
     names = list(in_shape) if isinstance(in_shape, dict) else list(range(len(in_shape)))
     if given is None or set(given) != set(names) or isinstance(x, dict) != isinstance(in_shape, dict):
-        shown = (
-            f"the keys {given}"
-            if isinstance(x, dict)
-            else f"{len(given)} arrays"
-            if given
-            else type(x).__name__
-        )
+        shown = f"{len(given)} arrays" if given else type(x).__name__
+        shown = f"the keys {given}" if isinstance(x, dict) else shown
         raise ValueError(
             f"the model takes several inputs, {describe_shape(in_shape)}, got {what} with {shown}"
         )
@@ -160,10 +155,10 @@ def as_features(
 ) -> np.ndarray:
     """Return `x` as a host array of `dtype` and shape (batch, *in_shape), or raise a ValueError.
 
-    With `categories` it holds category indices from 0 on, and becomes int32. `Rows` stay so, and are
-    checked as they are read.
+    With `categories` it must hold category indices from 0 on, and becomes int32. A `LazyArray` stays lazy and
+    is checked as it is read.
     """
-    if isinstance(x, Rows):
+    if isinstance(x, LazyArray):
         check = functools.partial(
             as_features, in_shape=in_shape, dtype=dtype, what=what, categories=categories
         )
@@ -177,21 +172,26 @@ def as_features(
     x = x.reshape(_expected_shape(x, in_shape, what))
     if categories is not None:
         return _as_categories(x, categories, what)
-    # The sum is finite only if everything is; it takes no memory. Look closer only if it is not.
+    # If the sum is finite, all values are; it takes no memory. Check each value only if it is not.
     with np.errstate(over="ignore", invalid="ignore"):
         x = np.ascontiguousarray(x, dtype=dtype)
         suspicious = not np.isfinite(np.sum(x))
     if suspicious and not (finite := np.isfinite(x)).all():
-        place = tuple(int(i) for i in np.argwhere(~finite)[0])
         raise ValueError(
-            f"{what} has the value {x[place]} at row {place[0]}, column {', '.join(map(str, place[1:]))}: fill or "
-            f"drop such samples first (scikit-learn's SimpleImputer, or {what}[np.isfinite({what}).all(axis=1)])"
+            f"{what} {_first_value(x, finite)}: fill or drop such samples first (scikit-learn's SimpleImputer, or "
+            f"{what}[np.isfinite({what}).all(axis=1)])"
         )
     return x
 
 
+def _first_value(x, valid) -> str:
+    """Return the first value that is not valid, and its place, as text."""
+    row, *columns = index = tuple(int(i) for i in np.argwhere(~valid)[0])
+    return f"has the value {x[index]} at row {row}, column {', '.join(map(str, columns))}"
+
+
 def _expected_shape(x, in_shape, what) -> Shape:
-    """Return (batch, *in_shape) for an array or `Rows` that has numbers in that shape, or raise."""
+    """Return (batch, *in_shape) for an array, or lazy array, of numbers in that shape, or raise a ValueError."""
     if x.dtype.kind not in "buif":
         raise ValueError(f"{what} must be numbers, got dtype {x.dtype}: encode text columns as numbers first")
     shape, expected = x.shape, describe_shape(in_shape) if in_shape is not None else "(batch, features)"
@@ -212,11 +212,10 @@ def _expected_shape(x, in_shape, what) -> Shape:
 def _as_categories(x, categories, what):
     fits = (x >= 0) & (x < categories) & (x == np.floor(x))
     if not fits.all():
-        place = tuple(int(i) for i in np.argwhere(~fits)[0])
         raise ValueError(
-            f"{what} has the value {x[place]} at row {place[0]}, column {', '.join(map(str, place[1:]))}: the model's "
-            f"Embedding takes whole numbers from 0 to {categories - 1}. Number the categories from 0 "
-            f"(scikit-learn's OrdinalEncoder, or numpy.unique with return_inverse=True) or enlarge input_dim"
+            f"{what} {_first_value(x, fits)}: the model's Embedding takes whole numbers from 0 to {categories - 1}. "
+            f"Number the categories from 0 (scikit-learn's OrdinalEncoder, or numpy.unique with return_inverse=True) "
+            f"or enlarge input_dim"
         )
     return np.ascontiguousarray(x, dtype=np.int32)
 
@@ -236,7 +235,7 @@ def describe_features(in_shape: Shape) -> str:
 
 
 def as_samples(x, y, sample_weight, loss, out_shape, dtype) -> Samples:
-    """Return checked samples of features that `as_inputs` returned; the loss says what targets it takes."""
+    """Return samples of features that `as_inputs` has checked; the loss checks the targets."""
     count = rows_of(x)
     y = as_targets(y, count, loss, out_shape, dtype)
     weight = np.ones(count) if sample_weight is None else as_weight(sample_weight, count)
@@ -244,7 +243,7 @@ def as_samples(x, y, sample_weight, loss, out_shape, dtype) -> Samples:
 
 
 def as_targets(y, count: int, loss, out_shape, dtype) -> Any:
-    """Return the targets of so many samples as the loss takes them."""
+    """Return the checked targets of `count` samples in the form that the loss expects."""
     if y is None:
         raise ValueError("y is missing: fit and evaluate need targets, or an iterable of (x, y) batches")
     y = loss.check_target(y, out_shape)
@@ -255,7 +254,7 @@ def as_targets(y, count: int, loss, out_shape, dtype) -> Any:
 
 
 def as_weight(sample_weight, count) -> np.ndarray:
-    """Return one weight a sample, finite and not negative."""
+    """Return checked weights, one a sample, finite and not negative."""
     try:
         weight = np.asarray(sample_weight, dtype=np.float64)
     except (TypeError, ValueError):
@@ -288,37 +287,39 @@ def split_last(samples: Samples, fraction: float) -> tuple[Samples, Samples]:
 
 def checked_order(order, samples: int) -> np.ndarray:
     """Return the sample indices that a function given as `shuffle` returned, checked."""
-    found = np.asarray(order)
-    if found.ndim != 1 or found.size == 0 or found.dtype.kind not in "iu":
-        got = "None" if order is None else f"an array of {found.dtype}, shape {found.shape}"
-    elif found.astype(np.int64, copy=False).view(np.uint64).max() >= samples:  # those below 0 are the largest
-        got = f"numbers from {found.min()} to {found.max()}"
+    indices = np.asarray(order)
+    if indices.ndim != 1 or indices.size == 0 or indices.dtype.kind not in "iu":
+        got = "None" if order is None else f"an array of {indices.dtype}, shape {indices.shape}"
+    elif (
+        indices.astype(np.int64, copy=False).view(np.uint64).max() >= samples
+    ):  # negative indices become large
+        got = f"numbers from {indices.min()} to {indices.max()}"
     else:
-        return found
+        return indices
     raise ValueError(
         f"the function given as shuffle must return sample indices from 0 to {samples - 1}, got {got}"
     )
 
 
 def batch_indices(order: np.ndarray, batch_size: int) -> list[np.ndarray]:
-    """Return `order` cut into batches: a matrix of the full ones, and one of the shorter last.
+    """Return `order` split into batches: a matrix of the full batches, and one of the smaller last batch.
 
     >>> [index.tolist() for index in batch_indices(np.arange(5), 2)]
     [[[0, 1], [2, 3]], [[4]]]
     """
     full = len(order) // batch_size * batch_size
-    parts = [order[:full].reshape(-1, batch_size), order[full:].reshape(1, -1)]
-    return [part for part in parts if part.size]
+    matrices = order[:full].reshape(-1, batch_size), order[full:].reshape(1, -1)
+    return [matrix for matrix in matrices if matrix.size]
 
 
-def with_rows(array: np.ndarray, rows: int) -> np.ndarray:
-    """Return the array with its last row repeated until there are so many, if there are fewer.
+def pad_samples(array: np.ndarray, length: int) -> np.ndarray:
+    """Return the array with its last sample repeated up to a length.
 
-    >>> with_rows(np.asarray([1, 2]), 4).tolist()
+    >>> pad_samples(np.asarray([1, 2]), 4).tolist()
     [1, 2, 2, 2]
     """
     count = len(array)
-    return array if count >= rows else array[np.minimum(np.arange(rows), count - 1)]
+    return array if count >= length else array[np.minimum(np.arange(length), count - 1)]
 
 
 def check_count(name: str, value) -> int:
@@ -330,7 +331,7 @@ def check_count(name: str, value) -> int:
 
 
 def check_epochs(initial_epoch, epochs) -> tuple[int, int]:
-    """Return both as whole numbers, the first from 0 on and at most the second."""
+    """Return both as whole numbers, 0 <= initial_epoch <= epochs."""
     for name, value in (("initial_epoch", initial_epoch), ("epochs", epochs)):
         if _as_whole(value) is None:
             raise ValueError(f"{name} must be a whole number, got {value!r}{_whole_remedy(value)}")
@@ -352,7 +353,7 @@ def _whole_remedy(value) -> str:
 
 
 def check_share(name: str, value) -> float:
-    """Return `value` if it is a number, from 0 on and below 1."""
+    """Return `value` if it is a number, 0 <= value < 1."""
     if isinstance(value, (bool, np.bool_)) or not isinstance(value, Real) or not 0 <= float(value) < 1:
         raise ValueError(f"{name} must lie between 0 and 1, got {value!r}")
     return float(value)

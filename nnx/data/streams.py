@@ -1,4 +1,4 @@
-"""Iterables of batches: what is taken for one, what its items are, and how far it is read."""
+"""Iterables of batches: how they are recognised, checked and read."""
 
 import types
 from collections.abc import Generator, Iterable, Iterator
@@ -12,12 +12,12 @@ from nnx import log, tree
 from nnx.data import dataframes
 from nnx.shapes import is_single
 
-# After so many batches of an iterator that nothing limits, one warning says that it may be without end.
+# After so many batches of an iterator without a limit, a warning says that it may be endless.
 MANY = 10_000
 
 
 def is_stream(x) -> bool:
-    """Whether `x`, given without y, is an iterable of batches: no array, table or dict, nor a list unless of tuples.
+    """Whether `x`, given without y, is an iterable of batches: not an array, table or dict; a list only if of tuples.
 
     >>> is_stream([([[1.0]], [0])]), is_stream([[1.0]]), is_stream(iter([])), is_stream({"a": [[1.0]]})
     (True, False, True, False)
@@ -33,7 +33,7 @@ def is_stream(x) -> bool:
 
 
 def _is_sequence(x) -> bool:
-    """Whether `x` numbers its batches, as Keras's PyDataset does: it has a length, and may not end by itself."""
+    """Whether `x` has a length and returns batches by index, like Keras's PyDataset; iteration may not end."""
     cls = type(x)
     is_builtin = cls.__module__ in ("builtins", "collections", "array")
     is_array = any(hasattr(x, name) for name in ("shape", "__array__", "__dlpack__", "toarray", "keys"))
@@ -47,26 +47,26 @@ def iter_of(stream) -> Iterator:
 
 
 def holds_batches(x, in_shape) -> bool:
-    """Whether `x`, given to `predict`, is an iterable of batches, and not samples of a shape."""
+    """Whether `x`, given to `predict`, is an iterable of batches rather than samples of shape `in_shape`."""
     single = is_single(in_shape)
     if isinstance(x, list) and x and single and all(hasattr(part, "shape") for part in x):
         return all(tuple(part.shape[1:]) == in_shape for part in x)
     if not isinstance(x, (list, tuple)) or not is_stream(x):
         return is_stream(x)
     if single:
-        return _shape_of(x[0]) != in_shape  # else rows of numbers, as tuples
+        return _shape_of(x[0]) != in_shape  # else samples, as tuples of numbers
     return isinstance(x, list) and any(hasattr(leaf, "shape") for leaf in tree.leaves(x[0]))
 
 
-def _shape_of(row) -> tuple | None:
+def _shape_of(item) -> tuple | None:
     try:
-        return np.shape(row)
-    except ValueError:  # parts of different shapes
+        return np.shape(item)
+    except ValueError:  # entries of different shapes
         return None
 
 
 def _is_buffer(x) -> bool:
-    """Whether memory can be read from `x`, as from bytes and `array.array`."""
+    """Whether `x` has the buffer interface, like bytes and `array.array`."""
     try:
         memoryview(x)
     except TypeError:
@@ -75,7 +75,7 @@ def _is_buffer(x) -> bool:
 
 
 def is_one_pass(x) -> bool:
-    """Whether `x` is a generator or the like, which can be passed over once."""
+    """Whether `x` is a generator or another iterator, which can be read once."""
     return isinstance(x, Iterator) and type(x).__module__ in ("builtins", "itertools")
 
 
@@ -88,7 +88,7 @@ def as_batch(item, what: str = "an iterable of batches must give") -> tuple[Any,
 
 
 def features_of(item) -> Any:
-    """Return x of one item of a stream: itself, or the first of (x,), (x, y) or (x, y, sample_weight)."""
+    """Return x of one item of a stream: x, (x,), (x, y) or (x, y, sample_weight)."""
     is_batch = isinstance(item, tuple) or (isinstance(item, list) and item and hasattr(item[0], "shape"))
     if not is_batch:
         return item
@@ -101,7 +101,7 @@ def features_of(item) -> Any:
 
 
 def as_part_of_stream(check, item, number: int) -> Any:
-    """Return what `check` makes of an item of a stream; an error tells which item it was."""
+    """Return `check(item)` for an item of a stream; an error names the index of the batch."""
     try:
         return check(item)
     except ValueError as error:
@@ -110,19 +110,19 @@ def as_part_of_stream(check, item, number: int) -> Any:
 
 
 def first(stream: Iterable, steps: int | None) -> Generator:
-    """Yield so many items of an iterable, or all. An iterator goes on from there at the next call."""
+    """Yield the next `steps` items of an iterable, or all. An iterator continues at the next call."""
     source = iter_of(stream)
     try:
         yield from source if steps is None else islice(source, steps)
     finally:
-        if source is not stream:  # made here, so ended here
+        if source is not stream:  # it was made here
             getattr(source, "close", lambda: None)()
 
 
 def numbered(items: Iterable, stream: Iterable, steps: int | None, name: str | None) -> Generator:
-    """Yield (number, item) of the items of a pass over a stream, and warn if they are fewer than `steps`, or endless.
+    """Yield (index, item) for a pass over a stream; warn if there are fewer than `steps` items, or endlessly many.
 
-    `name` is the argument that limits the pass; None if whoever calls has limited it, and warns.
+    `name` is the argument that limits the pass; None if the caller limits it and warns.
     """
     if name is None:
         yield from enumerate(items)
@@ -148,7 +148,7 @@ def numbered(items: Iterable, stream: Iterable, steps: int | None, name: str | N
 
 
 def end_of(name: str, steps: int | None, batch_size: int, samples: int) -> int:
-    """Return how many of the samples make so many batches: all, if `steps` is None."""
+    """Return the number of samples in the first `steps` batches; all samples if `steps` is None."""
     if steps is not None and steps > -(-samples // batch_size):
         log.warn(
             f"{name}={steps} batches of {batch_size} samples are more than there are: all {samples} samples are used"

@@ -1,6 +1,6 @@
-"""Tables in CSV files, read with the standard library: numbers as they are, text as categories.
+"""CSV files, read with the standard library: columns of numbers, and columns of text as categories.
 
-Every error names file, line and column, and what to do.
+Errors name file, line and column, and the remedy.
 """
 
 import csv
@@ -17,9 +17,9 @@ from nnx.registry import suggest
 
 TASKS = ("classification", "regression")
 MISSING = ("", "na", "n/a", "nan", "null", "?")
-# A target with more distinct whole numbers than this is taken for a quantity, not a class.
+# A target with more distinct whole numbers than this is a quantity, not a class.
 MOST_CLASSES = 20
-# A text feature with more distinct values than this is taken for an identifier, not a category.
+# A text feature with more distinct values than this is an identifier, not a category.
 MOST_CATEGORIES = 100
 
 
@@ -56,7 +56,7 @@ def read_csv(path: str | PathLike, target: str | None = None, task: str | None =
 
 @dataclass
 class _Column:
-    """One column of a CSV file, with what an error message needs to point at a value."""
+    """One column of a CSV file, with the line numbers for error messages."""
 
     path: Path
     name: str
@@ -140,7 +140,7 @@ def _check_header(path: Path, header: list[str]):
 
 
 def _as_target(column: _Column, task: str | None) -> tuple[np.ndarray, list[str]]:
-    """Return class numbers and names; or real numbers and no names."""
+    """Return class indices and names; or real numbers and no names."""
     numbers = column.numbers()
     if task is None:
         task = "classification" if numbers is None or _look_like_classes(numbers) else "regression"
@@ -160,15 +160,14 @@ def _as_target(column: _Column, task: str | None) -> tuple[np.ndarray, list[str]
 
 
 def _look_like_classes(numbers: np.ndarray) -> bool:
-    """Whether these are few distinct whole numbers, most of them more than once."""
-    distinct, whole = len(np.unique(numbers)), (numbers == np.floor(numbers)).all()
-    return (
-        bool(whole) and distinct < len(numbers) and distinct <= max(2, min(MOST_CLASSES, len(numbers) // 3))
-    )
+    """Whether these are few distinct whole numbers, most of them repeated."""
+    distinct, count = len(np.unique(numbers)), len(numbers)
+    whole = bool((numbers == np.floor(numbers)).all())
+    return whole and distinct < count and distinct <= max(2, min(MOST_CLASSES, count // 3))
 
 
 def _as_features(column: _Column) -> dict[str, np.ndarray]:
-    """Return the column, or for text one column of zeros and ones for each distinct value."""
+    """Return the column; for text, one column of zeros and ones for each distinct value."""
     numbers = column.numbers()
     if numbers is not None:
         return {column.name: numbers}

@@ -1,7 +1,7 @@
-"""Targets are checked on the host, where an error can still name the row.
+"""Targets, checked on the host, where an error can name the row.
 
-On a device an index out of range raises (NumPy), wraps (CuPy) or clamps (JAX): silent nonsense on
-two of three backends. So each loss has its targets checked and brought into shape here, once.
+On a device an index out of range raises (NumPy), wraps (CuPy) or clamps (JAX): silently wrong on two of
+three backends. So each loss checks and reshapes its targets here, once.
 """
 
 import numpy as np
@@ -10,7 +10,7 @@ from nnx.shapes import describe_shape
 
 
 def as_numbers(y) -> np.ndarray:
-    """Return targets as a host array of numbers, or raise a ValueError that says how to get one."""
+    """Return targets as a host array of numbers, or raise a ValueError with the remedy."""
     y = np.asarray(y)
     if y.dtype.kind in "USO":
         try:
@@ -27,7 +27,7 @@ def as_numbers(y) -> np.ndarray:
 
 
 ROUNDING = 1e-6
-"""By how much a label may lie outside of its range, as one that was scaled into it may."""
+"""How far a label may be out of range, by rounding."""
 
 
 def check_real(y, out_shape) -> np.ndarray:
@@ -36,8 +36,8 @@ def check_real(y, out_shape) -> np.ndarray:
     y = _fit_shape(y.astype(np.float64) if y.dtype.kind in "bui" else y, out_shape)
     finite = np.isfinite(y)
     if not finite.all():
-        where = tuple(int(i) for i in np.argwhere(~finite)[0])
-        raise ValueError(f"y has the value {y[where]} at row {where[0]}: targets must be finite numbers")
+        index = tuple(int(i) for i in np.argwhere(~finite)[0])
+        raise ValueError(f"y has the value {y[index]} at row {index[0]}: targets must be finite numbers")
     return y
 
 
@@ -46,9 +46,9 @@ def check_probabilities(y, out_shape, lowest=0) -> np.ndarray:
     y = check_real(y, out_shape)
     outside = (y < lowest - ROUNDING) | (y > 1 + ROUNDING)
     if outside.any():
-        place = tuple(int(i) for i in np.argwhere(outside)[0])
+        index = tuple(int(i) for i in np.argwhere(outside)[0])
         raise ValueError(
-            f"this loss expects labels between {lowest} and 1, got {y[place]:g} at row {place[0]}: "
+            f"this loss expects labels between {lowest} and 1, got {y[index]:g} at row {index[0]}: "
             f"for more than two classes use categorical_crossentropy or sparse_categorical_crossentropy"
         )
     return np.clip(y, lowest, 1)
@@ -67,26 +67,23 @@ def check_one_hot(y, out_shape) -> np.ndarray:
 
 
 def check_classes(y, out_shape) -> np.ndarray:
-    """Return class numbers as int32, (batch, ...), each from 0 to the number of outputs - 1."""
+    """Return class indices as int32, (batch, ...), each from 0 to the number of outputs - 1."""
     y, classes = as_numbers(y), out_shape[-1]
     shape = (len(y) if y.ndim else 1, *out_shape[:-1])
     if y.shape == (*shape, 1):
         y = y.reshape(shape)
     if y.shape != shape:
-        hint = (
-            ": use loss='categorical_crossentropy' for one-hot labels"
-            if y.shape[1:] == tuple(out_shape)
-            else ""
-        )
+        is_one_hot = y.shape[1:] == tuple(out_shape)
+        hint = ": use loss='categorical_crossentropy' for one-hot labels" if is_one_hot else ""
         raise ValueError(
             f"expected class numbers of shape {describe_shape(out_shape[:-1])}, got y of shape {y.shape}{hint}"
         )
     wrong = ~((y >= 0) & (y < classes) & (y == np.floor(y)))
     if wrong.any():
-        row = tuple(int(i) for i in np.argwhere(wrong)[0])
+        index = tuple(int(i) for i in np.argwhere(wrong)[0])
         raise ValueError(
             f"labels must be whole numbers from 0 to {classes - 1}, since the model has {classes} outputs; "
-            f"got {y[row]:g} at row {row[0]}"
+            f"got {y[index]:g} at row {index[0]}"
         )
     return y.astype(np.int32)
 

@@ -1,6 +1,6 @@
-"""Data-parallel training: several processes, each on its shard of every batch, with equal weights.
+"""Data-parallel training: several processes with equal weights, each on its shard of every batch.
 
-`ranks` says who this process is and what it computes, `launch` starts processes.
+`ranks` has the rank and the shard of this process, `launch` starts processes.
 
 May import: core, NumPy.
 """

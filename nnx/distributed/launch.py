@@ -1,12 +1,12 @@
-"""Train one script on several GPUs of this machine: a process for each, on its part of every batch.
+"""Train a script on several GPUs of this machine: one process for each, on its shard of every batch.
 
     python -m nnx launch --gpus 2 train.py --epochs 20
     python -m nnx launch --processes 2 train.py      the same on CPUs, with NumPy
 
-The script stays as it is: its `fit` and `train_on_batch` find the others by themselves. What the
-first process prints is shown, and the errors of all. All are ended when one fails, when one ends
-without training while others wait for it, on Ctrl-C, SIGTERM or SIGHUP (a terminal that is closed),
-and, on Linux, when this process is killed.
+The script needs no change: its `fit` and `train_on_batch` connect to the other processes. The output of
+the first process is shown, and the errors of all. All processes end when one fails, when one ends without
+training while others wait for it, on Ctrl-C, SIGTERM or SIGHUP (a closed terminal), and, on Linux, when
+this process is killed.
 """
 
 import contextlib
@@ -24,11 +24,11 @@ from pathlib import Path
 
 from nnx.cli import number
 
-# A process that has not ended so long after SIGTERM is killed.
 GRACE_SECONDS = 5.0
+"""Time after SIGTERM before a process is killed."""
 
 SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
-"""They end the launcher, and with it all processes, unless they are ignored, as under nohup."""
+"""Signals that end the launcher and all its processes, unless they are ignored, as under nohup."""
 
 PR_SET_PDEATHSIG = 1
 
@@ -55,7 +55,7 @@ def run(args, parser, more: list[str]) -> int:
 
 
 def launch(size: int, command: list[str], settings: dict[str, str]) -> int:
-    """Run a Python script in so many processes; return 0, or the exit code of the first that failed.
+    """Run a Python script in several processes; return 0, or the exit code of the first that failed.
 
     Parameters
     ----------
@@ -72,7 +72,7 @@ def launch(size: int, command: list[str], settings: dict[str, str]) -> int:
     processes: list[subprocess.Popen] = []
     with tempfile.TemporaryDirectory(prefix="nnx-launch-") as arrivals:
         common = {
-            "OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // size)),  # unless it is set
+            "OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // size)),  # os.environ overrides it
             **os.environ,
             **settings,
             "WORLD_SIZE": str(size),
@@ -96,14 +96,14 @@ def launch(size: int, command: list[str], settings: dict[str, str]) -> int:
 
 
 def free_port() -> int:
-    """Return a port of this machine that nothing listens at."""
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return found.getsockname()[1]
+    """Return an unused port of this machine."""
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        return server.getsockname()[1]
 
 
 def start(rank: int, command: list[str], environment: dict[str, str]) -> subprocess.Popen:
-    """Start one process, which prints as it likes if it is the first, else errors alone, into a pipe."""
+    """Start one process; only rank 0 prints directly, the errors of others go into a pipe."""
     return subprocess.Popen(
         [sys.executable, *command],
         env=environment,
@@ -112,27 +112,27 @@ def start(rank: int, command: list[str], environment: dict[str, str]) -> subproc
         stderr=subprocess.PIPE if rank else None,
         text=True,
         errors="replace",
-        start_new_session=True,  # so that Ctrl-C is heard here alone
+        start_new_session=True,  # only the launcher gets Ctrl-C
         preexec_fn=ends_with(os.getpid()),
     )
 
 
 def ends_with(parent: int):
-    """Return what a new process calls so that Linux kills it when this one ends, in whatever way."""
+    """Return a function for a new process to call, after which Linux kills it when this one ends."""
     if not sys.platform.startswith("linux"):
         return None
     prctl = ctypes.CDLL(None).prctl
 
-    def ask():
+    def request_kill():
         prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != parent:  # it has ended already
+        if os.getppid() != parent:  # the parent has already ended
             os._exit(1)
 
-    return ask
+    return request_kill
 
 
 def pass_on(lines, prefix: str) -> None:
-    """Print each line on stderr as it comes; read on where nobody listens, so that no rank waits for it."""
+    """Print each line on stderr; continue reading if that fails, so that no rank blocks on a full pipe."""
     for line in lines:
         with contextlib.suppress(OSError):
             sys.stderr.write(prefix + line)
@@ -140,9 +140,9 @@ def pass_on(lines, prefix: str) -> None:
 
 
 def watch(processes: list[subprocess.Popen], arrivals: Path, received: list[int]) -> int:
-    """Wait until all have ended, one has failed or keeps others waiting, or a signal has come.
+    """Return the exit code when all processes have ended, one has failed or lets others wait, or a signal comes.
 
-    Returns the exit code. `arrivals` is a folder with a file for each rank that has begun to meet the others.
+    `arrivals` is a folder with a file for each rank that waits for the others, or has waited.
     """
     while True:
         codes = [process.poll() for process in processes]
@@ -172,7 +172,7 @@ def watch(processes: list[subprocess.Popen], arrivals: Path, received: list[int]
 
 
 def stop(processes: list[subprocess.Popen]) -> None:
-    """End all processes that still run, and what they started."""
+    """End all running processes and their children."""
     deadline = time.monotonic() + GRACE_SECONDS
     running = [process for process in processes if process.poll() is None]
     for process in running:
@@ -180,7 +180,7 @@ def stop(processes: list[subprocess.Popen]) -> None:
     while time.monotonic() < deadline and any(process.poll() is None for process in running):
         time.sleep(0.05)
     for process in running:
-        with contextlib.suppress(ProcessLookupError):  # nothing is left of it
+        with contextlib.suppress(ProcessLookupError):  # the group has ended
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
 

@@ -1,11 +1,11 @@
-"""Data-parallel training: several processes, each on its part of every batch, with equal weights.
+"""Data-parallel training: several processes with equal weights, each on its shard of every batch.
 
-Each of n processes, its rank a number from 0 to n - 1, computes the gradient of its part of a batch.
-One all-reduce a step gives all of them the gradient of the whole batch,
+Each of n processes, with a rank from 0 to n - 1, computes the gradient of its shard of a batch. One
+all-reduce a step gives all processes the gradient of the whole batch,
 
-    gradient = sum over the ranks of (share of the samples) * (mean gradient of the part),
+    gradient = sum over the ranks of (share of the samples) * (mean gradient of the shard),
 
-and all take the same step. `python -m nnx launch` starts the processes; `fit` does the rest.
+and all make the same update. `python -m nnx launch` starts the processes; `fit` does the rest.
 """
 
 import contextlib
@@ -26,11 +26,11 @@ LAUNCH = "python -m nnx launch"
 
 
 class DistributedError(RuntimeError):
-    """Processes that train together do not agree, or one of them is gone."""
+    """Processes that train together do not agree, or one of them has ended."""
 
 
 class Communicator:
-    """How the processes that train together exchange arrays: one object in each of them.
+    """Exchanges arrays between the processes that train together; each process has one.
 
     Every rank makes the same calls in the same order, on contiguous arrays of equal size and dtype.
     """
@@ -39,18 +39,18 @@ class Communicator:
     size: int
 
     def all_reduce(self, array) -> None:
-        """Replace `array` by its sum over all ranks, in place, and without waiting for the device."""
+        """Replace `array` by its sum over all ranks, in place, without waiting for the device."""
         raise NotImplementedError
 
     def broadcast(self, array) -> None:
-        """Replace `array` by that of rank 0, in place."""
+        """Replace `array` by the array of rank 0, in place."""
         raise NotImplementedError
 
 
 class Shard(NamedTuple):
-    """What a rank computes of a batch: samples start, ..., stop - 1, this share of them all.
+    """The shard of a batch that a rank computes: samples start, ..., stop - 1, and their share of the batch.
 
-    A rank for which there is no sample computes one of another's, which does not count: share 0.
+    If there are fewer samples than ranks, a rank without one computes sample 0 with share 0.
     """
 
     start: int
@@ -59,20 +59,20 @@ class Shard(NamedTuple):
 
 
 def shard_of(count: int, communicator: Communicator | None) -> Shard:
-    """Return the shard of `count` samples that this rank computes; all of them if it is alone."""
+    """Return the shard of `count` samples that this rank computes; all samples if there is one process."""
     if communicator is None:
         return Shard(0, count, 1.0)
     start, stop = (count * rank // communicator.size for rank in (communicator.rank, communicator.rank + 1))
     return Shard(start, stop, (stop - start) / count) if stop > start else Shard(0, 1, 0.0)
 
 
-# Who this process is
+# The rank of this process
 
 _chosen: ContextVar[Communicator | None] = ContextVar("nnx_communicator", default=None)
 
 
 def world() -> tuple[int, int]:
-    """Return (rank, number of processes): as `use` says, else as the launcher does; else (0, 1)."""
+    """Return (rank, number of processes), from `use` or the launcher; by default (0, 1)."""
     chosen = _chosen.get()
     if chosen is not None:
         return chosen.rank, chosen.size
@@ -87,22 +87,22 @@ def world() -> tuple[int, int]:
 
 
 def rank() -> int:
-    """Return the number of this process among those that train together; 0 if it is alone."""
+    """Return the rank of this process among those that train together; 0 if there is one."""
     return world()[0]
 
 
 def size() -> int:
-    """Return how many processes train together."""
+    """Return the number of processes that train together."""
     return world()[1]
 
 
 def local_rank() -> int:
-    """Return the number of this process among those launched on this machine, which is that of its GPU."""
+    """Return the rank of this process among those on this machine: the index of its GPU."""
     return int(os.environ.get("LOCAL_RANK") or os.environ.get("RANK") or 0)
 
 
 def address() -> tuple[str, int]:
-    """Return host and port at which the processes meet."""
+    """Return the host and port at which the processes connect."""
     port = os.environ.get("MASTER_PORT", "")
     if not port.isdecimal():
         raise DistributedError(
@@ -112,7 +112,7 @@ def address() -> tuple[str, int]:
 
 
 def communicator(backend) -> Communicator | None:
-    """Return what connects this process to the others, or None if it is alone."""
+    """Return the communicator of this process, or None if there are no others."""
     chosen = _chosen.get()
     if chosen is not None:
         return chosen
@@ -127,7 +127,7 @@ def _communicator(backend, rank, size):
 
 @contextlib.contextmanager
 def use(communicator: Communicator) -> Iterator[Communicator]:
-    """Train with a communicator of one's own inside a `with` block, in this thread."""
+    """Train with a given communicator inside a `with` block, in this thread."""
     token = _chosen.set(communicator)
     try:
         yield communicator
@@ -140,49 +140,49 @@ def use(communicator: Communicator) -> Iterator[Communicator]:
 _SEED_BITS = 2**63 - 1
 
 
-def begin(model, communicator: Communicator, facts: dict[str, Any]) -> None:
-    """Give all ranks the seed, weights and optimizer of rank 0, if they agree on `facts`.
+def begin(model, communicator: Communicator, metadata: dict[str, Any]) -> None:
+    """Give all ranks the seed, weights and optimizer of rank 0, if their `metadata` are equal.
 
     Raises
     ------
     DistributedError
-        On every rank, if any of the numbers in `facts` is another on one of them.
+        On every rank, if a value in `metadata` differs between ranks.
     """
-    if facts.get("batch_size", communicator.size) < communicator.size:
+    if metadata.get("batch_size", communicator.size) < communicator.size:
         raise ValueError(
-            f"batch_size={facts['batch_size']} is smaller than the {communicator.size} processes that share each "
+            f"batch_size={metadata['batch_size']} is smaller than the {communicator.size} processes that share each "
             f"batch: raise it, or launch fewer"
         )
     folder = os.environ.get("NNX_ARRIVALS")
-    if folder and _chosen.get() is None:  # tells the launcher that this rank waits for the others from now on
+    if folder and _chosen.get() is None:  # the launcher then knows that this rank waits for the others
         Path(folder, str(communicator.rank)).touch()
     backend = model.backend
     carry = {name: model.carry[name] for name in ("params", "state", "slots")}
-    facts = {**facts, "number of weights": model.count_params(), "number of steps taken": model.step}
-    mine = np.asarray(list(facts.values()), dtype=np.float64)
-    first, seed = backend.asarray(mine.copy()), backend.asarray(np.asarray([model.seed & _SEED_BITS]))
+    metadata = {**metadata, "number of weights": model.count_params(), "number of steps taken": model.step}
+    own = np.asarray(list(metadata.values()), dtype=np.float64)
+    first, seed = backend.asarray(own.copy()), backend.asarray(np.asarray([model.seed & _SEED_BITS]))
     communicator.broadcast(first)
     communicator.broadcast(seed)
-    differs = backend.asarray((backend.to_numpy(first) != mine).astype(np.float64))
+    differs = backend.asarray((backend.to_numpy(first) != own).astype(np.float64))
     communicator.all_reduce(differs)
-    for name, ranks in zip(facts, backend.to_numpy(differs), strict=True):
+    for name, ranks in zip(metadata, backend.to_numpy(differs), strict=True):
         if ranks:
             raise DistributedError(
                 f"{name} of {ranks:.0f} of {communicator.size} processes differs from that of rank 0: all must run "
                 f"the same program on the same data (give a seed to what is drawn at random)"
             )
-    found = int(backend.to_numpy(seed)[0])
-    if found != model.seed & _SEED_BITS:
-        model.seed = found
+    first_seed = int(backend.to_numpy(seed)[0])
+    if first_seed != model.seed & _SEED_BITS:
+        model.seed = first_seed
     for array in tree.buffers(carry):
         communicator.broadcast(array)
 
 
 def describe(samples) -> dict[str, Any]:
-    """Return what ranks that are given the same samples agree on."""
+    """Return the metadata of samples, which are equal on ranks with the same data."""
     sums = {
-        name: sum(np.sum(part, dtype=np.float64) for part in tree.leaves(arrays))
-        for name, arrays in samples.glance().arrays().items()
+        name: sum(np.sum(array, dtype=np.float64) for array in tree.leaves(arrays))
+        for name, arrays in samples.identifying_samples().arrays().items()
     }
     return {
         "number of samples": len(samples),

@@ -1,7 +1,7 @@
 """scikit-learn estimators that train on nnx: multilayer perceptrons, and any network.
 
-`MLPClassifier` and `MLPRegressor` are scikit-learn's; `Classifier` and `Regressor` train a network of
-one's own. They need scikit-learn: pip install 'nnx-engine[sklearn]'. Each is imported when first used.
+`MLPClassifier` and `MLPRegressor` have the interface of scikit-learn's; `Classifier` and `Regressor` train
+any network. They need scikit-learn: pip install 'nnx-engine[sklearn]'. Each is imported when first used.
 
 May import: core, activations, callbacks, data, distributed, layers, losses, models, NumPy, SciPy.
 """
@@ -12,19 +12,18 @@ import importlib.util
 if importlib.util.find_spec("sklearn") is None:
     raise ImportError("nnx.estimators needs scikit-learn: pip install 'nnx-engine[sklearn]'")
 
-# In which module of this package each name is.
-_HOMES = {
+_MODULES = {
     "MLPClassifier": "mlp_classifier", "MLPRegressor": "mlp_regressor", "Classifier": "classifier",
     "Regressor": "regressor",
 }  # fmt: skip
 
-__all__ = list(_HOMES)  # pyright: ignore[reportUnsupportedDunderAll]
+__all__ = list(_MODULES)  # pyright: ignore[reportUnsupportedDunderAll]
 
 
 def __getattr__(name: str):
-    if name not in _HOMES:
+    if name not in _MODULES:
         raise AttributeError(f"module 'nnx.estimators' has no attribute {name!r}")
-    return getattr(importlib.import_module(f"nnx.estimators.{_HOMES[name]}"), name)
+    return getattr(importlib.import_module(f"nnx.estimators.{_MODULES[name]}"), name)
 
 
 def __dir__():

@@ -1,7 +1,7 @@
-"""What classifier and regressor share: from scikit-learn's parameters to a model of nnx and back.
+"""`Perceptron`, the base of `MLPClassifier` and `MLPRegressor`: from scikit-learn's parameters to a model of nnx.
 
-`coefs_` and `intercepts_` are the truth: predictions are made with them, and training goes on from
-them. The model beside them holds what else goes on: the optimizer's slots, and moving averages.
+`coefs_` and `intercepts_` are the weights that predictions use and from which training continues. The model
+keeps the rest of the training state: the optimizer's slots, and moving averages.
 """
 
 import copy
@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from scipy.special import expit, softmax
 from sklearn import model_selection
-from sklearn.base import BaseEstimator
-from sklearn.utils import check_random_state, validation
+from sklearn.base import BaseEstimator, _fit_context
+from sklearn.utils import check_random_state, column_or_1d, validation
 from sklearn.utils.optimize import _check_optimize_result
 from sklearn.utils.validation import _check_sample_weight
 
 from nnx import activations, losses, optimizers, tree
-from nnx.data.samples import with_rows
+from nnx.data.samples import pad_samples
 from nnx.distributed.ranks import LAUNCH
 from nnx.errors import NonFiniteError
 from nnx.estimators import lbfgs, perceptron, sparse
@@ -27,18 +27,19 @@ from nnx.models.sequential import Sequential
 from nnx.random import WEIGHTS, generator
 from nnx.registry import REGISTRIES
 
-# Output activations are applied on the host: there the smallest probabilities are not rounded to 0.
+# Output activations are computed on the host, where the smallest probabilities are not rounded to 0.
 ON_HOST = {
     activations.Sigmoid: expit,
     activations.Softmax: lambda z: softmax(z, axis=1),
     activations.Exponential: np.exp,
 }
-# scikit-learn has no types; those that are guessed are wrong.
+# scikit-learn has no type annotations, and the inferred types are wrong.
 validate_data: Any = validation.validate_data
 train_test_split: Any = model_selection.train_test_split
-# Samples computed at a time in predictions.
-ROWS = 4096
-# What has no meaning for L-BFGS, and its default.
+FLOATS = (np.float64, np.float32)
+# Samples of one batch of a prediction.
+PREDICTION_BATCH = 4096
+# Parameters that have no meaning for L-BFGS, with their defaults.
 EPOCHS_ONLY = {
     "dropout": 0.0,
     "batch_norm": False,
@@ -54,8 +55,8 @@ NOT_FINITE = (
     "Solver produced non-finite parameter weights. The input data may contain large values and need to be "
     "preprocessed."
 )
-# Parameters that the model is made of: where one is changed, `partial_fit` makes it anew.
-OF_MODEL = ("alpha", "activation", "loss", "dropout", "batch_norm", "metrics", "backend", "dtype")
+# Parameters of the model: if one of them has changed, `partial_fit` makes a new model.
+MODEL_PARAMETERS = ("alpha", "activation", "loss", "dropout", "batch_norm", "metrics", "backend", "dtype")
 
 
 class Perceptron(BaseEstimator):
@@ -66,16 +67,16 @@ class Perceptron(BaseEstimator):
     if TYPE_CHECKING:
 
         def __getattr__(self, name: str) -> Any:
-            """Return a parameter, or what `fit` has set."""
+            """Return a parameter, or an attribute that `fit` has set."""
 
-    # What a subclass says
+    # What a subclass defines
 
     def _validate_input(self, X, y, incremental, reset):
         """Return checked X and y; y with a column for each output."""
         raise NotImplementedError
 
     def _named_loss(self) -> losses.Loss | None:
-        """Return the loss that the name `self.loss` has here alone, or None."""
+        """Return the loss called `self.loss` if only this estimator knows the name, else None."""
         raise NotImplementedError
 
     def _choose_out_activation(self) -> str:
@@ -87,20 +88,43 @@ class Perceptron(BaseEstimator):
 
     # Training
 
+    @_fit_context(prefer_skip_nested_validation=True)
+    def fit(self, X, y, sample_weight=None, validation_data=None):
+        """Train on samples (samples, features), and return the estimator.
+
+        Parameters
+        ----------
+        X : array or sparse matrix
+        y : array
+            Labels (samples,) or label indicators (samples, labels); of a regressor targets, (samples,) or
+            (samples, outputs).
+        sample_weight : array, (samples,)
+        validation_data : (X, y) or (X, y, sample_weight)
+            Loss and metrics on it are in `history_`, and `early_stopping` uses it.
+        """
+        return self._fit(X, y, sample_weight, validation_data)
+
+    def _validate_arrays(self, X, y, reset, **settings):
+        """Return X and y as arrays of numbers or labels, y without an axis of length 1."""
+        X, y = validate_data(
+            self, X, y, accept_sparse=["csr"], multi_output=True, dtype=FLOATS, reset=reset, **settings
+        )
+        return X, column_or_1d(y, warn=True) if y.ndim == 2 and y.shape[1] == 1 else y
+
     def _fit(self, X, y, sample_weight=None, validation_data=None, incremental=False):
         hidden = self.hidden_layer_sizes
         hidden = list(hidden) if hasattr(hidden, "__iter__") else [hidden]
         if np.any(np.asarray(hidden) <= 0):
             raise ValueError(f"hidden_layer_sizes must be > 0, got {hidden}.")
-        self._check_solver_takes(validation_data)
+        self._check_solver(validation_data)
         first = not hasattr(self, "coefs_") or (not self.warm_start and not incremental)
         labels = y
         X, y = self._validate_input(X, y, incremental, reset=first)
         if sample_weight is not None:
             sample_weight = _check_sample_weight(sample_weight, X)
-        sample_weight = self._weighted_classes(labels, sample_weight, incremental)
+        sample_weight = self._times_class_weight(labels, sample_weight, incremental)
         if validation_data is not None:
-            validation_data = self._checked_validation(*validation_data)
+            validation_data = self._validate_validation_data(*validation_data)
         self.n_outputs_ = y.shape[1]
         self._random_state = check_random_state(self.random_state)
         sizes = [X.shape[1], *map(int, hidden), self.n_outputs_]
@@ -114,7 +138,8 @@ class Perceptron(BaseEstimator):
             raise ValueError(NOT_FINITE)
         return self
 
-    def _check_solver_takes(self, validation_data):
+    def _check_solver(self, validation_data):
+        """Raise a ValueError if L-BFGS is given a parameter that needs epochs."""
         if self.solver == "lbfgs":
             given = [name for name, default in EPOCHS_ONLY.items() if getattr(self, name) != default]
             given += ["validation_data"] if validation_data is not None else []
@@ -123,12 +148,12 @@ class Perceptron(BaseEstimator):
                     f"{(*given, 'a schedule as learning_rate')[0]} needs solver='adam' or 'sgd': 'lbfgs' has no epochs"
                 )
 
-    def _weighted_classes(self, y, sample_weight, incremental):
-        """Return the weights with those of the classes; only the classifier has any."""
+    def _times_class_weight(self, y, sample_weight, incremental):
+        """Return the weights of the samples, multiplied by those of their classes if there are any."""
         return sample_weight
 
-    def _checked_validation(self, X, y, sample_weight=None) -> Any:
-        X = validate_data(self, X, accept_sparse=["csr"], dtype=(np.float64, np.float32), reset=False)
+    def _validate_validation_data(self, X, y, sample_weight=None) -> Any:
+        X = validate_data(self, X, accept_sparse=["csr"], dtype=FLOATS, reset=False)
         y = self._as_targets(np.asarray(y))
         return X, y, None if sample_weight is None else _check_sample_weight(sample_weight, X)
 
@@ -136,7 +161,7 @@ class Perceptron(BaseEstimator):
         return [perceptron.activation(a) for a in perceptron.for_each(self.activation, count, "activation")]
 
     def _initialize(self, sizes, dtype):
-        """Forget all that was learnt, and draw the starting weights."""
+        """Draw new weights, and clear the records of earlier training."""
         self.n_iter_, self.t_, self.n_layers_ = 0, 0, len(sizes)
         self.out_activation_ = self._choose_out_activation()
         chosen = self._activations(len(sizes) - 2)
@@ -151,7 +176,7 @@ class Perceptron(BaseEstimator):
             self.best_validation_score_ = -np.inf if stops_early else None
 
     def _make_model(self, dtype: str) -> Sequential:
-        """Return a compiled model with the present weights."""
+        """Return a compiled model with the current weights."""
         hidden = [len(bias) for bias in self.intercepts_[:-1]]
         layers = perceptron.layers(
             [*hidden, self.n_outputs_],
@@ -161,7 +186,7 @@ class Perceptron(BaseEstimator):
             dropout=self.dropout,
             batch_norm=self.batch_norm,
         )
-        # Nothing but dropout draws from it: by default not a number more is drawn than scikit-learn draws.
+        # Only dropout uses the seed: without it, `random_state` draws exactly what scikit-learn draws.
         seed = int(self._random_state.randint(2**31 - 1)) if self.dropout else 0
         model = Sequential(layers, seed=seed, dtype=dtype, backend=self.backend)
         loss = self._named_loss()
@@ -189,19 +214,16 @@ class Perceptron(BaseEstimator):
         betas = {"beta_1": self.beta_1, "beta_2": self.beta_2}
         return optimizers.Adam(rate, **betas, epsilon=self.epsilon, **clips)
 
-    def _dtype(self, X) -> str:
-        """Return what is computed in."""
-        return self.dtype or str(np.result_type(X.dtype, self.coefs_[0]))
-
-    def _prepared(self, dtype: str, goes_on: bool) -> Sequential:
-        """Return the model to train, with the present weights; if it goes on, with the present optimizer."""
-        settings = [dtype, *(getattr(self, name) for name in OF_MODEL)]
+    def _prepare_model(self, X, keep_optimizer: bool) -> Sequential:
+        """Return the model to train, with the current weights, and with the current optimizer if asked."""
+        dtype = self.dtype or str(np.result_type(X.dtype, self.coefs_[0]))
+        settings = [dtype, *(getattr(self, name) for name in MODEL_PARAMETERS)]
         old = self._model
-        if old is None or not goes_on or settings != self._settings:
+        if old is None or not keep_optimizer or settings != self._settings:
             self._model = self._make_model(dtype)
             self._settings = settings
             if old is not None and tree.paths(old.params) == tree.paths(self._model.params):
-                self._take_over(old, with_optimizer=goes_on)
+                self._copy_state(old, keep_optimizer)
         else:
             old.params = perceptron.with_dense(old.params, self.coefs_, self.intercepts_)
         model = self._model
@@ -211,19 +233,19 @@ class Perceptron(BaseEstimator):
             )
         return model
 
-    def _take_over(self, old, with_optimizer: bool):
-        """Let the new model go on from another of the same layers, but for the kernels and biases."""
+    def _copy_state(self, old, keep_optimizer: bool):
+        """Copy the state of a model with the same layers, except for kernels and biases."""
         with old.backend.scope(old.dtype):
-            trees = [old.params, old.state, *(old.carry["slots"] if with_optimizer else [])]
+            trees = [old.params, old.state, *(old.carry["slots"] if keep_optimizer else [])]
             params, state, *slots = (tree.map(old.backend.to_numpy, values) for values in trees)
         self._model.params = perceptron.with_dense(params, self.coefs_, self.intercepts_)
         self._model.state = state
-        if with_optimizer:
+        if keep_optimizer:
             self._model.optimizer, self._model.step = old.optimizer, old.step
             self._model.set_slots(slots)
 
-    def _keep_weights(self, model):
-        """Let `coefs_` and `intercepts_` be the weights of the model."""
+    def _read_weights(self, model):
+        """Set `coefs_` and `intercepts_` to the weights of the model."""
         with model.backend.scope(model.dtype):
             kernels, biases = perceptron.dense_paths(model.params)
             self.coefs_, self.intercepts_ = (
@@ -232,21 +254,20 @@ class Perceptron(BaseEstimator):
             )
 
     def _fit_lbfgs(self, X, y, weight):
-        model = self._prepared(self._dtype(X), goes_on=False)
-        dense = X.toarray() if sparse.is_sparse(X) else X
+        model = self._prepare_model(X, keep_optimizer=False)
         limits = {"max_iter": self.max_iter, "max_fun": self.max_fun, "tol": self.tol}
-        found, self.coefs_, self.intercepts_ = lbfgs.minimize(model, dense, y, weight, **limits)
-        self.n_iter_ = _check_optimize_result("lbfgs", found, self.max_iter)
-        self.loss_ = found.fun
+        result, self.coefs_, self.intercepts_ = lbfgs.minimize(model, sparse.dense(X), y, weight, **limits)
+        self.n_iter_ = _check_optimize_result("lbfgs", result, self.max_iter)
+        self.loss_ = result.fun
 
     def _fit_epochs(self, X, y, weight, validation, incremental):
         if self.early_stopping and incremental:
             raise ValueError("partial_fit does not support early_stopping=True")
-        model = self._prepared(self._dtype(X), goes_on=incremental)
+        model = self._prepare_model(X, keep_optimizer=incremental)
         score = None
         if self.early_stopping:
             X, y, weight, held_out = self._split(X, y, weight, validation)
-            score = self._scorer(model, *held_out)
+            score = self._make_scorer(model, *held_out)
         samples = X.shape[0]
         batch_size = self._batch_size(samples)
         changes_rate = self.solver == "sgd" or self.optimizer is not None
@@ -256,24 +277,24 @@ class Perceptron(BaseEstimator):
             "epochs": 1 if incremental else self.max_iter,
             "verbose": 0,
             "callbacks": [record, *(self.callbacks or [])],
-            "validation_data": self._dense_validation(validation),
+            "validation_data": validation and (sparse.dense(validation[0]), *validation[1:]),
         }
         try:
             if sparse.is_sparse(X) and not sparse.is_small(X):
                 model.fit(sparse.SparseBatches(X, y, weight, batch_size, order), **settings)
             else:
-                dense, shuffle = X.toarray() if sparse.is_sparse(X) else X, order
+                shuffle = order
                 if batch_size == samples and not isinstance(self.random_state, np.random.RandomState):
-                    # There is no order in one batch, and what it would be drawn from is not seen again.
+                    # One batch needs no order, and nobody sees the generator that would draw it.
                     order.check(np.arange(samples))
                     shuffle = False
-                model.fit(dense, y, batch_size, shuffle=shuffle, sample_weight=weight, **settings)
+                model.fit(sparse.dense(X), y, batch_size, shuffle=shuffle, sample_weight=weight, **settings)
         except KeyboardInterrupt:
             warnings.warn("Training interrupted by user.", stacklevel=4)
         except NonFiniteError as error:
             raise ValueError(NOT_FINITE) from error
         self.history_ = model.history.history
-        self._keep_weights(model)
+        self._read_weights(model)
 
     def _batch_size(self, samples: int) -> int:
         if self.batch_size == "auto":
@@ -285,18 +306,12 @@ class Perceptron(BaseEstimator):
             )
         return int(min(self.batch_size, samples))
 
-    def _dense_validation(self, validation: Any):
-        if validation is None:
-            return None
-        X, y, weight = validation
-        return X.toarray() if sparse.is_sparse(X) else X, y, weight
-
-    def _stratified(self, y):
-        """Return what the validation samples are drawn in equal shares of; None for nothing."""
+    def _strata(self, y):
+        """Return the classes that training and validation samples share in proportion, or None."""
         return None
 
     def _split(self, X, y, weight, validation) -> Any:
-        """Return the samples to train on, and those to validate on."""
+        """Return (X, y, weight) to train on, and a tuple of the same to validate on."""
         if validation is not None:
             return X, y, weight, validation
         arrays = [X, y] if weight is None else [X, y, weight]
@@ -304,18 +319,18 @@ class Perceptron(BaseEstimator):
             *arrays,
             random_state=self._random_state,
             test_size=self.validation_fraction,
-            stratify=self._stratified(y),
+            stratify=self._strata(y),
         )
-        trained, held_out = parts[::2], parts[1::2]
+        train, held_out = parts[::2], parts[1::2]
         if held_out[0].shape[0] < 2:
             raise ValueError(
                 "The validation set is too small. Increase 'validation_fraction' or the size of your dataset."
             )
-        none = [None] * (weight is None)
-        return *trained, *none, (*held_out, *none)
+        no_weight = [None] * (weight is None)
+        return *train, *no_weight, (*held_out, *no_weight)
 
-    def _scorer(self, model, X, y, weight):
-        """Return a function that scores the weights of the moment; y has a column for each output."""
+    def _make_scorer(self, model, X, y, weight):
+        """Return a function that scores the model's current weights; y has a column for each output."""
         y = self._labels(y)
 
         def score() -> float:
@@ -325,33 +340,35 @@ class Perceptron(BaseEstimator):
         return score
 
     def _labels(self, y):
-        """Return targets as they are scored."""
+        """Return targets in the form in which they are scored."""
         return y
 
     # Predictions
 
     def _outputs(self, X, weights=None) -> np.ndarray:
-        """Return the outputs for checked samples, (samples, n_outputs_), of the present weights."""
+        """Return the outputs for checked samples, (samples, n_outputs_), with the current weights."""
         model = self._model
         backend, steps = model.backend, model.engine.steps
         dtype = str(np.result_type(X.dtype, self.coefs_[0]))
         with backend.scope(dtype):
             if weights is None:
                 dense = (
-                    [backend.asarray(np.asarray(w, dtype)) for w in ws]
-                    for ws in (self.coefs_, self.intercepts_)
+                    [backend.asarray(np.asarray(array, dtype)) for array in arrays]
+                    for arrays in (self.coefs_, self.intercepts_)
                 )
                 weights = {"params": perceptron.with_dense(model.params, *dense), "state": model.state}
-            count = X.shape[0]
-            last = backend.padded((count - 1) % ROWS + 1)
+            count, size = X.shape[0], PREDICTION_BATCH
+            last = backend.padded((count - 1) % size + 1)
             batches = (
-                with_rows(np.asarray(sparse.rows(X, i, i + ROWS), dtype), last) for i in range(0, count, ROWS)
+                pad_samples(np.asarray(sparse.dense(X[i : i + size]), dtype), last)
+                for i in range(0, count, size)
             )
-            parts = [steps.output(weights, backend.asarray(batch)) for batch in batches]
-            found = np.concatenate(backend.read(parts))[:count]
-        return found if steps.head is None else ON_HOST[type(steps.head)](found)
+            outputs = [steps.output(weights, backend.asarray(batch)) for batch in batches]
+            joined = np.concatenate(backend.read(outputs))[:count]
+        return joined if steps.head is None else ON_HOST[type(steps.head)](joined)
 
     def _checked_outputs(self, X) -> np.ndarray:
+        validation.check_is_fitted(self)
         return self._outputs(validate_data(self, X, accept_sparse=["csr"], reset=False))
 
     def __sklearn_tags__(self):

@@ -6,13 +6,12 @@ import numpy as np
 from sklearn.base import ClassifierMixin
 from sklearn.preprocessing import LabelEncoder
 from sklearn.utils import column_or_1d
-from sklearn.utils.class_weight import compute_class_weight
 from sklearn.utils.multiclass import check_classification_targets
 
 from nnx import activations, losses
-from nnx.data.classes import check_weight
-from nnx.data.samples import check_count
+from nnx.estimators import class_weights
 from nnx.estimators.network import NetworkEstimator
+from nnx.estimators.routing import keep_arguments
 from nnx.layers import Dense
 from nnx.layers.base import describe_shape
 
@@ -24,37 +23,36 @@ class Classifier(ClassifierMixin, NetworkEstimator):
     ----------
     build : function, optional
         Returns the network: an nnx model, a layer, or a list of layers. Its last layer has as many
-        outputs as there are classes, with softmax; for two classes also one, with sigmoid. Two
-        arguments are filled in from the data, if it has them: `outputs`, the number of classes, and
-        `input_shape`, that of one sample. All others are parameters of the classifier: `build__units`.
+        outputs as there are classes, with softmax; for two classes also one, with sigmoid. If the
+        function has the arguments `outputs` and `input_shape`, it gets the number of classes and the
+        shape of one sample. Its other arguments are parameters of the classifier: `build__units`.
         By default dense layers, with `build__units=(100,)` and `build__activation="relu"`.
     epochs, batch_size : int
         Passes over the samples, and samples a step.
     optimizer : str or Optimizer, optional
-        By default that with which `build` compiled its model, else Adam. Its arguments are
+        By default the one with which `build` compiled its model, else Adam. Its arguments are
         parameters too: `optimizer__learning_rate`.
     loss : str or Loss, optional
-        By default that with which `build` compiled its model, else cross-entropy.
+        By default the one with which `build` compiled its model, else cross-entropy.
     metrics : list, optional
         Metrics for the history.
     callbacks : Callback or list of Callback, optional
-        Each fit works on copies of them.
+        Each fit uses copies of them.
     class_weight : dict of label to weight, or "balanced", optional
-        "balanced" gives each class the same total weight, those of the samples included.
+        "balanced" gives each class the same total weight; samples count by their own weights.
     validation_split : float
-        This share of the samples, drawn at random class by class, is kept out of training to
-        validate on.
+        The share of each class that is held out for validation, drawn at random.
     shuffle : bool
-        Whether the samples are visited in a new order each epoch.
+        Whether each epoch visits the samples in a new order.
     verbose : int or "auto"
-        As of `Model.fit`.
+        As for `Model.fit`.
     random_state : int, RandomState instance or None
-        Decides starting weights, shuffles, masks and the validation samples.
+        Seed of starting weights, shuffles, dropout masks and the choice of validation samples.
     backend : str, optional
-        Where it runs; by default the current backend of the process that fits.
+        By default the current backend of the process that fits.
     dtype : str, optional
-        By default that of the model that `build` returns; if it returns layers, that of X: give float32 samples
-        to compute in float32, which is about twice as fast.
+        By default that of the model that `build` returns; if it returns layers, that of X: float32 samples
+        are computed in float32, about twice as fast.
     **routed
         `build__…` and `optimizer__…`, see above.
 
@@ -64,7 +62,7 @@ class Classifier(ClassifierMixin, NetworkEstimator):
     model_ : Model
         The trained network.
     history_ : History
-        The numbers of each epoch.
+        Loss and metrics of each epoch.
     n_features_in_ : int
     feature_names_in_ : array, (features,)
         If X was a data frame.
@@ -83,81 +81,22 @@ class Classifier(ClassifierMixin, NetworkEstimator):
     ({'build__units': 16}, True)
     """
 
-    def __init__(
-        self,
-        build=None,
-        *,
-        epochs=100,
-        batch_size=32,
-        optimizer=None,
-        loss=None,
-        metrics=None,
-        callbacks=None,
-        class_weight=None,
-        validation_split=0.0,
-        shuffle=True,
-        verbose=0,
-        random_state=None,
-        backend=None,
-        dtype=None,
-        **routed,
-    ):
-        self.build = build
-        self.epochs = epochs
-        self.batch_size = batch_size
-        self.optimizer = optimizer
-        self.loss = loss
-        self.metrics = metrics
-        self.callbacks = callbacks
-        self.class_weight = class_weight
-        self.validation_split = validation_split
-        self.shuffle = shuffle
-        self.verbose = verbose
-        self.random_state = random_state
-        self.backend = backend
-        self.dtype = dtype
-        vars(self).update(routed)
-
-    def fit(self, X, y, sample_weight=None, validation_data=None):
-        """Train a new network, and return the classifier.
-
-        Parameters
-        ----------
-        X : array, (samples, ...)
-        y : array, (samples,)
-            Labels of any kind: numbers, text, booleans.
-        sample_weight : array, (samples,), optional
-            Scaled to a mean of 1: only their ratios count.
-        validation_data : (X, y) or (X, y, sample_weight), optional
-            Samples to validate on after each epoch, in place of `validation_split`.
-        """
-        X, y = self._check_data(X, y, reset=True)
-        self._learn_classes(y)
-        self.model_ = self._make_model(X, len(self.classes_))
-        self._train(
-            X, self._encode(y), sample_weight, validation_data, self.validation_split,
-            epochs=check_count("epochs", self.epochs),
-        )  # fmt: skip
-        return self
+    def __init__(self, build=None, *, epochs=100, batch_size=32, optimizer=None, loss=None, metrics=None,
+                 callbacks=None, class_weight=None, validation_split=0.0, shuffle=True, verbose=0,
+                 random_state=None, backend=None, dtype=None, **routed):  # fmt: skip
+        keep_arguments(self, locals())
 
     def partial_fit(self, X, y, classes=None, sample_weight=None):
-        """Train for one epoch on these samples, from where training stands.
+        """Continue training for one epoch on these samples, and return the classifier.
 
         Parameters
         ----------
         X, y, sample_weight
             As for `fit`.
         classes : array, optional
-            All labels that will ever come; for the first call, if `y` lacks some.
+            All labels; needed in the first call if `y` lacks some.
         """
-        first = not hasattr(self, "model_")
-        X, y = self._check_data(X, y, reset=first)
-        if first:
-            self._learn_classes(y if classes is None else np.asarray(classes))
-            self.model_ = self._make_model(X, len(self.classes_))
-        seen = 0 if first else self.history_.epoch[-1] + 1
-        self._train(X, self._encode(y), sample_weight, None, None, initial_epoch=seen, epochs=seen + 1)
-        return self
+        return self._fit_epoch(X, y, sample_weight, None if classes is None else np.asarray(classes))
 
     def predict_proba(self, X) -> np.ndarray:
         """Return the probability of each class, (samples, classes), in the order of `classes_`."""
@@ -190,18 +129,15 @@ class Classifier(ClassifierMixin, NetworkEstimator):
         check_classification_targets(labels)
         return labels
 
-    def _learn_classes(self, labels):
-        self._encoder = LabelEncoder().fit(labels)
+    def _count_outputs(self, y):
+        self._encoder = LabelEncoder().fit(y)
         self.classes_ = np.asarray(self._encoder.classes_)
         if len(self.classes_) < 2:
             raise ValueError(f"{type(self).__name__} needs samples of at least two classes, got 1 class")
+        return len(self.classes_)
 
     def _encode(self, y) -> np.ndarray:
         return np.asarray(self._encoder.transform(y))
-
-    def _checked_validation(self, X, y, sample_weight=None):
-        X, y = self._check_data(X, y, reset=False)
-        return (X, self._targets(self._encode(y)), *([] if sample_weight is None else [sample_weight]))
 
     def default_build(self, outputs, units=(100,), activation="relu"):
         return [*(Dense(n, activation) for n in np.ravel(units).tolist()), Dense(outputs, "softmax")]
@@ -210,21 +146,21 @@ class Classifier(ClassifierMixin, NetworkEstimator):
         return "binary_crossentropy" if model.output_shape == (1,) else "sparse_categorical_crossentropy"
 
     def _check_network(self, model):
-        classes, found = len(self.classes_), model.output_shape
-        if found != (classes,) and (found, classes) != ((1,), 2):
+        classes, shape = len(self.classes_), model.output_shape
+        if shape != (classes,) and (shape, classes) != ((1,), 2):
             raise ValueError(
                 f"y has {classes} classes, but the output of the network that build returned has shape "
-                f"{describe_shape(found)}: end it in Dense({classes}, 'softmax'), or let build take the number as its "
+                f"{describe_shape(shape)}: end it in Dense({classes}, 'softmax'), or let build take the number as its "
                 f"argument `outputs`"
             )
         last = getattr(model.layers[-1], "activation", None)
         link = model.loss.fused_activation
         if link is None or model.loss.from_logits or not isinstance(last, activations.Activation):
             return
-        if type(last) is activations.Linear or (found == (1,) and type(last) is activations.Softmax):
+        if type(last) is activations.Linear or (shape == (1,) and type(last) is activations.Softmax):
             raise ValueError(
                 f"{type(model.loss).__name__} takes probabilities, but build's network ends in {model.layers[-1]!r}: "
-                f"give that activation={'sigmoid' if found == (1,) else link!r}, or the loss from_logits=True"
+                f"give that activation={'sigmoid' if shape == (1,) else link!r}, or the loss from_logits=True"
             )
 
     def _targets(self, y):
@@ -234,25 +170,10 @@ class Classifier(ClassifierMixin, NetworkEstimator):
     def _weights(self, y, weight):
         if self.class_weight is None:
             return weight
-        given = self.class_weight
-        if isinstance(given, dict) and (unknown := [label for label in given if label not in self.classes_]):
-            raise ValueError(
-                f"class_weight names {unknown[0]!r}, which is not one of the classes {self.classes_}"
-            )
-        factors = np.ones(len(self.classes_))
-        counted = slice(None) if weight is None else weight > 0  # no class of samples that do not count
-        present = np.unique(y[counted])
-        if isinstance(given, dict):
-            for label, factor in given.items():
-                factors[self._encode([label])] = check_weight(label, factor)
-        else:
-            factors[present] = compute_class_weight(
-                given,
-                classes=self.classes_[present],
-                y=self.classes_[y][counted],
-                sample_weight=None if weight is None else weight[counted],
-            )
-        return factors[y] if weight is None else weight * factors[y]
+        labels, weight = self.classes_[y], np.ones(len(y)) if weight is None else weight
+        if isinstance(self.class_weight, dict):
+            return weight * class_weights.named(self.class_weight, labels, self.classes_)
+        return weight * class_weights.balanced(self.class_weight, labels, weight)
 
     def _strata(self, y):
         return y

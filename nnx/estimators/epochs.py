@@ -1,4 +1,4 @@
-"""What scikit-learn does at the end of an epoch: record, stop early, change the learning rate."""
+"""scikit-learn's work at the end of an epoch: record, stop early, change the learning rate."""
 
 import warnings
 
@@ -9,27 +9,27 @@ from nnx.callbacks import Callback
 
 
 class Epochs(Callback):
-    """Keeps an estimator's record of its epochs, and decides when it has learnt enough.
+    """Records each epoch in an estimator, and stops training when it no longer improves.
 
     Parameters
     ----------
     estimator : MLPClassifier or MLPRegressor
     samples : int
-        How many samples an epoch has.
+        Samples an epoch.
     score : function, optional
-        Returns the score on the validation samples; with it training stops on that, not on the loss.
+        Returns the score on the validation samples, which then decides when to stop, in place of the loss.
     changes_rate : bool
         Whether `learning_rate="invscaling"` and `"adaptive"` have an effect.
     once : bool
-        Whether there is one epoch, as in `partial_fit`.
+        Whether there is only one epoch, as in `partial_fit`.
     """
 
     schedule: str
-    """How the learning rate changes: "constant" if it does not."""
+    """"constant", "invscaling" or "adaptive"."""
     restores: bool
-    """Whether the best weights are kept, and put back at the end."""
+    """Whether the best weights are restored at the end."""
     best: dict | None
-    """The best weights so far, and in `best_value` the loss that they gave."""
+    """The best weights so far; their loss is `best_value`."""
     best_value: float
 
     def __init__(self, estimator, samples: int, score, changes_rate: bool, once: bool):
@@ -68,44 +68,42 @@ class Epochs(Callback):
             )
 
     def _compare(self, logs):
-        """Count the epochs without improvement, and keep the best weights if they are to be restored."""
+        """Count the epochs without improvement, and keep the best weights if they will be restored."""
         own, better = self.estimator, False
         if self.score is not None:
             score = self.score()
             own.validation_scores_.append(score)
             if own.verbose:
                 print(f"Validation score: {score:f}")
-            stays = score < own.best_validation_score_ + own.tol
+            stalls = score < own.best_validation_score_ + own.tol
             if score > own.best_validation_score_:
                 own.best_validation_score_, better = score, True
         else:
-            stays = own.loss_ > own.best_loss_ - own.tol
+            stalls = own.loss_ > own.best_loss_ - own.tol
             own.best_loss_ = min(own.best_loss_, own.loss_)
             value = logs.get("val_loss", own.loss_)
             if value < self.best_value:
                 self.best_value, better = value, True
-        own._no_improvement_count = own._no_improvement_count + 1 if stays else 0
+        own._no_improvement_count = own._no_improvement_count + 1 if stalls else 0
         if better and self.restores:
             self.best = self.model.snapshot()
 
     def _stops(self, optimizer) -> bool:
-        """Stop, or go on with a smaller learning rate."""
+        """Return True to stop; with an adaptive learning rate, first reduce it until it is too small."""
         own = self.estimator
-        what = "Training loss" if self.score is None else "Validation score"
-        said = (
-            f"{what} did not improve more than tol={own.tol:f} for {own.n_iter_no_change} consecutive epochs."
-        )
         stops = self.schedule != "adaptive" or optimizer.learning_rate <= 1e-6
         if self.schedule != "adaptive":
-            said += " Stopping."
+            action = "Stopping."
         elif stops:
-            said += " Learning rate too small. Stopping."
+            action = "Learning rate too small. Stopping."
         else:
             optimizer.learning_rate /= 5.0
-            said += f" Setting learning rate to {optimizer.learning_rate:f}"
+            action = f"Setting learning rate to {optimizer.learning_rate:f}"
             own._no_improvement_count = 0
         if own.verbose:
-            print(said)
+            what = "Training loss" if self.score is None else "Validation score"
+            epochs = f"{own.n_iter_no_change} consecutive epochs"
+            print(f"{what} did not improve more than tol={own.tol:f} for {epochs}. {action}")
         return stops
 
     def on_train_end(self, logs=None):
@@ -114,27 +112,27 @@ class Epochs(Callback):
 
 
 class Order:
-    """The order of the samples, drawn anew from a NumPy `RandomState` at each epoch."""
+    """The order of the samples in each epoch, drawn from a NumPy `RandomState`."""
 
     def __init__(self, rng, weight, batch_size: int):
         self.rng, self.batch_size = rng, batch_size
-        # A batch whose weights are all zero has no mean.
+        # Only weights of zero can make a batch without a mean.
         self.weight = weight if weight is not None and (weight == 0).any() else None
-        self.present = None
+        self.current = None
 
-    def __call__(self, numbers):
-        present = numbers if self.present is None else self.present
+    def __call__(self, indices):
+        order = indices if self.current is None else self.current
         if self.rng is not None:
-            drawn = np.arange(len(numbers))
+            drawn = np.arange(len(indices))
             self.rng.shuffle(drawn)
-            present = present[drawn]
-        self.present = present
-        self.check(present)
-        return present
+            order = order[drawn]
+        self.current = order
+        self.check(order)
+        return order
 
-    def check(self, present) -> None:
-        """Raise an error if a batch has no weight."""
+    def check(self, order) -> None:
+        """Raise a ZeroDivisionError if all weights of a batch are zero."""
         if self.weight is not None:
-            starts = np.arange(0, len(present), self.batch_size)
-            if (np.add.reduceat(np.abs(self.weight[present]), starts) == 0).any():
+            starts = np.arange(0, len(order), self.batch_size)
+            if (np.add.reduceat(np.abs(self.weight[order]), starts) == 0).any():
                 raise ZeroDivisionError("Weights sum to zero, can't be normalized")

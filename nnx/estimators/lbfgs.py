@@ -1,4 +1,4 @@
-"""L-BFGS on all samples at once: SciPy's search with nnx's gradients."""
+"""L-BFGS on all samples at once: SciPy's optimizer with nnx's gradients."""
 
 import math
 from itertools import accumulate, pairwise
@@ -13,19 +13,15 @@ from nnx.estimators.perceptron import dense_paths
 def minimize(model, x, y, weight, *, max_iter: int, max_fun: int, tol: float):
     """Minimise the loss of a compiled model in place.
 
-    Returns what SciPy says about it, and the kernels and biases in double precision.
+    Returns SciPy's result, and the kernels and biases in float64.
     """
-    runner, backend, shapes = model.engine, model.backend, tree.map(lambda p: p.shape, model.params)
-    paths = [path for part in dense_paths(shapes) for path in part]
-    sizes = [math.prod(tree.at(shapes, path)) for path in paths]
-    places = list(pairwise(accumulate(sizes, initial=0)))
+    runner, backend = model.engine, model.backend
+    paths = [path for kind in dense_paths(model.params) for path in kind]
+    shapes = [tree.at(model.params, path).shape for path in paths]
+    bounds = list(pairwise(accumulate(map(math.prod, shapes), initial=0)))
 
-    def unpacked(flat):
-        arrays = [
-            flat[start:stop].reshape(tree.at(shapes, path))
-            for path, (start, stop) in zip(paths, places, strict=True)
-        ]
-        return tree.from_paths(paths, arrays)
+    def unpacked(flat) -> list:
+        return [flat[i:j].reshape(shape) for (i, j), shape in zip(bounds, shapes, strict=True)]
 
     def packed(values):
         return np.concatenate([np.ravel(tree.at(values, path)) for path in paths])
@@ -34,19 +30,16 @@ def minimize(model, x, y, weight, *, max_iter: int, max_fun: int, tol: float):
         batch = runner.place(model.check_batch((x, y, weight)))
 
         def loss_and_gradient(flat):
-            params = tree.map(backend.asarray, unpacked(flat))
-            found = runner.steps.loss_and_gradients({"params": params, "state": model.state}, batch)
-            (read,) = backend.read([found])
-            return float(read["loss"]), packed(read["gradients"])
+            params = tree.from_paths(paths, [backend.asarray(array) for array in unpacked(flat)])
+            result = runner.steps.loss_and_gradients({"params": params, "state": model.state}, batch)
+            (values,) = backend.read([result])
+            return float(values["loss"]), packed(values["gradients"])
 
         start = packed(tree.map(backend.to_numpy, model.params))
         options = {"maxfun": max_fun, "maxiter": max_iter, "gtol": tol}
-        found = scipy.optimize.minimize(
+        result = scipy.optimize.minimize(
             loss_and_gradient, start, method="L-BFGS-B", jac=True, options=options
         )
-    model.params = unpacked(found.x)
-    arrays = [
-        found.x[start:stop].reshape(tree.at(shapes, path))
-        for path, (start, stop) in zip(paths, places, strict=True)
-    ]
-    return found, arrays[: len(arrays) // 2], arrays[len(arrays) // 2 :]
+    arrays = unpacked(result.x)
+    model.params = tree.from_paths(paths, arrays)
+    return result, arrays[: len(arrays) // 2], arrays[len(arrays) // 2 :]

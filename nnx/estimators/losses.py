@@ -1,6 +1,6 @@
 """scikit-learn's losses of a multilayer perceptron, and its L2 penalty.
 
-Each is a negative log-likelihood, so its slope by the network's last sum is prediction - target:
+Each is a negative log-likelihood, so its gradient with respect to the logits is prediction - target:
 
     squared_error   half the squared error; its mean over the outputs is reported
     poisson         half the Poisson deviance, of exp(output)
@@ -21,7 +21,7 @@ _register = REGISTRIES["loss"].register
 
 
 class _Mean(Loss):
-    """A loss that is, over a batch, the weighted mean: sum(weight * value) / sum(weight)."""
+    """A loss whose value for a batch is the weighted mean, sum(weight * value) / sum(weight)."""
 
     def divisor(self, xp, weight):
         return xp.sum(weight)
@@ -33,7 +33,7 @@ class _Mean(Loss):
 
 
 class _Likelihood(_Mean):
-    """A loss whose slope is prediction - target for every output, of the values before the activation."""
+    """A loss whose gradient with respect to the logits is prediction - target for every output."""
 
     def values(self, xp, target, output):
         """Return the loss of each sample, and the prediction."""
@@ -52,7 +52,7 @@ class _Likelihood(_Mean):
 class HalfSquaredError(_Likelihood):
     """Mean over the outputs of (output - target)**2 / 2.
 
-    The slope is that of the sum over the outputs, as scikit-learn has it.
+    The gradient is that of the sum over the outputs, as in scikit-learn.
 
     >>> float(HalfSquaredError()([[1.0]], [[3.0]]))
     2.0
@@ -74,8 +74,8 @@ class HalfPoissonDeviance(_Likelihood):
         return xp.sum(entropy - target * output - target + prediction, axis=-1), prediction
 
 
-def _kept(xp, p):
-    """Return probabilities kept this precision's epsilon away from 0 and 1, for their logarithm."""
+def _clipped(xp, p):
+    """Return probabilities at least the dtype's epsilon away from 0 and 1, for their logarithm."""
     epsilon = float(xp.finfo(p.dtype).eps)
     return xp.minimum(xp.maximum(p, epsilon), 1.0 - epsilon)
 
@@ -87,9 +87,9 @@ class LabelLogLoss(_Likelihood):
     fused_activation = "sigmoid"
 
     def values(self, xp, target, output):
-        # Not by the logits, which were more exact: a probability near 1 is to be rounded as scikit-learn's is.
+        # Logits would be more exact, but probabilities near 1 must round as scikit-learn's do.
         p = 1.0 / (1.0 + xp.exp(-output))
-        return -xp.sum(xp.log(xp.abs(1.0 - target - _kept(xp, p))), axis=-1), p
+        return -xp.sum(xp.log(xp.abs(1.0 - target - _clipped(xp, p))), axis=-1), p
 
 
 @_register()
@@ -100,12 +100,12 @@ class ClassLogLoss(_Likelihood):
 
     def values(self, xp, target, output):
         p = activations.softmax.forward(xp, output)
-        return -xp.log(_kept(xp, xp.sum(target * p, axis=-1))), p
+        return -xp.log(_clipped(xp, xp.sum(target * p, axis=-1))), p
 
 
 @_register()
 class WeightedMean(_Mean):
-    """Another loss, as a weighted mean over the samples of a batch."""
+    """The weighted mean of another loss over the samples of a batch."""
 
     def __init__(self, loss: Loss):
         self.loss = loss
@@ -147,5 +147,5 @@ class L2PerSample(Regularizer):
 
 
 def penalty(alpha: float) -> regularizers.Regularizer | None:
-    """Return the penalty of this strength; None for 0."""
+    """Return the L2 penalty of strength `alpha`; None for 0."""
     return L2PerSample(alpha) if alpha else None

@@ -1,20 +1,14 @@
-"""`MLPRegressor`: scikit-learn's multilayer perceptron for numbers, trained by nnx; see `MLPClassifier`."""
+"""`MLPRegressor`: scikit-learn's multilayer perceptron for regression, trained by nnx; see `MLPClassifier`."""
 
-import numpy as np
 from sklearn.base import RegressorMixin, _fit_context
 from sklearn.metrics import r2_score
-from sklearn.utils import column_or_1d
 from sklearn.utils.metaestimators import available_if
-from sklearn.utils.validation import check_is_fitted
 
 from nnx import losses
 from nnx.estimators import parameters
-from nnx.estimators.base import Perceptron, has_epochs, validate_data
-from nnx.estimators.losses import (
-    HalfPoissonDeviance,
-    HalfSquaredError,
-    WeightedMean,
-)
+from nnx.estimators.base import Perceptron, has_epochs
+from nnx.estimators.losses import HalfPoissonDeviance, HalfSquaredError, WeightedMean
+from nnx.estimators.routing import keep_arguments
 
 
 class MLPRegressor(RegressorMixin, Perceptron):
@@ -52,114 +46,24 @@ class MLPRegressor(RegressorMixin, Perceptron):
 
     _parameter_constraints: dict = parameters.REGRESSOR
 
-    def __init__(
-        self,
-        loss="squared_error",
-        hidden_layer_sizes=(100,),
-        activation="relu",
-        *,
-        solver="adam",
-        alpha=0.0001,
-        batch_size="auto",
-        learning_rate="constant",
-        learning_rate_init=0.001,
-        power_t=0.5,
-        max_iter=200,
-        shuffle=True,
-        random_state=None,
-        tol=1e-4,
-        verbose=False,
-        warm_start=False,
-        momentum=0.9,
-        nesterovs_momentum=True,
-        early_stopping=False,
-        validation_fraction=0.1,
-        beta_1=0.9,
-        beta_2=0.999,
-        epsilon=1e-8,
-        n_iter_no_change=10,
-        max_fun=15000,
-        dropout=0.0,
-        batch_norm=False,
-        metrics=None,
-        callbacks=None,
-        optimizer=None,
-        clipnorm=None,
-        clipvalue=None,
-        global_clipnorm=None,
-        restore_best=False,
-        backend=None,
-        dtype=None,
-    ):
-        self.loss = loss
-        self.hidden_layer_sizes = hidden_layer_sizes
-        self.activation = activation
-        self.solver = solver
-        self.alpha = alpha
-        self.batch_size = batch_size
-        self.learning_rate = learning_rate
-        self.learning_rate_init = learning_rate_init
-        self.power_t = power_t
-        self.max_iter = max_iter
-        self.shuffle = shuffle
-        self.random_state = random_state
-        self.tol = tol
-        self.verbose = verbose
-        self.warm_start = warm_start
-        self.momentum = momentum
-        self.nesterovs_momentum = nesterovs_momentum
-        self.early_stopping = early_stopping
-        self.validation_fraction = validation_fraction
-        self.beta_1 = beta_1
-        self.beta_2 = beta_2
-        self.epsilon = epsilon
-        self.n_iter_no_change = n_iter_no_change
-        self.max_fun = max_fun
-        self.dropout = dropout
-        self.batch_norm = batch_norm
-        self.metrics = metrics
-        self.callbacks = callbacks
-        self.optimizer = optimizer
-        self.clipnorm = clipnorm
-        self.clipvalue = clipvalue
-        self.global_clipnorm = global_clipnorm
-        self.restore_best = restore_best
-        self.backend = backend
-        self.dtype = dtype
-
-    @_fit_context(prefer_skip_nested_validation=True)
-    def fit(self, X, y, sample_weight=None, validation_data=None):
-        """Train on samples (samples, features) with targets (samples,) or (samples, outputs).
-
-        Parameters
-        ----------
-        X : array or sparse matrix
-        y : array
-        sample_weight : array, (samples,)
-        validation_data : (X, y) or (X, y, sample_weight)
-            Loss and metrics on it are in `history_`, and `early_stopping` is decided on it.
-        """
-        return self._fit(X, y, sample_weight, validation_data)
+    def __init__(self, loss="squared_error", hidden_layer_sizes=(100,), activation="relu", *, solver="adam",
+                 alpha=0.0001, batch_size="auto", learning_rate="constant", learning_rate_init=0.001,
+                 power_t=0.5, max_iter=200, shuffle=True, random_state=None, tol=1e-4, verbose=False,
+                 warm_start=False, momentum=0.9, nesterovs_momentum=True, early_stopping=False,
+                 validation_fraction=0.1, beta_1=0.9, beta_2=0.999, epsilon=1e-8, n_iter_no_change=10,
+                 max_fun=15000, dropout=0.0, batch_norm=False, metrics=None, callbacks=None, optimizer=None,
+                 clipnorm=None, clipvalue=None, global_clipnorm=None, restore_best=False, backend=None,
+                 dtype=None):  # fmt: skip
+        keep_arguments(self, locals())
 
     @available_if(has_epochs)
     @_fit_context(prefer_skip_nested_validation=True)
     def partial_fit(self, X, y, sample_weight=None):
-        """Train for one epoch, from the present weights and optimizer on."""
+        """Continue training for one epoch."""
         return self._fit(X, y, sample_weight, incremental=True)
 
     def _validate_input(self, X, y, incremental, reset):
-        X, y = validate_data(
-            self,
-            X,
-            y,
-            accept_sparse=["csr"],
-            multi_output=True,
-            y_numeric=True,
-            dtype=(np.float64, np.float32),
-            reset=reset,
-        )
-        if y.ndim == 2 and y.shape[1] == 1:
-            y = column_or_1d(y, warn=True)
+        X, y = self._validate_arrays(X, y, reset, y_numeric=True)
         return X, self._as_targets(y)
 
     def _as_targets(self, y):
@@ -180,6 +84,5 @@ class MLPRegressor(RegressorMixin, Perceptron):
 
     def predict(self, X):
         """Return the predictions, (samples,), or (samples, outputs) if there are several."""
-        check_is_fitted(self)
-        found = self._checked_outputs(X)
-        return found.ravel() if found.shape[1] == 1 else found
+        outputs = self._checked_outputs(X)
+        return outputs.ravel() if outputs.shape[1] == 1 else outputs

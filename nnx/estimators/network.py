@@ -1,12 +1,12 @@
-"""What a classifier and a regressor of any network have in common: a function `build` makes the network.
+"""`NetworkEstimator`, the base of `Classifier` and `Regressor`: a function `build` makes the network.
 
-The function is called at each fit, so that each fold of a cross-validation starts afresh, and its
+Each fit calls the function, so that each fold of a cross-validation trains a new network. Its
 arguments are parameters of the estimator: a search over `build__units` tries widths.
 """
 
 import copy
 from inspect import signature
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from sklearn.model_selection import train_test_split
@@ -15,6 +15,7 @@ from sklearn.utils.validation import _check_sample_weight, check_is_fitted, vali
 
 from nnx import losses, optimizers
 from nnx.callbacks.history import History
+from nnx.data.samples import check_count
 from nnx.estimators.routing import FROM_DATA, RoutedParameters
 from nnx.layers import Layer
 from nnx.models.model import DTYPES, Model
@@ -25,39 +26,41 @@ from nnx.registry import init_arguments
 class NetworkEstimator(RoutedParameters):
     """A scikit-learn estimator that trains what `build` returns."""
 
-    epochs: Any
-    batch_size: Any
-    loss: Any
-    metrics: Any
-    callbacks: Any
-    validation_split: Any
-    shuffle: Any
-    verbose: Any
-    random_state: Any
-    backend: Any
-    dtype: Any
     model_: Model
     history_: History
+
+    if TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any:
+            """Return a parameter, or an attribute that `fit` has set."""
 
     def __sklearn_tags__(self):
         tags = super().__sklearn_tags__()
         tags.input_tags.three_d_array = True
         return tags
 
-    # What differs between them
+    # What a subclass defines
 
     def _default_loss(self, model) -> str:
         raise NotImplementedError
 
     def _check_y(self, y) -> np.ndarray:
-        """Return targets as an array of labels or numbers."""
+        """Return y as an array of labels or numbers."""
+        raise NotImplementedError
+
+    def _count_outputs(self, y) -> int:
+        """Return how many outputs the network needs, and keep what later calls need to know about y."""
         raise NotImplementedError
 
     def _check_network(self, model) -> None:
         """Raise a ValueError if this network cannot learn these targets."""
 
+    def _encode(self, y) -> np.ndarray:
+        """Return y as numbers."""
+        return y
+
     def _targets(self, y) -> np.ndarray:
-        """Return targets as the loss takes them."""
+        """Return encoded y as the loss expects it."""
         return y
 
     def _weights(self, y, weight):
@@ -66,15 +69,44 @@ class NetworkEstimator(RoutedParameters):
 
     # Fitting
 
+    def fit(self, X, y, sample_weight=None, validation_data=None):
+        """Train a new network, and return the estimator.
+
+        Parameters
+        ----------
+        X : array, (samples, ...)
+        y : array, (samples,) or (samples, targets)
+            Labels of any kind, such as text, for a classifier; numbers for a regressor.
+        sample_weight : array, (samples,), optional
+            Scaled to a mean of 1: only their ratios count.
+        validation_data : (X, y) or (X, y, sample_weight), optional
+            Samples to validate on after each epoch, in place of `validation_split`.
+        """
+        X, y = self._check_data(X, y, reset=True)
+        self.model_ = self._make_model(X, self._count_outputs(y))
+        epochs = check_count("epochs", self.epochs)
+        self._train(X, self._encode(y), sample_weight, validation_data, self.validation_split, epochs=epochs)
+        return self
+
+    def _fit_epoch(self, X, y, sample_weight, classes=None):
+        """Continue training for one epoch; the first call makes the network."""
+        first = not hasattr(self, "model_")
+        X, y = self._check_data(X, y, reset=first)
+        if first:
+            self.model_ = self._make_model(X, self._count_outputs(y if classes is None else classes))
+        done = 0 if first else self.history_.epoch[-1] + 1
+        self._train(X, self._encode(y), sample_weight, None, None, initial_epoch=done, epochs=done + 1)
+        return self
+
     def _check_data(self, X, y, reset: bool):
-        of_y = {"ensure_2d": False, "allow_nd": True, "dtype": None, "ensure_min_samples": 0}
-        separately: Any = ({"allow_nd": True}, of_y)
-        checked: Any = validate_data(self, X, y, reset=reset, validate_separately=separately)
-        check_consistent_length(*checked)
-        return checked[0], self._check_y(checked[1])
+        y_settings = {"ensure_2d": False, "allow_nd": True, "dtype": None, "ensure_min_samples": 0}
+        settings: Any = ({"allow_nd": True}, y_settings)
+        arrays: Any = validate_data(self, X, y, reset=reset, validate_separately=settings)
+        check_consistent_length(*arrays)
+        return arrays[0], self._check_y(arrays[1])
 
     def _make_model(self, X, outputs: int) -> Model:
-        """Return a new model for samples such as these, compiled and with fresh weights."""
+        """Return a new compiled model for samples like X, with starting weights."""
         self.check_names()
         model = self._network(X, outputs)
         if self.random_state is not None:
@@ -99,7 +131,7 @@ class NetworkEstimator(RoutedParameters):
         return model
 
     def _network(self, X, outputs) -> Model:
-        """Return what `build` makes, as a model of its own; layers compute in double precision if X is that."""
+        """Return a new model of the network that `build` makes; layers alone take their precision from X."""
         build = self.default_build if self.build is None else self.build
         if not callable(build) or isinstance(build, (Model, Layer)):
             raise TypeError(
@@ -110,7 +142,7 @@ class NetworkEstimator(RoutedParameters):
         wanted = {name: data[name] for name in FROM_DATA if name in signature(build).parameters}
         built = build(**wanted, **self.routed("build"))
         if isinstance(built, Model):
-            return copy.deepcopy(built)  # should `build` return the same one each time
+            return copy.deepcopy(built)  # `build` may return the same one each time
         dtype = "float64" if X.dtype == np.float64 else "float32"
         if isinstance(built, Layer):
             return Model(copy.deepcopy(built), dtype=dtype)
@@ -119,24 +151,22 @@ class NetworkEstimator(RoutedParameters):
         raise TypeError(f"build must return an nnx model, a layer or a list of layers, got {built!r}")
 
     def _optimizer(self, model) -> optimizers.Optimizer:
-        """Return a copy of the optimizer, with its routed parameters."""
+        """Return a new optimizer with the settings of the chosen one and its routed parameters."""
         chosen = optimizers.get(_first(self.optimizer, model.optimizer, "adam"))
         settings = {name: getattr(chosen, name) for name in init_arguments(type(chosen))}
         return type(chosen)(**{**settings, **self.routed("optimizer")})
 
     def _train(self, X, y, sample_weight, validation_data, split, **epochs) -> None:
-        weight = (
-            None
-            if sample_weight is None
-            else _check_sample_weight(sample_weight, X, ensure_non_negative=True)
-        )
-        if weight is not None and not weight.any():  # older versions of scikit-learn let this pass
-            raise ValueError("Sample weights must contain at least one non-zero number.")
+        weight = sample_weight
+        if weight is not None:
+            weight = _check_sample_weight(weight, X, ensure_non_negative=True)
+            if not weight.any():  # older versions of scikit-learn let this pass
+                raise ValueError("Sample weights must contain at least one non-zero number.")
         weight = self._weights(y, weight)
         if weight is not None:
             weight = weight * (len(weight) / weight.sum())  # only their ratios matter
         if validation_data is not None:
-            validation_data = self._checked_validation(*validation_data)
+            validation_data = self._validate_validation_data(*validation_data)
         elif split:
             X, y, weight, validation_data = self._split(X, y, weight, split)
         callbacks = self.callbacks if isinstance(self.callbacks, (list, tuple)) else [self.callbacks]
@@ -152,29 +182,29 @@ class NetworkEstimator(RoutedParameters):
             **epochs,
         )
 
-    def _checked_validation(self, X, y, sample_weight=None):
+    def _validate_validation_data(self, X, y, sample_weight=None):
         X, y = self._check_data(X, y, reset=False)
-        return (X, self._targets(y)) if sample_weight is None else (X, self._targets(y), sample_weight)
+        return X, self._targets(self._encode(y)), sample_weight
 
     def _split(self, X, y, weight, share):
-        """Return (X, y, weight, validation_data), some samples put aside."""
-        train, kept = train_test_split(
+        """Return (X, y, weight, validation_data), with a share of the samples held out."""
+        train, held_out = train_test_split(
             np.arange(len(X)),
             test_size=share,
             random_state=self.model_.seed % 2**32,
             stratify=self._strata(y),
         )
-        validation = (X[kept], self._targets(y[kept]))
+        validation = (X[held_out], self._targets(y[held_out]))
         if weight is None:
             return X[train], y[train], None, validation
-        return X[train], y[train], weight[train], (*validation, weight[kept])
+        return X[train], y[train], weight[train], (*validation, weight[held_out])
 
     def _strata(self, y):
-        """Return of which every part is to hold its share, or None."""
+        """Return the classes that training and validation samples share in proportion, or None."""
         return None
 
     def _outputs(self, X) -> np.ndarray:
-        """Return the network's outputs, in double precision where X is."""
+        """Return the network's outputs, in float64 if X is."""
         check_is_fitted(self, "model_")
         samples: Any = validate_data(self, X, reset=False, allow_nd=True)
         outputs = self.model_.predict(samples)
@@ -182,5 +212,5 @@ class NetworkEstimator(RoutedParameters):
 
 
 def _first(*values):
-    """Return the first that is not None."""
+    """Return the first value that is not None."""
     return next(value for value in values if value is not None)

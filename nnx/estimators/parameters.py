@@ -1,4 +1,4 @@
-"""What the parameters of the estimators may be: scikit-learn's own, and those that nnx adds."""
+"""Constraints on the parameters of the estimators: scikit-learn's, and those of the parameters that nnx adds."""
 
 from numbers import Real
 

@@ -1,10 +1,10 @@
-"""Sparse samples: made dense whole where that is small, else a batch at a time."""
+"""Sparse samples: made dense as a whole if that takes little memory, else batch by batch."""
 
 import numpy as np
 
 from nnx.data.samples import batch_indices
 
-# Samples that take at most this much memory when dense are made so once.
+# Samples that take at most this many bytes when dense are made dense as a whole.
 DENSE_BYTES = 256 << 20
 
 
@@ -14,17 +14,17 @@ def is_sparse(x) -> bool:
 
 
 def is_small(x) -> bool:
-    """Whether sparse samples are small enough to be dense."""
+    """Whether sparse samples are small enough to be made dense as a whole."""
     return x.shape[0] * x.shape[1] * x.dtype.itemsize <= DENSE_BYTES
 
 
-def rows(x, start: int, stop: int) -> np.ndarray:
-    """Return samples start, ..., stop - 1 as a dense array."""
-    return x[start:stop].toarray() if is_sparse(x) else x[start:stop]
+def dense(x) -> np.ndarray:
+    """Return samples as a dense array."""
+    return x.toarray() if is_sparse(x) else x
 
 
 class SparseBatches:
-    """Dense batches of sparse samples: iterated once an epoch, each time in the order that `order` gives."""
+    """Dense batches of sparse samples; each iteration, one epoch, asks `order` for a new order."""
 
     def __init__(self, x, y, weight, batch_size: int, order):
         self.x, self.y, self.batch_size, self.order = x.tocsr(), y, batch_size, order

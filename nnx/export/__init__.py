@@ -1,7 +1,7 @@
-"""Models written down for use without nnx: what they compute, as a graph of array operations.
+"""Export of models for use without nnx.
 
-`graph` notes the operations while a model runs, `trace` makes sure that they hold for batches of any
-size, and `onnx_nodes` and `numpy_module` write them in another language, each from one table.
+`graph.export_trace` records the array operations of a model as a graph that is valid for batches of any
+size; `onnx_nodes` and `numpy_module` write the graph as ONNX or as Python, each from one table of operations.
 
 May import: core, graph, layers, saving, NumPy.
 """

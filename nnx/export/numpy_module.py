@@ -1,4 +1,4 @@
-"""A model as a Python module that needs NumPy alone.
+"""A model as a Python module that needs only NumPy.
 
     def predict(x):
         x = np.asarray(x, dtype=np.float32)
@@ -6,7 +6,7 @@
         dense = np.maximum(x @ weights['dense/kernel'] + weights['dense/bias'], 0.0)
         ...
 
-Each line is an expression of a traced operation; one that is used once stands inside the next.
+Each line is the expression of a traced operation; an expression that is used once is put into its user.
 """
 
 import io
@@ -22,9 +22,9 @@ from nnx.saving import files
 from nnx.shapes import describe_shape, is_single
 
 LONGEST = 80
-"""Characters of an expression before it is given a name."""
+"""The longest expression, in characters, that is put into another."""
 
-# Python's operators, and how tightly they bind.
+# Python's operators and their precedence.
 OPERATORS = {
     "add": ("+", 4), "subtract": ("-", 4), "multiply": ("*", 5), "divide": ("/", 5), "matmul": ("@", 5),
     "remainder": ("%", 5), "floor_divide": ("//", 5), "pow": ("**", 7),
@@ -34,8 +34,9 @@ OPERATORS = {
     "bitwise_left_shift": ("<<", 3.5), "bitwise_right_shift": (">>", 3.5),
 }  # fmt: skip
 ATOM = 10
-# As NumPy 2.0 has them.
+"""The precedence of a name or a call."""
 SPELLING = {"permute_dims": "transpose", "concat": "concatenate"}
+"""Names that differ in NumPy 2.0."""
 
 HELPERS = {
     "checked": '''
@@ -88,12 +89,12 @@ def window_keys(size, strides, dilation, counts):
 
 
 def source(model) -> str:
-    """Return the text of a module that predicts as `model` does, with the weights in it."""
+    """Return the text of a module with the predictions of `model`, including the weights."""
     return _Module(trace(model)).text(model.name)
 
 
 def write(model, path) -> str:
-    """Write the module to `path`, and the weights beside it, as .npz; return the text."""
+    """Write the module to `path` and the weights to an .npz file beside it; return the text."""
     name = str(path)
     if not name.endswith(".py"):
         raise ValueError(f"the path of a module must end in .py, got {name!r}: give {name + '.py'!r}")
@@ -111,14 +112,16 @@ class _Module:
     def __init__(self, program: ModelGraph):
         self.program = program
         self.names: dict[Symbol, str] = {}
-        self.texts: dict[Symbol, tuple[str, float]] = {}  # of what has no name: expression, binding
+        self.texts: dict[
+            Symbol, tuple[str, float]
+        ] = {}  # expression and precedence of Symbols without a name
         self.taken = {"np", "weights", "predict", "batch", *HELPERS}
         self.uses: dict[Symbol, int] = {}
         self.helpers: set[str] = set()
         self.needs_batch = False
 
     def text(self, title: str, weights_file: str | None = None) -> str:
-        """Return the module, which reads the weights from such a file beside it, or holds them itself."""
+        """Return the text, which reads the weights from a file with this suffix beside it, or includes them."""
         body = self._predict()
         helpers = [HELPERS[name] for name in HELPERS if name in self.helpers]
         parts = [
@@ -167,7 +170,7 @@ class _Module:
         )
 
     def _inputs(self, given: str) -> list[str]:
-        """Return the lines that make an array of each input, and name it."""
+        """Return the lines that check each input and assign it to a variable."""
         lines, several = [], not is_single(self.program.in_shape)
         places = _places(self.program.in_shape, given)
         inputs = zip(self.program.inputs, places, self.program.categories, strict=True)
@@ -185,7 +188,7 @@ class _Module:
         return lines
 
     def _structure(self, shape, outputs) -> str:
-        """Return what the function returns: an array, or a dict or tuple of them."""
+        """Return the expression of the result: an array, or a dict or tuple of arrays."""
         if is_single(shape):
             return self._expression(next(outputs)[1])[0]
         if isinstance(shape, dict):
@@ -193,7 +196,7 @@ class _Module:
         return "(" + "".join(f"{self._structure(s, outputs)}, " for s in shape) + ")"
 
     def _count(self, symbols) -> None:
-        """Count how often each Symbol is used; inside a loop what is around it counts as often used."""
+        """Count the uses of each Symbol; a use inside a loop counts as two, so that it is computed before the loop."""
         for symbol in symbols:
             settings = symbol.settings
             if symbol.op == "scan":
@@ -322,7 +325,7 @@ class _Module:
         return f"{op}({self._value(x)}, {settings})", ATOM
 
     def _value(self, value: Any, binding: float = 0) -> str:
-        """Return an argument as text, in brackets if what is around it binds more tightly."""
+        """Return an argument as text, in brackets if its precedence is below `binding`."""
         if isinstance(value, Symbol):
             text, own = self._expression(value)
             return text if own >= binding else f"({text})"
@@ -360,7 +363,7 @@ class _Module:
         return "..." if key is ... else self._value(key)
 
     def _name(self, wanted: str) -> str:
-        """Return a name for a variable that is not taken."""
+        """Return an unused variable name."""
         base = "".join(c if c.isalnum() and c.isascii() else "_" for c in wanted).strip("_") or "y"
         base = f"v{base}" if base[0].isdigit() else base
         base = f"{base}_" if keyword.iskeyword(base) or base in ("range", "len", "reversed") else base
@@ -373,15 +376,15 @@ class _Module:
 
 
 def _places(shape, text: str) -> list[str]:
-    """Return where each array stands in what has this shape and is called `text`."""
+    """Return the expression of each array in a value of this shape that is called `text`."""
     if is_single(shape):
         return [text]
     items = shape.items() if isinstance(shape, dict) else enumerate(shape)
-    return [place for key, part in items for place in _places(part, f"{text}[{key!r}]")]
+    return [place for key, inner in items for place in _places(inner, f"{text}[{key!r}]")]
 
 
 def _printable(text: str) -> str:
-    """Return a text without line breaks and the like: names are never code."""
+    """Return text without control characters, so that a name cannot inject code."""
     return "".join(c if c.isprintable() else "?" for c in text)
 
 

@@ -1,4 +1,4 @@
-"""Array operations in ONNX: one table of what each is there."""
+"""Array operations in ONNX: a table of their counterparts."""
 
 import numpy as np
 
@@ -30,10 +30,9 @@ REDUCTIONS = {
     "sum": "ReduceSum", "mean": "ReduceMean", "max": "ReduceMax", "min": "ReduceMin", "prod": "ReduceProd",
 }  # fmt: skip
 FILLED = {"zeros_like": 0, "ones_like": 1}
-# As integers.
-QUANTIFIERS = {"any": "ReduceMax", "all": "ReduceMin"}
+QUANTIFIERS = {"any": "ReduceMax", "all": "ReduceMin"}  # of integers
 
-FIRST, LAST = -(2**63), 2**63 - 1  # of a slice, where nothing is said
+FIRST, LAST = -(2**63), 2**63 - 1  # the ends of a slice without limits
 
 
 class Nodes(WindowWriter):
@@ -45,8 +44,8 @@ class Nodes(WindowWriter):
             return self.emit(LOGICAL[op], *(self.value(v, np.bool_) for v in given))
         if op in COMPARISONS or op == "not_equal":
             dtype = _common(given)
-            found = self.emit(COMPARISONS.get(op, "Equal"), *(self.value(v, dtype) for v in given))
-            return self.emit("Not", found) if op == "not_equal" else found
+            name = self.emit(COMPARISONS.get(op, "Equal"), *(self.value(v, dtype) for v in given))
+            return self.emit("Not", name) if op == "not_equal" else name
         if op == "matmul" and is_convolution(symbol):
             return self.convolution(symbol)
         if op in ARITHMETIC:
@@ -68,11 +67,11 @@ class Nodes(WindowWriter):
         return method(symbol, *given, **symbol.settings)
 
     def _reduction(self, symbol: Symbol) -> str:
-        found = dict(zip(("x", "axis"), symbol.arguments, strict=False)) | symbol.settings
-        x, axis, keepdims = found.pop("x"), found.pop("axis", None), found.pop("keepdims", False)
-        if found:
+        settings = dict(zip(("x", "axis"), symbol.arguments, strict=False)) | symbol.settings
+        x, axis, keepdims = settings.pop("x"), settings.pop("axis", None), settings.pop("keepdims", False)
+        if settings:
             raise ExportError(
-                f"layer {symbol.path!r} cannot be exported to ONNX: {symbol.op} with {', '.join(found)}"
+                f"layer {symbol.path!r} cannot be exported to ONNX: {symbol.op} with {', '.join(settings)}"
             )
         logical = symbol.op in QUANTIFIERS
         name = self.value(x, np.int32 if logical else symbol.dtype)
@@ -93,8 +92,8 @@ class Nodes(WindowWriter):
         return self.emit("Mul", self.name(x), self.name(x))
 
     def _op_floor_divide(self, symbol, x, y):
-        found = self.emit("Div", *(self.value(v, np.float64) for v in (x, y)))
-        return self.emit("Cast", self.emit("Floor", found), to=data_type(symbol.dtype))
+        quotient = self.emit("Div", *(self.value(v, np.float64) for v in (x, y)))
+        return self.emit("Cast", self.emit("Floor", quotient), to=data_type(symbol.dtype))
 
     def _op_clip(self, symbol, x, min=None, max=None):
         name = self.value(x, symbol.dtype)
@@ -141,7 +140,7 @@ class Nodes(WindowWriter):
     def _op_broadcast_to(self, symbol, x, shape):
         own = self.program.shapes[x]
         given = (None,) * (len(shape) - len(own)) + own
-        # ONNX leaves an axis as it is where 1 is asked for.
+        # ONNX keeps the length of an axis if the new one is 1.
         shape = [1 if n == before else n for n, before in zip(shape, given, strict=True)]
         return self.emit("Expand", self.name(x), self.lengths(shape))
 
@@ -176,8 +175,8 @@ class Nodes(WindowWriter):
     # Indices
 
     def _slice(self, name: str, cuts) -> str:
-        """Return parts of axes: `cuts` are (start, stop, axis, step)."""
-        starts, stops, axes, steps = (self.integers(part) for part in zip(*cuts, strict=True))
+        """Return slices of axes: `cuts` are (start, stop, axis, step)."""
+        starts, stops, axes, steps = map(self.integers, zip(*cuts, strict=True))
         return self.emit("Slice", name, starts, stops, axes, steps)
 
     def _op_getitem(self, symbol, x, key):

@@ -1,7 +1,4 @@
-"""A traced model as an ONNX graph: nodes, constants and loops, whatever the operations are.
-
-What each operation is stands in `onnx_nodes`.
-"""
+"""A traced model as an ONNX graph: nodes, constants and loops. `onnx_nodes` has the operations."""
 
 from typing import Any
 
@@ -13,7 +10,7 @@ from nnx.graph.graph import Symbol
 
 
 def data_type(dtype) -> int:
-    """Return ONNX's number of a dtype."""
+    """Return the code of a dtype in ONNX."""
     return helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
 
 
@@ -47,33 +44,31 @@ class GraphWriter:
                 helper.make_node("Identity", [self.name(symbol)], [name], name=f"{name}/Identity")
             )
         inputs, outputs = ([self._info(name, symbol) for name, symbol in pairs] for pairs in (starts, ends))
-        used = {name for node in _all_nodes(self.nodes) for name in node.input}
-        nodes = [
-            node for node in self.nodes if used & {*node.output} or {*node.output} & {o.name for o in outputs}
-        ]
+        used = {name for node in _all_nodes(self.nodes) for name in node.input} | {o.name for o in outputs}
+        nodes = [node for node in self.nodes if used & {*node.output}]
         used = {name for node in _all_nodes(nodes) for name in node.input}
         constants = [tensor for name, tensor in self.constants.items() if name in used]
         return helper.make_graph(nodes, title, inputs, outputs, constants)
 
-    def _checked(self, numbers: str, dtype, count: int) -> str:
-        """Return numbers of categories, each that is none replaced by one for which Gather raises an error.
+    def _checked(self, indices: str, dtype, count: int) -> str:
+        """Return category indices, with one for which Gather raises an error in place of each invalid index.
 
-        ONNX has no operation that raises one, and Gather takes -1 as the last category.
+        ONNX has no operation that raises an error, and Gather takes -1 as the last category.
         """
         inside = self.emit(
-            "Clip", numbers, self.constant(dtype.type(0)), self.constant(dtype.type(count - 1))
+            "Clip", indices, self.constant(dtype.type(0)), self.constant(dtype.type(count - 1))
         )
-        none = self.constant(dtype.type(np.iinfo(dtype).max))
-        return self.emit("Where", self.emit("Equal", inside, numbers), numbers, none)
+        invalid = self.constant(dtype.type(np.iinfo(dtype).max))
+        return self.emit("Where", self.emit("Equal", inside, indices), indices, invalid)
 
     def write(self, symbols: list[Symbol]) -> None:
-        """Write the nodes of some Symbols, but for those that become part of another node."""
+        """Write the nodes of some Symbols, except for those that are fused into another node."""
         for symbol in symbols:
             if symbol.op != "input" and symbol not in self._late:
                 self.name(symbol)
 
     def name(self, symbol: Symbol) -> str:
-        """Return the name of a Symbol's result, after writing its nodes."""
+        """Return the name of a Symbol's result; write its nodes if needed."""
         if symbol not in self.names:
             before, self.path = self.path, symbol.path
             self.names[symbol] = self.lower(symbol)
@@ -89,7 +84,7 @@ class GraphWriter:
         return result
 
     def constant(self, array, hint: str = "") -> str:
-        """Return the name of an array that is the same for every batch."""
+        """Return the name of a constant array."""
         array = np.asarray(array, order="C")
         key = (hint, array.tobytes(), array.dtype, array.shape)
         if key not in self.names:
@@ -103,21 +98,18 @@ class GraphWriter:
         return self.constant(np.array(values, np.int64))
 
     def lengths(self, shape) -> str:
-        """Return the name of a shape, parts of which may depend on the batch."""
+        """Return the name of a shape; its lengths may be multiples of the batch size."""
         if not any(isinstance(n, Batch) for n in shape):
             return self.integers(shape)
-        parts = [
-            self.integers([n])
-            if not isinstance(n, Batch)
-            else self._batch
-            if n.times == 1
-            else self.emit("Mul", self._batch, self.integers([n.times]))
-            for n in shape
-        ]
-        return self.emit("Concat", *parts, axis=0)
+        return self.emit("Concat", *map(self._length, shape), axis=0)
+
+    def _length(self, n) -> str:
+        if not isinstance(n, Batch):
+            return self.integers([n])
+        return self._batch if n.times == 1 else self.emit("Mul", self._batch, self.integers([n.times]))
 
     def unique(self, wanted: str) -> str:
-        """Return a name that is not taken: this one, or with a number."""
+        """Return an unused name: this one, with a number if needed."""
         name, count = wanted, 1
         while name in self.taken:
             count += 1
@@ -142,14 +134,14 @@ class GraphWriter:
             return self.constant(np.asarray(value, dtype), hint)
         return self.constant(np.asarray(value, dtype))
 
-    # What each operation is
+    # Operations
 
     def lower(self, symbol: Symbol) -> str:
-        """Write what an operation is in ONNX, and return the name of its result."""
+        """Write the nodes of an operation, and return the name of its result."""
         raise NotImplementedError
 
     def fused(self, symbols: list[Symbol]) -> set[Symbol]:
-        """Return the Symbols that are written only if a node asks for them."""
+        """Return the Symbols that are fused into other nodes: they are written only for other users."""
         return set()
 
     # Loops
@@ -192,7 +184,7 @@ class GraphWriter:
 
 
 def _all_nodes(nodes):
-    """Yield nodes and those inside them; what a body gives back counts as read."""
+    """Yield nodes and those of the bodies of loops."""
     for node in nodes:
         yield node
         for attribute in node.attribute:

@@ -1,4 +1,4 @@
-"""A look into a model while it computes: each layer's output, the first nan, advice, and whether outputs suit losses.
+"""Observation of a model: the output of each layer, the first nan, advice, and whether outputs suit losses.
 
 May import: core, activations, data, layers, losses, NumPy.
 """

@@ -1,7 +1,7 @@
-"""Statistics of each layer on some samples, and advice where they are known to hinder training.
+"""Statistics of each layer on some samples, and advice on known obstacles to training.
 
 `nnx.diagnose(model, X, y)` runs one observed training step on a copy of the model, and prints a table and
-sentences. Thresholds stand at the top, with their sources.
+advice. The thresholds are the constants below, with their sources.
 """
 
 import copy
@@ -21,22 +21,22 @@ from nnx.layers.base import Layer
 __all__ = ["Diagnosis", "Row", "diagnose"]
 
 DEAD = 0.4
-"""More dead units than this in a layer. Source: Karpathy, CS231n notes, "The dying ReLU problem" (2015)."""
+"""Share of dead units in a layer. Source: Karpathy, CS231n notes, "The dying ReLU problem" (2015)."""
 SATURATED, SATURATION = 0.5, 0.99
-"""More values than this in the outer hundredth of what tanh or sigmoid give. Source: Glorot and Bengio,
+"""Share of the values of tanh or sigmoid in the outer hundredth of its range. Source: Glorot and Bengio,
 "Understanding the difficulty of training deep feedforward neural networks" (2010), section 3."""
 GRADIENT_RATIO = 1e-3
-"""The gradient of the first layer over that of the last one, or its inverse."""
+"""Gradient of the first layer divided by that of the last, or the inverse."""
 LARGE_GRADIENT = 1e3
-"""The norm of any layer's gradient, where inputs and targets are scaled."""
+"""Norm of a layer's gradient, if inputs and targets are scaled."""
 UPDATE, UPDATE_TOO_SMALL, UPDATE_TOO_LARGE = 1e-3, 1e-6, 0.1
-"""The norm of an update over that of the weights. Source: Karpathy, CS231n notes, "Ratio of weights:updates"."""
+"""Norm of an update divided by that of the weights. Source: Karpathy, CS231n notes, "Ratio of weights:updates"."""
 LARGE_FEATURE, SMALL_FEATURES = 10.0, 0.01
-"""A feature whose mean or deviation is beyond the first, or features that all deviate less than the second.
+"""Mean or deviation of one feature above the first; deviations of all features below the second.
 Source: LeCun et al., "Efficient BackProp" (1998), section 4.3: mean 0, deviation 1."""
 LARGE_TARGET = 10.0
 CHANCE, STEPS_OF_CHANCE = 0.98, 100
-"""After that many steps, more than this share of the loss of an answer that ignores the input."""
+"""The loss, divided by that of the best constant output, after so many steps."""
 
 HEADER = ("layer", "mean", "deviation", "dead", "saturated", "gradient", "update")
 WIDTH = 96
@@ -44,22 +44,22 @@ WIDTH = 96
 
 @dataclass
 class Row:
-    """What a layer did in one training step.
+    """Statistics of a layer in one training step.
 
     Attributes
     ----------
     layer : str
-        Its path in the model.
+        The path of the layer in the model.
     mean, deviation : float
-        Of its output.
+        Mean and standard deviation of the output.
     dead : float, optional
-        Of a ReLU, the share of its units that are zero for all samples.
+        For a ReLU, the share of units that are zero for all samples.
     saturated : float, optional
-        Of a tanh or sigmoid, the share of its values that are near the ends.
+        For tanh or sigmoid, the share of values near the ends of the range.
     gradient : float, optional
-        The norm of the gradient by its weights.
+        The norm of the gradient of the weights.
     update : float, optional
-        The norm of the optimizer's step over that of the weights.
+        The norm of the optimizer's update divided by that of the weights.
     """
 
     layer: str
@@ -73,7 +73,7 @@ class Row:
 
 @dataclass
 class Diagnosis:
-    """The result of `diagnose`: a row for each layer, and advice. `str` gives both as text."""
+    """The result of `diagnose`: a row for each layer, and advice. `str` returns both as text."""
 
     rows: list[Row]
     advice: list[str]
@@ -88,7 +88,7 @@ class Diagnosis:
 
 
 def diagnose(model, X, y, sample_weight=None, *, samples: int = 512, print_fn=print) -> Diagnosis:
-    """Print a table of what each layer does to some samples, and advice where training may fail.
+    """Print statistics of each layer on some samples, and advice if training may fail.
 
     Parameters
     ----------
@@ -99,7 +99,7 @@ def diagnose(model, X, y, sample_weight=None, *, samples: int = 512, print_fn=pr
     samples : int
         The number of samples to use, spread evenly.
     print_fn : function
-        What prints; `lambda text: None` for nothing.
+        Prints the text; `lambda text: None` prints nothing.
 
     Returns
     -------
@@ -122,22 +122,23 @@ def diagnose(model, X, y, sample_weight=None, *, samples: int = 512, print_fn=pr
     model._require_compiled()
     prepared = model.check_batch((X, y, sample_weight))
     chosen = np.unique(np.linspace(0, len(prepared) - 1, min(samples, len(prepared))).astype(int))
-    batch = prepared._each(lambda array: np.ascontiguousarray(array[chosen]))
-    look = _Look(model, batch)
-    diagnosis = Diagnosis(look.rows(), [], look.loss)
-    of_scale = _of_inputs(batch.x) + _of_targets(model, batch)
-    suits = unsuited(model.network, model.loss, model.output_shape, batch.y, batch.weight)
-    diagnosis.advice = [
-        *(f"Unsuited output: {text}." for text in suits),
-        *of_scale,
-        *_of_rows(diagnosis.rows, is_scaled=not of_scale),
-        *_of_chance(model, batch, look.loss),
+    batch = prepared.map_arrays(lambda array: np.ascontiguousarray(array[chosen]))
+    step = _ObservedStep(model, batch)
+    rows = step.rows()
+    on_scale = _on_inputs(batch.x) + _on_targets(model, batch)
+    unsuited_outputs = unsuited(model.network, model.loss, model.output_shape, batch.y, batch.weight)
+    advice = [
+        *(f"Unsuited output: {text}." for text in unsuited_outputs),
+        *on_scale,
+        *_on_rows(rows, is_scaled=not on_scale),
+        *_on_chance(model, batch, step.loss),
     ]
+    diagnosis = Diagnosis(rows, advice, step.loss)
     print_fn(str(diagnosis))
     return diagnosis
 
 
-class _Look:
+class _ObservedStep:
     """One training step of a copy of a model, observed layer by layer."""
 
     def __init__(self, model, samples: Samples):
@@ -148,21 +149,21 @@ class _Look:
         with backend.scope(model.dtype):
             batch, step = runner.place(samples), self.model.step
             scalars = runner.scalars(step, step + 1, runner.shard(len(samples)))
-            row = {name: values[0] for name, values in backend.device_put(scalars).items()}
+            first = {name: values[0] for name, values in backend.device_put(scalars).items()}
             carry = self.model.carry
             self.before = tree.map(backend.to_numpy, carry["params"])
-            grads, _, _ = steps.gradients(carry["params"], carry["state"], batch, row, None, observer)
+            grads, _, _ = steps.gradients(carry["params"], carry["state"], batch, first, None, observer)
             self.grads = tree.map(backend.to_numpy, grads)
             carry, _ = steps.train(carry, None, backend.device_put(scalars), {"samples": batch}, 0, 1)
             self.after = tree.map(backend.to_numpy, carry["params"])
-        self.network, self.kept, self.layers = steps.network, observer.kept, observer.layers
+        self.network, self.records, self.layers = steps.network, observer.records, observer.layers
         logs = model.evaluate(samples.x, samples.y, sample_weight=samples.weight, verbose=0, return_dict=True)
         self.loss = logs["loss"]
 
     def rows(self) -> list[Row]:
         """Return a row for each layer, in the order of computation."""
         rows = []
-        for (stage, name, what), arrays in self.kept.items():
+        for (stage, name, what), arrays in self.records.items():
             if stage == "forward" and name != "loss":
                 rows.append(self._row(name, list(arrays.values()), is_first=what == "output"))
         return rows
@@ -197,14 +198,14 @@ def _activation(layer: Layer) -> Any:
 
 
 def _ends(activation) -> tuple[float, float] | None:
-    """Return the smallest and the largest value of an activation that saturates at both."""
+    """Return the smallest and the largest value of an activation that saturates at both ends."""
     if type(activation) is activations.Tanh:
         return -1.0, 1.0
     return (0.0, 1.0) if type(activation) in (activations.Sigmoid, activations.HardSigmoid) else None
 
 
 def _own(values, path) -> dict:
-    """Return the arrays that belong to the layer at a path alone, by name."""
+    """Return the arrays of the layer at a path by name, without those of inner layers."""
     for key in path:
         values = values.get(key, {})
     return {key: value for key, value in values.items() if not isinstance(value, dict)}
@@ -217,10 +218,10 @@ def _norm(arrays: dict) -> float:
 # Advice
 
 
-def _of_inputs(x, name: str = "") -> list[str]:
+def _on_inputs(x, name: str = "") -> list[str]:
     if isinstance(x, (dict, tuple)):
         items = x.items() if isinstance(x, dict) else enumerate(x)
-        return [text for key, part in items for text in _of_inputs(part, f" of input {key!r}")]
+        return [text for key, array in items for text in _on_inputs(array, f" of input {key!r}")]
     if x.dtype.kind != "f":  # category indices
         return []
     values = x.astype(np.float64)
@@ -258,15 +259,11 @@ def _of_inputs(x, name: str = "") -> list[str]:
 
 
 _REGRESSION = (
-    losses.MeanSquaredError,
-    losses.MeanAbsoluteError,
-    losses.Huber,
-    losses.LogCosh,
-    losses.Quantile,
-)
+    losses.MeanSquaredError, losses.MeanAbsoluteError, losses.Huber, losses.LogCosh, losses.Quantile
+)  # fmt: skip
 
 
-def _of_targets(model, samples: Samples) -> list[str]:
+def _on_targets(model, samples: Samples) -> list[str]:
     if not isinstance(model.loss, _REGRESSION) or isinstance(samples.y, (dict, tuple)):
         return []
     mean, deviation = float(np.mean(samples.y)), float(np.std(samples.y))
@@ -278,7 +275,7 @@ def _of_targets(model, samples: Samples) -> list[str]:
     ]
 
 
-def _of_rows(rows: list[Row], is_scaled: bool) -> list[str]:
+def _on_rows(rows: list[Row], is_scaled: bool) -> list[str]:
     advice = []
     for row in rows:
         if not (math.isfinite(row.mean) and math.isfinite(row.deviation)):
@@ -295,18 +292,18 @@ def _of_rows(rows: list[Row], is_scaled: bool) -> list[str]:
                 f"activation, where it has no slope. Scale its input (BatchNormalization before it), take smaller "
                 f"starting weights, or relu."
             )
-    return [*advice, *_of_gradients(rows, is_scaled), *_of_updates(rows)]
+    return [*advice, *_on_gradients(rows, is_scaled), *_on_updates(rows)]
 
 
-def _of_gradients(rows: list[Row], is_scaled: bool) -> list[str]:
-    having = [row for row in rows if row.gradient is not None]
-    if not having:
+def _on_gradients(rows: list[Row], is_scaled: bool) -> list[str]:
+    rows_with_weights = [row for row in rows if row.gradient is not None]
+    if not rows_with_weights:
         return []
-    first, last = having[0], having[-1]
+    first, last = rows_with_weights[0], rows_with_weights[-1]
     low, high = first.gradient or 0.0, last.gradient or 0.0
-    largest = max(having, key=lambda row: row.gradient or 0.0)
+    largest = max(rows_with_weights, key=lambda row: row.gradient or 0.0)
     if low == 0 and any((row.dead or 0.0) > DEAD for row in rows):
-        return []  # that is why
+        return []  # the dead units explain it
     if low == high == 0:
         return ["No gradient: those of the first and of the last layer are 0, and nothing is learnt."]
     if low < GRADIENT_RATIO * high:
@@ -322,11 +319,11 @@ def _of_gradients(rows: list[Row], is_scaled: bool) -> list[str]:
     return []
 
 
-def _of_updates(rows: list[Row]) -> list[str]:
-    having = [row for row in rows if row.update is not None]
-    if not having:
+def _on_updates(rows: list[Row]) -> list[str]:
+    updated = [row for row in rows if row.update is not None]
+    if not updated:
         return []
-    largest = max(having, key=lambda row: row.update or 0.0)
+    largest = max(updated, key=lambda row: row.update or 0.0)
     largest_update = largest.update or 0.0
     if largest_update > UPDATE_TOO_LARGE:
         share = f"{largest_update:.0%} of" if largest_update < 100 else f"{largest_update:.1e} times"
@@ -342,7 +339,7 @@ def _of_updates(rows: list[Row]) -> list[str]:
     return []
 
 
-def _of_chance(model, samples: Samples, loss: float) -> list[str]:
+def _on_chance(model, samples: Samples, loss: float) -> list[str]:
     chance = _chance(model.loss, samples.y)
     if chance is None or model.step < STEPS_OF_CHANCE or loss < CHANCE * chance:
         return []
@@ -353,7 +350,7 @@ def _of_chance(model, samples: Samples, loss: float) -> list[str]:
 
 
 def _chance(loss, y) -> float | None:
-    """Return the loss of the best constant answer, where it is known."""
+    """Return the loss of the best constant output; None if that is not known."""
     if isinstance(y, (dict, tuple)):
         return None
     y = np.asarray(y)
@@ -383,10 +380,8 @@ def _cells(row: Row) -> tuple[str, ...]:
 
 
 def _aligned(rows) -> list[str]:
-    widths = [max(len(row[i]) for row in rows) for i in range(len(HEADER))]
+    first, *others = (max(map(len, column)) for column in zip(*rows, strict=True))
     return [
-        "  ".join(
-            [row[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(row[1:], widths[1:], strict=True))]
-        )
-        for row in rows
+        "  ".join([name.ljust(first), *(cell.rjust(w) for cell, w in zip(cells, others, strict=True))])
+        for name, *cells in rows
     ]

@@ -1,8 +1,8 @@
-"""Whether the output of a network suits its loss: what its last activation gives, and what the loss expects.
+"""Check that the output of a network suits its loss: the range of its last activation, and that of the targets.
 
-A softmax in front of a loss `from_logits`, a sigmoid for targets up to 20: such programs run and learn little.
-`unsuited` says so from the configuration and the targets on the host. `fit` warns of it once, and
-`nnx.diagnose` repeats it.
+A softmax before a loss `from_logits`, or a sigmoid for targets up to 20: such models run, but learn little.
+`unsuited` finds this from the configuration and the targets on the host. `fit` warns of it once, and
+`nnx.diagnose` reports it.
 """
 
 import math
@@ -30,16 +30,16 @@ _RANGES = {
     activations.Mish: (-0.3089, math.inf),
     activations.LogSoftmax: (-math.inf, 0.0),
 }
-"""The least and the largest value of activations whose range is limited."""
+"""The smallest and the largest value of activations with a limited range."""
 
 TOLERANCE = 1e-2
-"""By how much a target may lie outside: noise."""
+"""How far noisy targets may be out of range."""
 
 _WITH_ACTIVATION = (layers.Dense, layers.Activation, Convolution, Recurrent)
-"""Layers whose output is that of their activation (of a recurrent one: no larger than it)."""
+"""Layers whose output has the range of their activation (of a recurrent layer: at most that)."""
 
 _KEEPING = (layers.Dropout, GaussianNoise, _Pooling, _GlobalPooling)
-"""Layers behind which the range of values is, in inference, that of before."""
+"""Layers that keep the range of their input in inference."""
 
 _REGRESSION = (
     losses.MeanSquaredError, losses.MeanAbsoluteError, losses.Huber, losses.LogCosh, losses.Quantile,
@@ -50,23 +50,23 @@ _ONE_EACH = (activations.Sigmoid, activations.HardSigmoid)
 
 
 def unsuited(network: Layer, loss, out_shape, y=None, weight=None) -> list[str]:
-    """Return a sentence, with the remedy, for each output of a network that does not suit its loss.
+    """Return a sentence with a remedy for each output of a network that does not suit its loss.
 
     Parameters
     ----------
     network : Layer
     loss : Loss
     out_shape : shape
-        Of one output of the network.
+        The shape of one output of the network.
     y : array, or a dict or tuple of them, optional
-        Targets, as the loss takes them.
+        Targets, as the loss expects them.
     weight : array, (samples,), optional
         Samples of weight 0 are ignored.
     """
-    path = _in_a_row(network)
+    path = _in_sequence(network)
     if not path:
         return []
-    if y is not None and _has_masks(network):  # what stands where time steps are left out means nothing
+    if y is not None and _has_masks(network):  # targets of masked time steps are arbitrary
         y = None
     if isinstance(loss, OutputLosses) and type(path[-1]) is layers.Outputs:
         last: layers.Outputs = path[-1]
@@ -74,9 +74,8 @@ def unsuited(network: Layer, loss, out_shape, y=None, weight=None) -> list[str]:
         for place, branch in zip(last.places, last.layers, strict=True):
             if place in loss.each:
                 targets = None if y is None else y[place]
-                text = _unsuited(
-                    [*path[:-1], *_in_a_row(branch)], loss.each[place], out_shape[place], targets, weight
-                )
+                own_path = [*path[:-1], *_in_sequence(branch)]
+                text = _unsuited(own_path, loss.each[place], out_shape[place], targets, weight)
                 sentences += [f"Output {output_name(place)!r}: {text}"] if text else []
         return sentences
     if not is_single(out_shape):
@@ -89,33 +88,34 @@ def _unsuited(path: list[Layer], loss, out_shape, y, weight) -> str | None:
     activation = _last_activation(path)
     if activation is None or not is_builtin(loss):
         return None
-    text = _of_configuration(activation, loss, out_shape)
+    text = _check_configuration(activation, loss, out_shape)
     if text is None and y is not None:
-        text = _of_targets(activation, loss, _counted(np.asarray(y), weight))
+        y = np.asarray(y)
+        text = _check_targets(activation, loss, y if weight is None else y[np.asarray(weight) != 0])
     return text
 
 
-# What the output is
+# The output
 
 
-def _in_a_row(layer: Layer) -> list[Layer]:
-    """Return the layers that a layer runs one after another, those of chains in it included."""
+def _in_sequence(layer: Layer) -> list[Layer]:
+    """Return the layers that a layer runs one after another, including those of inner chains."""
     if type(layer) is not layers.Chain:
         return [layer]
-    return [inner_layer for inner in layer.layers for inner_layer in _in_a_row(inner)]
+    return [inner_layer for inner in layer.layers for inner_layer in _in_sequence(inner)]
 
 
 def _last_activation(path: list[Layer]) -> activations.Activation | None:
-    """Return the activation that the output comes out of; None if that is not known."""
+    """Return the activation that computes the output; None if that is not known."""
     for layer in reversed(path):
         if not is_builtin(layer):
             return None
         if type(layer) is layers.TimeDistributed:
-            return _last_activation(_in_a_row(layer.layer))
+            return _last_activation(_in_sequence(layer.layer))
         if type(layer) is layers.Parallel and layer.merge == "concat":
-            ends = [_last_activation(_in_a_row(branch)) for branch in layer.layers]
-            alike = not any(isinstance(a, activations.Softmax) for a in ends)  # two of them sum to 2
-            return ends[0] if alike and len({type(activation) for activation in ends}) == 1 else None
+            ends = [_last_activation(_in_sequence(branch)) for branch in layer.layers]
+            same = len({type(activation) for activation in ends}) == 1
+            return ends[0] if same and not isinstance(ends[0], activations.Softmax) else None  # two sum to 2
         activation: Any = getattr(layer, "activation", None)
         if isinstance(layer, _WITH_ACTIVATION):
             if isinstance(layer, layers.Activation) and type(activation) is activations.Linear:
@@ -127,12 +127,12 @@ def _last_activation(path: list[Layer]) -> activations.Activation | None:
 
 
 def _name(activation) -> str:
-    """Return what an activation is called in a layer."""
+    """Return the name of an activation."""
     return next(name for name in activations.names() if type(activations.get(name)) is type(activation))
 
 
 def _range(activation) -> tuple[float, float]:
-    """Return the least and the largest value of an activation."""
+    """Return the smallest and the largest value of an activation."""
     if isinstance(activation, activations.ELU):
         return -activation.alpha, math.inf
     return _RANGES.get(type(activation), (-math.inf, math.inf))
@@ -146,16 +146,12 @@ def _has_masks(layer: Layer) -> bool:
     )
 
 
-# What the loss expects
+# The loss
 
 
-def _of_configuration(activation, loss, out_shape) -> str | None:
+def _check_configuration(activation, loss, out_shape) -> str | None:
     low, high = _range(activation)
-    name, kind, units = (
-        type(loss).__name__,
-        _name(activation),
-        out_shape[-1] if out_shape else 1,
-    )
+    name, kind, units = (type(loss).__name__, _name(activation), out_shape[-1] if out_shape else 1)
     categorical = isinstance(loss, losses.CategoricalCrossentropy)
     if isinstance(activation, activations.Softmax) and units == 1:
         return (
@@ -197,11 +193,11 @@ def _of_configuration(activation, loss, out_shape) -> str | None:
 
 
 def _is_positive(activation, categorical: bool) -> bool:
-    """Whether values above 1 are right: positive ones, which a categorical loss divides by their sum."""
+    """Whether values above 1 are allowed: a categorical loss divides positive values by their sum."""
     return categorical and isinstance(activation, (activations.Softplus, activations.Exponential))
 
 
-def _of_targets(activation, loss, y) -> str | None:
+def _check_targets(activation, loss, y) -> str | None:
     if not y.size:
         return None
     least, largest = float(y.min()), float(y.max())
@@ -226,10 +222,6 @@ def _of_targets(activation, loss, y) -> str | None:
         f"gives values from {_number(low)} to {_number(high)}. Take the activation off the last layer, "
         f"or {or_else}"
     )
-
-
-def _counted(y: np.ndarray, weight) -> np.ndarray:
-    return y if weight is None or np.all(weight) else y[np.asarray(weight) != 0]
 
 
 def _number(limit: float) -> str:

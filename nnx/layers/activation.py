@@ -31,7 +31,7 @@ class Activation(Layer):
 
 
 class OfActivation:
-    """A setting of a layer that is its activation's: `negative_slope = OfActivation()`."""
+    """A setting that the layer shares with its activation: `negative_slope = OfActivation()`."""
 
     def __set_name__(self, owner, name):
         self.name = name
@@ -44,7 +44,7 @@ class OfActivation:
 
 
 class _Named(Activation):
-    """An activation layer whose function is fixed by its class."""
+    """Base of the activation layers without settings."""
 
     function = "linear"
 

@@ -1,7 +1,7 @@
-"""Multi-head attention: every time step takes a weighted mean of all, in several heads at once,
+"""Multi-head attention: each time step gets a weighted mean of all time steps, in several heads at once,
 
-    head = softmax(q @ k.T / sqrt(key_dim)) @ v      of  q = x @ query, k = z @ key, v = z @ value
-    y = (the heads side by side) @ attention_output
+    head = softmax(q @ k.T / sqrt(key_dim)) @ v      with  q = x @ query, k = z @ key, v = z @ value
+    y = concatenate(heads) @ attention_output
 
 where z is x itself (self-attention) or another sequence (cross-attention).
 
@@ -23,20 +23,20 @@ from nnx.shapes import is_single
 class MultiHeadAttention(Layer):
     """Multi-head attention: (batch, time, features) -> (batch, time, features).
 
-    Given a tuple of arrays it is cross-attention: (query, value), or (query, value, key) as in Keras,
-    with a time axis of its own for the query. Padding, `ctx.mask`, neither attends nor is attended to:
-    the output of a step that may attend to no other is the bias alone.
+    A tuple of arrays means cross-attention: (query, value), or (query, value, key) as in Keras; the query
+    may have another length. Masked steps (`ctx.mask`) neither attend nor are attended to: the output of a
+    step that may attend to no step is the bias alone.
 
     Parameters
     ----------
     num_heads : int
-        How many heads look side by side.
+        Number of heads.
     key_dim : int, optional
-        Length of the vectors whose products are the scores; by default features / num_heads.
+        Length of a head's query and key vectors, by default features / num_heads.
     value_dim : int, optional
-        Length of the vectors that are averaged, by default `key_dim`.
+        Length of a head's value vectors, by default `key_dim`.
     dropout : float
-        Share of the weights that are zeroed while training.
+        Share of the attention weights that are zeroed while training.
     use_bias : bool
         Whether biases are added.
     output_shape : int or tuple of int, optional
@@ -46,16 +46,16 @@ class MultiHeadAttention(Layer):
         of attention_output (heads, value_dim, features) and (features,).
     kernel_regularizer, bias_regularizer : str or Regularizer, optional
     seed : int, optional
-        Sets its dropout apart from that of another layer with the same name.
+        Makes its dropout differ from that of another layer with the same name.
     use_causal_mask : bool
-        Whether no step sees a later one. In Keras an argument of the call.
+        Whether no step attends to a later one. In Keras an argument of the call.
     rotary : bool
-        Whether queries and keys are turned by their position; see `RotaryPositions`.
+        Whether queries and keys are rotated by their position; see `RotaryPositions`.
     max_wavelength : float
-        Of rotary positions.
+        As for `RotaryPositions`.
     block_size : int, optional
-        How many queries are taken at a time. Then the weights, (batch, heads, time, time), are never
-        in memory as a whole, and are computed a second time for the pullback. The results are equal.
+        Process so many queries at a time. The attention weights, (batch, heads, time, time), are then never
+        in memory as a whole, and are recomputed for the pullback. The results are the same.
 
     Examples
     --------
@@ -112,12 +112,12 @@ class MultiHeadAttention(Layer):
         self.block_size = None if block_size is None else positive_int(self, "block_size", block_size)
 
     def declare_weights(self):
-        for part in ("query", "key", "value", "attention_output"):
-            yield Weight.of(self, f"{part}/kernel", functools.partial(self._kernel_shape, part), "kernel")
+        for name in ("query", "key", "value", "attention_output"):
+            yield Weight.of(self, f"{name}/kernel", functools.partial(self._kernel_shape, name), "kernel")
             if self.use_bias:
-                yield Weight.of(self, f"{part}/bias", functools.partial(self._bias_shape, part), "bias")
+                yield Weight.of(self, f"{name}/bias", functools.partial(self._bias_shape, name), "bias")
 
-    def _kernel_shape(self, part: str, in_shape) -> tuple[int, ...]:
+    def _kernel_shape(self, name: str, in_shape) -> tuple[int, ...]:
         (query, value, key), key_dim, value_dim = self._dims(in_shape)
         shapes = {
             "query": (query, self.num_heads, key_dim),
@@ -125,11 +125,11 @@ class MultiHeadAttention(Layer):
             "value": (value, self.num_heads, value_dim),
             "attention_output": (self.num_heads, value_dim, *self.out_shape(in_shape)[1:]),
         }
-        return shapes[part]
+        return shapes[name]
 
-    def _bias_shape(self, part: str, in_shape) -> tuple[int, ...]:
-        summed_axes = 2 if part == "attention_output" else 1
-        return self._kernel_shape(part, in_shape)[summed_axes:]
+    def _bias_shape(self, name: str, in_shape) -> tuple[int, ...]:
+        summed_axes = 2 if name == "attention_output" else 1
+        return self._kernel_shape(name, in_shape)[summed_axes:]
 
     def out_shape(self, in_shape: Any):
         self._dims(in_shape)
@@ -166,38 +166,29 @@ class MultiHeadAttention(Layer):
         xp, several = ctx.xp, isinstance(x, tuple)
         query, value, key = (*x, x[1])[:3] if several else (x, x, x)
         query_mask, key_mask = self._masks(ctx, several)
-        (q, pull_q), (k, pull_k), (v, pull_v) = (
-            _project(ctx, params[name], part)
-            for name, part in (("query", query), ("key", key), ("value", value))
-        )
+        q, pull_q = _project(ctx, params["query"], query)
+        k, pull_k = _project(ctx, params["key"], key)
+        v, pull_v = _project(ctx, params["value"], value)
         scale = 1 / math.sqrt(q.shape[-1])
         q = ctx.kernel(kernels.multiply, q, scale, overwrite=0)
-        turn = rotate if self.rotary else _leave
-        (q, turn_q_back), (k, turn_k_back) = (turn(ctx, part, self.max_wavelength) for part in (q, k))
-        q, k, v = (xp.permute_dims(part, (0, 2, 1, 3)) for part in (q, k, v))
+        if self.rotary:
+            (q, rotate_q_back), (k, rotate_k_back) = (rotate(ctx, a, self.max_wavelength) for a in (q, k))
+        else:
+            rotate_q_back = rotate_k_back = _identity
+        q, k, v = (xp.permute_dims(array, (0, 2, 1, 3)) for array in (q, k, v))
         mixed, pull_mixed = attend(
-            ctx,
-            q,
-            k,
-            v,
-            query_mask,
-            key_mask,
-            self.use_causal_mask,
-            self.dropout,
-            self.block_size,
-            self.seed,
+            ctx, q, k, v, query_mask, key_mask, self.use_causal_mask, self.dropout, self.block_size, self.seed
         )
         y, pull_y = _project(ctx, params["attention_output"], mixed, contracted=2)
 
         def pullback(dy):
-            dmixed, of_output = pull_y(dy, True)
+            dmixed, output_grads = pull_y(dy, True)
             dq, dk, dv = (xp.permute_dims(d, (0, 2, 1, 3)) for d in pull_mixed(dmixed))
-            dq, dk = turn_q_back(dq), turn_k_back(dk)
-            needed = ctx.needs_input_gradient
-            dquery, of_query = pull_q(ctx.kernel(kernels.multiply, dq, scale, overwrite=0), needed)
-            dkey, of_key = pull_k(dk, needed)
-            dvalue, of_value = pull_v(dv, needed)
-            grads = {"query": of_query, "key": of_key, "value": of_value, "attention_output": of_output}
+            dq, dk = rotate_q_back(dq), rotate_k_back(dk)
+            needed, grads = ctx.needs_input_gradient, {"attention_output": output_grads}
+            dquery, grads["query"] = pull_q(ctx.kernel(kernels.multiply, dq, scale, overwrite=0), needed)
+            dkey, grads["key"] = pull_k(dk, needed)
+            dvalue, grads["value"] = pull_v(dv, needed)
             if not needed:
                 return None, grads
             if not several:
@@ -207,7 +198,7 @@ class MultiHeadAttention(Layer):
         return y, pullback
 
     def _masks(self, ctx, several):
-        """Return the masks of the query and of the keys, and keep that of the query for the output."""
+        """Return the masks of the query and of the keys; the output keeps that of the query."""
         if not several or ctx.mask is None:
             return ctx.mask, ctx.mask
         query_mask, *others = ctx.mask
@@ -228,13 +219,12 @@ class MultiHeadAttention(Layer):
         return projections + heads * queries * keys * (2 * key_dim + 2 * value_dim + 5)
 
 
-def _leave(ctx, x, max_wavelength):
-    """Return x as it is, and the pullback of that: in place of `rotate`."""
-    return x, lambda dy: dy
+def _identity(x):
+    return x
 
 
 def _project(ctx, params, x, contracted=1):
-    """Return x @ kernel + bias, where the last axes of x and the first of the kernel are contracted."""
+    """Return x @ kernel + bias, summed over the last `contracted` axes of x and the first of the kernel."""
     xp, kernel, bias = ctx.xp, params["kernel"], params.get("bias")
     rows = xp.reshape(x, (-1, math.prod(kernel.shape[:contracted])))
     matrix = xp.reshape(kernel, (rows.shape[1], -1))

@@ -1,11 +1,10 @@
-"""Batch normalisation: each feature is brought to zero mean and unit variance over the batch,
-then given a learnt scale and offset,
+"""Batch normalisation: each feature is normalised to zero mean and unit variance over the batch, then
+gets a learnt scale and offset,
 
     y = gamma * (x - mean) / sqrt(variance + epsilon) + beta.
 
-In training, mean and variance are those of the batch, and moving averages of them are kept;
-otherwise the moving averages are used. Time steps that a mask leaves out are normalised like the
-others, but do not count in mean and variance.
+Training uses mean and variance of the batch, and updates moving averages of them; inference uses the
+moving averages. Masked time steps are normalised too, but do not count in mean and variance.
 
 Source: Ioffe and Szegedy, "Batch Normalization", 2015 (arXiv:1502.03167).
 """
@@ -23,9 +22,9 @@ class BatchNormalization(Layer):
     Parameters
     ----------
     axis : int
-        The axis of features, counted with the batch axis; all others are averaged over.
+        The axis of features, counted with the batch axis; mean and variance are over all other axes.
     momentum : float
-        Share of the old value that a moving average keeps at each step.
+        Share of its old value that a moving average keeps at each step.
     epsilon : float
         Added to the variance, so that a constant feature maps to `beta`.
     center, scale : bool
@@ -41,7 +40,7 @@ class BatchNormalization(Layer):
     """
 
     supports_masking = True
-    full_precision = True  # sums over a batch soon leave the range of float16
+    full_precision = True  # sums over a batch overflow float16
 
     def __init__(
         self,
@@ -140,12 +139,12 @@ class BatchNormalization(Layer):
                 grads["beta"] = xp.reshape(total, (-1,))
             if not ctx.training:
                 return dy * scale, grads
-            # Mean and variance depend on x too: remove from the gradient its mean and its part
+            # Mean and variance depend on x too: remove from the gradient its mean and its component
             # along the normalised input.
-            by_statistics = total / n + normalised * (along / n)
+            through_statistics = total / n + normalised * (along / n)
             if weight is not None:
-                by_statistics = by_statistics * weight
-            return (dy - by_statistics) * scale, grads
+                through_statistics = through_statistics * weight
+            return (dy - through_statistics) * scale, grads
 
         return y, pullback
 
@@ -154,6 +153,6 @@ class BatchNormalization(Layer):
 
 
 def _weight(xp, mask, x):
-    """Return 1 for each element of x at a time step that a mask, (batch, time), counts; 0 for the others."""
+    """Return 1 for each element of x where a mask, (batch, time), is True, else 0."""
     counts = xp.reshape(mask, (*mask.shape, *(1,) * (x.ndim - mask.ndim)))
     return xp.astype(xp.broadcast_to(counts, x.shape), x.dtype)

@@ -1,13 +1,13 @@
 """Cells: one time step of a recurrent layer, forward and backward, as elementwise formulas.
 
-A step takes two products, x @ kernel and h @ recurrent_kernel. The first is computed for all time
-steps at once; the second, and the cell's formulas, run step after step (`Backend.scan`): a product
-and one kernel each.
+A step needs two products, x @ kernel and h @ recurrent_kernel. The first is computed for all time
+steps at once; the second and the cell's formulas run step by step (`Backend.scan`), as one product
+and one kernel per step.
 
     gates of x, gates of h, states  ->  new states, saved                   forward
     dL/d(new states), states, saved ->  dL/d(gates), dL/dstates             backward
 
-The cells stand beside their layers, in `simple_rnn`, `lstm` and `gru`.
+The cells are defined beside their layers, in `simple_rnn`, `lstm` and `gru`.
 """
 
 import itertools
@@ -16,7 +16,7 @@ from typing import Any
 
 
 def columns(array, count: int) -> list:
-    """Return the parts of equal width of the last axis, as views where the library has them."""
+    """Return the last axis split into `count` equal parts, as views where the library has them."""
     width = array.shape[-1] // count
     return [array[..., k * width : (k + 1) * width] for k in range(count)]
 
@@ -27,18 +27,18 @@ class Cell:
     Parameters
     ----------
     activation, recurrent_activation : Activation
-        Functions of the state and of the gates; all work element by element.
+        Functions of the state and of the gates; all are elementwise.
     """
 
     gates: int
-    """How many columns x @ kernel has for each unit."""
+    """Columns of x @ kernel for each unit."""
     products: int
-    """How many arrays `recurrent` returns."""
+    """Number of arrays that `recurrent` returns."""
     saved: int
-    """How many arrays the backward pass needs of each step."""
+    """Number of arrays that the backward pass needs from each step."""
     states = 1
     keeps_state = False
-    """Whether the new h depends on the old one also directly, not only through the gates."""
+    """Whether the new h depends on the old h directly too, not only through the gates."""
     splits_gradient = False
     """Whether the gradients of the gates of x differ from those of h."""
 
@@ -47,40 +47,41 @@ class Cell:
         self.recurrent_activation: Any = recurrent_activation
 
     def recurrent(self, backend, kernel, h, x) -> list:
-        """Return the matrix products of h that the step uses."""
+        """Return the products of h that the step uses."""
         return columns(backend.xp.matmul(h, kernel), self.gates)
 
     def recurrent_gradient(self, backend, kernel, dgates):
-        """Return dL/dh, as far as it comes through the gates."""
+        """Return dL/dh through the gates."""
         return backend.xp.matmul(dgates, kernel.T)
 
     def kernel_gradient(self, xp, h, saved, dgates):
-        """Return dL/dkernel, where all arrays have the rows of all time steps."""
+        """Return dL/dkernel; each array holds all time steps, (time * batch, ...)."""
         return xp.matmul(h.T, dgates)
 
     def forward(self, xp, x, recurrent, states, extra) -> tuple[tuple, tuple]:
-        """Return the new states, and what the backward pass needs."""
+        """Return the new states, and the arrays that the backward pass needs."""
         raise NotImplementedError
 
     def backward(self, xp, dstates, states, saved, extra) -> tuple:
-        """Return the gradients of the gates of h, of the states before, and of the gates of x.
+        """Return the gradients of the gates of h, of the previous states, and of the gates of x.
 
-        The first of the states is left out unless `keeps_state`, the last unless `splits_gradient`.
+        The gradient of the previous h is left out unless `keeps_state`; those of the gates of x are empty
+        unless `splits_gradient`.
         """
         raise NotImplementedError
 
     inner: Any = None
-    """A formula like `backward`: the gradient whose product with the kernel `backward` takes."""
+    """A formula with the arguments of `backward`: a gradient whose product with the kernel `backward` needs."""
 
 
 def activate(activation, xp, x):
-    """Return activation(x), and what its gradient needs."""
+    """Return activation(x), and the array that its gradient needs."""
     y = activation.forward(xp, x)
     return y, (x if activation.needs_input else y)
 
 
 def activation_value(activation, xp, saved):
-    """Return activation(x) again from what was saved."""
+    """Return activation(x), computed from the saved array."""
     return activation.forward(xp, saved) if activation.needs_input else saved
 
 
@@ -107,8 +108,8 @@ class Forward(Step):
 
     def arguments(self, backend, fixed, carry, x):
         """Return the arguments of the kernel of a step."""
-        seen = carry[-1] if self.dropped else carry[0]
-        recurrent = self.cell.recurrent(backend, fixed[0], seen, x)
+        h = carry[-1] if self.dropped else carry[0]
+        recurrent = self.cell.recurrent(backend, fixed[0], h, x)
         return (*recurrent, *carry[: self.cell.states], *x, *fixed[1:])
 
     def __call__(self, xp, *arrays):
@@ -125,25 +126,25 @@ class Forward(Step):
 class Backward(Step):
     """A cell's step backward, for `Backend.scan`.
 
-    carry: the gradients of all gates of h, side by side; those of the states, of h only if `passes`
+    carry: the concatenated gradients of the gates of h; those of the states, of h only if `bypasses`
     xs: dL/dh from the output, the states before the step, its saved arrays, and the mask if `masked`
     fixed: the recurrent kernel, and the factors of dropout if `dropped`
     """
 
     @property
-    def passes(self) -> bool:
-        """Whether h has a gradient by the h before it that bypasses the gates."""
+    def bypasses(self) -> bool:
+        """Whether h depends on the previous h also directly, not only through the gates."""
         return self.cell.keeps_state or self.masked
 
     @property
     def join(self) -> tuple[int, ...]:
-        states = self.cell.states - 1 + self.passes
+        states = self.cell.states - 1 + self.bypasses
         return (self.cell.gates, *(1,) * states, *(self.cell.gates,) * self.cell.splits_gradient)
 
     def arguments(self, backend, fixed, carry, x):
         """Return the arguments of the kernel of a step."""
-        by_gates = self.cell.recurrent_gradient(backend, fixed[0], carry[0])
-        arguments = (by_gates, *carry[1:], *x, *fixed[1:])
+        through_gates = self.cell.recurrent_gradient(backend, fixed[0], carry[0])
+        arguments = (through_gates, *carry[1:], *x, *fixed[1:])
         if self.cell.inner is None:
             return arguments
         units = fixed[0].shape[0]
@@ -151,15 +152,15 @@ class Backward(Step):
         return (*arguments, backend.xp.matmul(inner, fixed[0][:, -units:].T))
 
     def read(self, xp, arrays) -> tuple:
-        """Return (gradients of the new states, the part of them that bypasses the step, states, saved, extra)."""
+        """Return (gradients of the new states, their share that skips masked steps, states, saved, extra)."""
         cell, rest = self.cell, iter(arrays)
-        (by_gates,), passed = _next(rest, 1), _next(rest, cell.states - 1 + self.passes)
+        (through_gates,), direct = _next(rest, 1), _next(rest, cell.states - 1 + self.bypasses)
         (dh,), states, saved = (_next(rest, n) for n in (1, cell.states, cell.saved))
         mask, keep = _next(rest, self.masked), _next(rest, self.dropped)
         for factor in keep:
-            by_gates = by_gates * factor
-        dh = dh + by_gates
-        dstates = [dh + passed[0], *passed[1:]] if self.passes else [dh, *passed]
+            through_gates = through_gates * factor
+        dh = dh + through_gates
+        dstates = [dh + direct[0], *direct[1:]] if self.bypasses else [dh, *direct]
         skipped = []
         if mask:
             counts = xp.astype(mask[0], dh.dtype)
@@ -178,7 +179,7 @@ class Backward(Step):
 
 
 class InnerGradient(Backward):
-    """The kernel of `Cell.inner`, with the arguments of the kernel of the step."""
+    """The kernel of `Cell.inner`; it takes the arguments of the step's kernel."""
 
     def __call__(self, xp, *arrays):
         dstates, _, states, saved, extra = self.read(xp, arrays)
@@ -186,5 +187,5 @@ class InnerGradient(Backward):
 
 
 def _next(values, count: int) -> list:
-    """Return the next `count` of an iterator."""
+    """Return the next `count` items of an iterator."""
     return list(itertools.islice(values, int(count)))

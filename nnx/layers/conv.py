@@ -1,10 +1,10 @@
-"""Convolution: each output is a weighted sum of the inputs in a window around its place, with the same
-weights at every place,
+"""Convolution: each output is a weighted sum of the inputs in a window, with the same weights at every
+position,
 
     y[b, p, f] = activation(sum over k, c of x[b, p * strides + k * dilation_rate, c] * kernel[k, c, f] + bias[f]).
 
-The elements of each window are laid out as a row (a patch): the sum is then one matrix product, and
-so are both gradients.
+The elements of each window form a row (a patch): the sum is then one matrix product, and so are both
+gradients.
 Source: LeCun et al., "Gradient-based learning applied to document recognition", 1998; the product
 over patches: Chellapilla, Puri and Simard, 2006.
 """
@@ -13,24 +13,17 @@ import math
 
 from nnx import activations, initializers, regularizers
 from nnx.layers.base import Layer, Weight, positive_int, register, size
-from nnx.layers.windows import (
-    PADDINGS,
-    Windows,
-    channels_last,
-    padding_argument,
-    spread,
-    windows_of,
-)
+from nnx.layers.windows import PADDINGS, Windows, channels_last, padding_argument, spread, windows_of
 
 
 def convolve(ctx, x, kernel, windows: Windows):
     """Return rows (batch * windows, filters) of the convolution, and its pullback.
 
-    x : (batch, *spatial, channels); kernel : (*size, channels, filters). The pullback gives dx, or
-    None where it is not needed, and dkernel.
+    x : (batch, *spatial, channels); kernel : (*size, channels, filters). The pullback returns dx, or
+    None if it is not needed, and dkernel.
 
-    Patches are many times as large as the input. They are formed for as many samples at a time as
-    `ctx.backend.tile_bytes` has room for, and again for the pullback.
+    Patches are many times as large as the input. They are formed for a few samples at a time, as
+    `ctx.backend.tile_bytes` allows, and again for the pullback.
     """
     xp, filters = ctx.xp, kernel.shape[-1]
     if (result := convolve_by_library(ctx, x, kernel, windows)) is not None:
@@ -58,7 +51,7 @@ def convolve(ctx, x, kernel, windows: Windows):
 
 
 def convolve_by_library(ctx, x, kernel, windows: Windows, groups: int = 1):
-    """Return what `convolve` does, of any number of groups, or None if the library has no faster way."""
+    """Return what `convolve` returns, for any number of groups, or None if the library is not faster."""
     result = ctx.backend.convolve(windows, x, kernel, groups)
     if result is None:
         return None
@@ -101,13 +94,13 @@ def _from_patches(ctx, gradients, windows):
 
 
 def _samples_at_a_time(batch, elements, budget, windows) -> int:
-    """Return of how many samples the patches are formed together: 4 bytes an element."""
+    """Return for how many samples patches fit into a budget of bytes, at 4 bytes an element."""
     pieces = 1 if windows.is_whole else min(batch, math.ceil(4 * batch * elements / budget))
     return max(1, math.ceil(batch / max(pieces, 1)))
 
 
 class Convolution(Layer):
-    """What all convolutions have: bias, activation and penalties, after the sum over the window."""
+    """Base of all convolutions: bias, activation and penalties, after the sum over the window."""
 
     rank = 2
     paddings = PADDINGS
@@ -131,7 +124,7 @@ class Convolution(Layer):
         self.activity_regularizer = regularizers.get(activity_regularizer)
 
     def declare_weights(self):
-        """Yield the bias: kernels come before it."""
+        """Yield the bias; a subclass yields its kernels first."""
         if self.use_bias:
             yield Weight.of(self, "bias", lambda in_shape: self.out_shape(in_shape)[-1:])
 
@@ -139,8 +132,23 @@ class Convolution(Layer):
         """Return the windows over samples of `in_shape`."""
         return windows_of(self, in_shape, self.kernel_size, self.strides, self.dilation_rate, self.padding)
 
+    def convolve(self, ctx, x, kernel, windows):
+        """Return the sums over the windows, and their pullback to x and the kernel."""
+        raise NotImplementedError
+
+    def forward(self, ctx, params, x):
+        sums, pull_sums = self.convolve(ctx, x, params["kernel"], self.windows(x.shape[1:]))
+        y, pull_output = self.finish(ctx, params, sums, self.out_shape(x.shape[1:]))
+
+        def pullback(dy):
+            dz, grads = pull_output(dy)
+            dx, dkernel = pull_sums(dz)
+            return dx, {"kernel": dkernel, **grads}
+
+        return y, pullback
+
     def finish(self, ctx, params, sums, out_shape):
-        """Return activation(sums + bias) in the shape of the output, and its pullback to rows and bias."""
+        """Return activation(sums + bias) in the shape of the output, and its pullback to sums and bias."""
         xp, filters = ctx.xp, out_shape[-1]
         rows = sums if sums.ndim == 2 else xp.reshape(sums, (-1, filters))
         y, saved = self.activation.run(ctx, rows, params.get("bias"), overwrite=0)
@@ -205,24 +213,11 @@ class _Conv(Convolution):
             )
         return (*counts, self.filters)
 
-    def forward(self, ctx, params, x):
-        windows = self.windows(x.shape[1:])
-        rows, pull_rows = self._grouped(ctx, x, params["kernel"], windows)
-        y, pull_output = self.finish(ctx, params, rows, (*windows.counts, self.filters))
-
-        def pullback(dy):
-            dz, grads = pull_output(dy)
-            dx, dkernel = pull_rows(dz)
-            return dx, {"kernel": dkernel, **grads}
-
-        return y, pullback
-
-    def _grouped(self, ctx, x, kernel, windows):
-        """Return `convolve` of each group of channels with its share of the filters, side by side."""
+    def convolve(self, ctx, x, kernel, windows):
         if self.groups == 1:
             return convolve(ctx, x, kernel, windows)
-        if (whole := convolve_by_library(ctx, x, kernel, windows, self.groups)) is not None:
-            return whole
+        if (result := convolve_by_library(ctx, x, kernel, windows, self.groups)) is not None:
+            return result
         xp, channels, filters = ctx.xp, kernel.shape[-2], self.filters // self.groups
         inputs = [slice(i * channels, (i + 1) * channels) for i in range(self.groups)]
         outputs = [slice(i * filters, (i + 1) * filters) for i in range(self.groups)]
@@ -250,9 +245,9 @@ class Conv1D(_Conv):
     Parameters
     ----------
     padding : {"valid", "same", "causal"}, int or (int, int)
-        As in `Conv2D`; "causal" pads before alone, so that no output looks at later steps.
+        As in `Conv2D`; "causal" pads only in front, so that no output depends on later steps.
     filters, kernel_size, ...
-        As in `Conv2D`, with one number where that has two.
+        As in `Conv2D`, with one number in place of two.
 
     Examples
     --------
@@ -273,15 +268,15 @@ class Conv2D(_Conv):
     Parameters
     ----------
     filters : int
-        Number of outputs at each place.
+        Number of output channels.
     kernel_size, strides, dilation_rate : int or (int, int)
-        The window, the distance from one to the next, and that between elements of one.
+        The size of the window, the distance between windows, and between the elements of a window.
     padding : {"valid", "same"}, int, (int, int) or ((int, int), (int, int))
-        Zeros around the input: none; as many as give ceil(length / strides) outputs; or so many.
+        Zeros around the input: none; enough for ceil(length / strides) outputs; or so many.
     data_format : "channels_last", optional
-        There is no other.
+        The only format.
     groups : int
-        Parts into which channels and filters are cut; each filter sees the channels of its part.
+        Number of groups of channels and filters; the filters of a group see only its channels.
     activation : str or Activation, optional
     use_bias : bool
     kernel_initializer, bias_initializer : str or Initializer

@@ -1,9 +1,8 @@
-"""Transposed convolution: the gradient of a convolution by its input, used as a layer of its own. It
-spreads each input over a window of the output,
+"""Transposed convolution: each input is spread over a window of the output,
 
     y[b, p * strides + k * dilation_rate, f] += x[b, p, c] * kernel[k, f, c],
 
-so its forward pass is a convolution's backward pass, and the other way round.
+so its forward pass is the backward pass of a convolution, and the reverse.
 Source: Zeiler et al., "Deconvolutional networks", 2010.
 """
 
@@ -22,14 +21,13 @@ class Conv2DTranspose(Convolution):
     Parameters
     ----------
     filters : int
-        Number of outputs at each place.
+        Number of output channels.
     kernel_size, strides, dilation_rate : int or (int, int)
-        The window, the distance from one to the next, and that between elements of one.
+        As in `Conv2D`.
     padding : {"valid", "same"}
-        Whether the output holds all windows whole, or is strides times as large as the input.
+        "valid" returns all windows in full; "same" an output strides times as large as the input.
     output_padding : int or (int, int), optional
-        Elements to add to the output: of all sizes that a convolution brings down to the input's,
-        which one; below strides. By default `padding` says.
+        Elements added to the output, fewer than strides. By default `padding` decides.
     kernel_initializer, bias_initializer : str or Initializer
         Starting weights: kernel (height, width, filters, channels), bias (filters,).
     data_format, activation, use_bias, kernel_regularizer, ...
@@ -79,13 +77,13 @@ class Conv2DTranspose(Convolution):
         self._set_output(activation, use_bias, bias_initializer, bias_regularizer, activity_regularizer)
 
     def windows(self, in_shape) -> Windows:
-        """Return the windows over the output, as many as the input has places."""
+        """Return the windows over the output, one for each position of the input."""
         expect_spatial(self, in_shape, self.rank)
         counts, lengths = in_shape[:-1], reach(self.kernel_size, self.dilation_rate)
         extra = self.output_padding or (None,) * self.rank
         spatial, padding = [], []
         for n, length, stride, more in zip(counts, lengths, self.strides, extra, strict=True):
-            whole = (n - 1) * stride + length  # of all windows together
+            whole = (n - 1) * stride + length  # the length that all windows together span
             if more is None:
                 out = whole + max(stride - length, 0) if self.padding == "valid" else n * stride
             else:
@@ -103,17 +101,8 @@ class Conv2DTranspose(Convolution):
     def out_shape(self, in_shape):
         return (*self.windows(in_shape).spatial, self.filters)
 
-    def forward(self, ctx, params, x):
-        windows = self.windows(x.shape[1:])
-        y, pull_products = convolve_transposed(ctx, x, params["kernel"], windows)
-        y, pull_output = self.finish(ctx, params, y, (*windows.spatial, self.filters))
-
-        def pullback(dy):
-            dz, grads = pull_output(dy)
-            dx, dkernel = pull_products(dz)
-            return dx, {"kernel": dkernel, **grads}
-
-        return y, pullback
+    def convolve(self, ctx, x, kernel, windows):
+        return convolve_transposed(ctx, x, kernel, windows)
 
     def flops(self, in_shape):
         added = math.prod(self.out_shape(in_shape)) if self.use_bias else 0

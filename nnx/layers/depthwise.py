@@ -1,8 +1,8 @@
-"""Depthwise convolution: each channel has filters of its own and no channel sees another,
+"""Depthwise convolution, which filters each channel separately,
 
     y[b, p, c, m] = sum over k of x[b, p * strides + k * dilation_rate, c] * kernel[k, c, m];
 
-and separable convolution: that, and then at each place a weighted sum over all channels.
+and separable convolution, which follows it by a weighted sum over all channels at each position.
 Source: Chollet, "Xception: Deep learning with depthwise separable convolutions", 2017 (arXiv:1610.02357).
 """
 
@@ -19,8 +19,8 @@ def convolve_depthwise(ctx, x, kernel, windows):
     x : (batch, *spatial, channels); kernel : (*size, channels, multiplier).
     """
     xp, (channels, multiplier) = ctx.xp, kernel.shape[-2:]
-    each_alone = xp.reshape(kernel, (*kernel.shape[:-2], 1, channels * multiplier))
-    if (result := convolve_by_library(ctx, x, each_alone, windows, groups=channels)) is not None:
+    grouped = xp.reshape(kernel, (*kernel.shape[:-2], 1, channels * multiplier))
+    if (result := convolve_by_library(ctx, x, grouped, windows, groups=channels)) is not None:
         rows, pull = result
 
         def pull_rows(dz):
@@ -64,7 +64,7 @@ class _Depthwise(Convolution):
         return Weight.of(self, name, lambda in_shape: (*size, in_shape[-1], multiplier), "depthwise")
 
     def _channels(self, in_shape):
-        """Return the channels after the depthwise convolution, and check the shape."""
+        """Return the shape of one sample after the depthwise convolution, or raise a ValueError."""
         return (*self.windows(in_shape).counts, in_shape[-1] * self.depth_multiplier)
 
     def _depthwise_flops(self, in_shape):
@@ -73,16 +73,16 @@ class _Depthwise(Convolution):
 
 @register("depthwise_conv2d")
 class DepthwiseConv2D(_Depthwise):
-    """Each channel by itself: (batch, height, width, channels) -> (batch, new height, new width, outputs).
+    """Filter each channel separately: (batch, height, width, channels) -> (batch, new height, new width, outputs).
 
-    There are channels * depth_multiplier outputs.
+    The outputs are channels * depth_multiplier.
 
     Parameters
     ----------
     kernel_size, strides, dilation_rate, padding, data_format
         As in `Conv2D`.
     depth_multiplier : int
-        Filters of each channel; those of one channel stand side by side in the output.
+        Filters of each channel; the outputs of one channel are neighbours.
     activation : str or Activation, optional
     use_bias : bool
     depthwise_initializer, bias_initializer : str or Initializer
@@ -129,17 +129,8 @@ class DepthwiseConv2D(_Depthwise):
     def out_shape(self, in_shape):
         return self._channels(in_shape)
 
-    def forward(self, ctx, params, x):
-        windows = self.windows(x.shape[1:])
-        y, pull_products = convolve_depthwise(ctx, x, params["kernel"], windows)
-        y, pull_output = self.finish(ctx, params, y, y.shape[1:])
-
-        def pullback(dy):
-            dz, grads = pull_output(dy)
-            dx, dkernel = pull_products(dz)
-            return dx, {"kernel": dkernel, **grads}
-
-        return y, pullback
+    def convolve(self, ctx, x, kernel, windows):
+        return convolve_depthwise(ctx, x, kernel, windows)
 
     def flops(self, in_shape):
         added = math.prod(self.out_shape(in_shape)) if self.use_bias else 0
@@ -155,11 +146,11 @@ class SeparableConv2D(_Depthwise):
     Parameters
     ----------
     filters : int
-        Number of outputs at each place.
+        Number of output channels.
     kernel_size, strides, dilation_rate, padding, data_format
-        As in `Conv2D`, of the depthwise part.
+        As in `Conv2D`, for the depthwise convolution.
     depth_multiplier : int
-        Filters of each channel in the depthwise part.
+        Filters of each channel in the depthwise convolution.
     activation : str or Activation, optional
     use_bias : bool
     depthwise_initializer, pointwise_initializer, bias_initializer : str or Initializer

@@ -1,9 +1,9 @@
-"""Dropout: in training each element is zeroed with probability `rate`, and the others are scaled
-up so that the expected value stays the same; otherwise nothing happens,
+"""Dropout: training zeroes each element with probability `rate`, and scales the others up so that the
+expected value stays the same; inference changes nothing,
 
     y = x * mask / (1 - rate).
 
-Spatial dropout zeroes whole feature maps, whose neighbouring values say much the same.
+Spatial dropout zeroes whole feature maps, whose neighbouring values are strongly correlated.
 
 Sources: Srivastava et al., "Dropout", JMLR 2014; Tompson et al., "Efficient object localization
 using convolutional networks", 2015 (arXiv:1411.4280).
@@ -18,15 +18,15 @@ from nnx.layers.base import Layer, describe_shape, register
 class Dropout(Layer):
     """Randomly zero elements while training: any shape -> the same shape.
 
-    The mask is a function of the model's seed, the step and the layer's place in the model, and
-    has the same bits on every backend.
+    The mask is a function of the model's seed, the step and the layer's path in the model, and is the
+    same on every backend.
 
     Parameters
     ----------
     rate : float
         Share of elements to zero, 0 <= rate < 1.
     seed : int, optional
-        Sets this layer's masks apart from those of another with the same name.
+        Makes this layer's masks differ from those of another layer with the same name.
 
     Examples
     --------
@@ -50,15 +50,17 @@ class Dropout(Layer):
     def forward(self, ctx, params, x):
         if not ctx.training or self.rate == 0:
             return x, lambda dy: (dy, {})
-        bits = ctx.random_bits(self.mask_shape(x.shape), salt=self.seed)
-        y, pull = drop(ctx, x, bits, self.rate)
+        y, pull = self.drop(ctx, x, ctx.random_bits(self.mask_shape(x.shape), salt=self.seed))
         return y, lambda dy: (pull(dy), {})
+
+    def drop(self, ctx, x, bits):
+        """Return x after dropout by random bits, and the pullback."""
+        return drop(ctx, x, bits, self.rate)
 
 
 def drop(ctx, x, bits, rate):
     """Return x with a share `rate` of its elements zeroed by random bits, and the pullback."""
-    # Bits are uniform over 0 .. 2**32 - 1: compare their upper 31, which every library's
-    # integers can hold a bound of.
+    # Bits are uniform over 0 .. 2**32 - 1. Compare the upper 31, which fit into every library's integers.
     threshold, scale = round(rate * 2**31), 1 / (1 - rate)
     bits = bits >> 1
 
@@ -109,7 +111,7 @@ class SpatialDropout2D(SpatialDropout1D):
     rate, seed
         As for `Dropout`.
     data_format : {"channels_last", "channels_first"}, optional
-        Where the channels are; None is "channels_last".
+        The position of the channel axis; None means "channels_last".
 
     Examples
     --------
@@ -128,9 +130,8 @@ class SpatialDropout2D(SpatialDropout1D):
 
     @property
     def axes(self):
-        return (
-            "channels, rows, columns" if self.data_format == "channels_first" else "rows, columns, channels"
-        )
+        first = self.data_format == "channels_first"
+        return "channels, rows, columns" if first else "rows, columns, channels"
 
     def mask_shape(self, shape):
         return (*shape[:2], 1, 1) if self.data_format == "channels_first" else super().mask_shape(shape)

@@ -2,7 +2,7 @@
 
     y = embeddings[x].
 
-The gradient of a vector is the sum of dL/dy over all places where its index stands.
+The gradient of a vector is the sum of dL/dy over all positions of its index.
 
 Source: Bengio et al., "A neural probabilistic language model", JMLR 2003.
 """
@@ -12,7 +12,7 @@ import math
 from nnx import initializers, regularizers
 from nnx.layers.base import HALF, Layer, Weight, describe_shape, expect_features, positive_int, register
 
-# Integers up to here are exact in half precision.
+# The largest integers up to which all are exact in half precision.
 _EXACT = {"float16": 2048, "bfloat16": 256}
 
 
@@ -20,21 +20,21 @@ _EXACT = {"float16": 2048, "bfloat16": 256}
 class Embedding(Layer):
     """Turn category indices into learnt vectors: (batch, ...) -> (batch, ..., output_dim).
 
-    As the first layer of a model it takes integers, which are checked on the host. Behind other
-    layers it takes the integer part of floats; one outside the range gives a vector of nan.
+    As the first layer of a model it takes integers, which are checked on the host. After other layers it
+    takes the integer parts of floats; an index out of range gives a vector of nan.
 
     Parameters
     ----------
     input_dim : int
-        How many categories there are: indices go from 0 to input_dim - 1.
+        Number of categories: indices go from 0 to input_dim - 1.
     output_dim : int
         Length of each vector.
     embeddings_initializer : str or Initializer
         Starting vectors: embeddings (input_dim, output_dim).
     embeddings_regularizer : str or Regularizer, optional
     mask_zero : bool
-        Whether index 0 is padding: the layers behind get the mask x != 0 of a batch (batch, time), and
-        recurrent layers, attention, averages and losses leave those steps out.
+        Whether index 0 is padding: later layers get the mask x != 0, (batch, time), and recurrent layers,
+        attention, averages and losses ignore these steps.
 
     Examples
     --------
@@ -95,12 +95,12 @@ class Embedding(Layer):
         return xp.reshape(vectors, (*x.shape, self.output_dim)), pullback
 
     def _as_ids(self, xp, values):
-        """Return the integer parts of floats, and an offset for their vectors: 0, or nan outside the range."""
+        """Return the integer parts of floats, and an offset for their vectors: 0, or nan out of range."""
         if str(values.dtype) in HALF and self.input_dim > _EXACT[str(values.dtype)]:
             raise ValueError(
                 f"Embedding: {self.input_dim} categories cannot be told apart as {values.dtype}: make it the first "
                 f"layer, whose input stays integers, or use dtype='float32'"
             )
         inside = xp.logical_and(values >= 0, values < self.input_dim)
-        nothing = values * 0.0
-        return xp.astype(xp.where(inside, values, nothing), xp.int32), xp.where(inside, nothing, math.nan)
+        zeros = values * 0.0
+        return xp.astype(xp.where(inside, values, zeros), xp.int32), xp.where(inside, zeros, math.nan)

@@ -1,4 +1,5 @@
-"""The gated recurrent unit: one gate says how much of the state is kept, another what the new value sees of it.
+"""The gated recurrent unit: an update gate decides how much of the state is kept, a reset gate how much of it
+enters the new value.
 
 Sources: Cho et al., 2014 (arXiv:1406.1078); for `reset_after` NVIDIA's cuDNN.
 """
@@ -11,7 +12,7 @@ from nnx.layers.recurrent import GatedRecurrent
 class GRUCell(Cell):
     """h' = update * h + (1 - update) * activation(x + reset * (h @ kernel + bias))
 
-    The bias inside, if there is one, is `extra`.
+    The inner bias, if there is one, is `extra`.
     """
 
     gates = products = 3
@@ -38,7 +39,7 @@ class GRUCell(Cell):
 class ResetFirstGRUCell(Cell):
     """h' = update * h + (1 - update) * activation(x + (reset * h) @ kernel): the GRU of 2014.
 
-    Its second product needs the reset gate, so that a step is two products and two kernels, either way.
+    The second product needs the reset gate: a step takes two products and two kernels, forward and backward.
     """
 
     gates = 3
@@ -92,15 +93,15 @@ class GRU(GatedRecurrent):
         z, r, g = columns of x @ kernel + bias[0];  z_h, r_h, g_h = columns of h @ recurrent_kernel + bias[1]
         h' = u * h + (1 - u) * tanh(g + sigmoid(r + r_h) * g_h),  u = sigmoid(z + z_h)
 
-    With `reset_after=False` the reset gate comes before the product, (sigmoid(r + r_h) * h) @ recurrent_kernel,
-    and there is one bias; it takes two products a time step in place of one.
+    With `reset_after=False` the reset gate is applied before the product,
+    (sigmoid(r + r_h) * h) @ recurrent_kernel, and there is one bias; a time step takes two products, not one.
 
     Parameters
     ----------
     reset_after : bool
-        With it the bias is (2, 3 * units), else (3 * units,).
+        If True the bias is (2, 3 * units), else (3 * units,).
     **others
-        As for `LSTM`; the state is h alone, and there is no `unit_forget_bias`.
+        As for `LSTM`; the only state is h, and there is no `unit_forget_bias`.
 
     Examples
     --------
@@ -144,11 +145,11 @@ class GRU(GatedRecurrent):
     def split_bias(self, xp, params):
         if not (self.use_bias and self.reset_after):
             return params.get("bias"), ()
-        of_x, of_h = params["bias"][0, :], params["bias"][1, :]
+        x_bias, h_bias = params["bias"][0, :], params["bias"][1, :]
         two = 2 * self.units
-        return xp.concat([of_x[:two] + of_h[:two], of_x[two:]], axis=0), (of_h[two:],)
+        return xp.concat([x_bias[:two] + h_bias[:two], x_bias[two:]], axis=0), (h_bias[two:],)
 
-    def bias_gradient(self, xp, by_x, by_h):
+    def bias_gradient(self, xp, dgates_x, dgates_h):
         if not self.reset_after:
-            return super().bias_gradient(xp, by_x, by_h)
-        return xp.stack([xp.sum(by_x, axis=0), xp.sum(by_h, axis=0)])
+            return super().bias_gradient(xp, dgates_x, dgates_h)
+        return xp.stack([xp.sum(dgates_x, axis=0), xp.sum(dgates_h, axis=0)])

@@ -1,9 +1,9 @@
-"""Normalisation of each sample by itself, alike in training and inference:
+"""Normalisation of each sample, the same in training and inference:
 
     y = gamma * (x - mean) / sqrt(variance + epsilon) + beta
 
-LayerNormalization takes mean and variance over the features, GroupNormalization over places and a
-group of channels; RMSNormalization divides by the root of the mean square and subtracts nothing.
+LayerNormalization takes mean and variance over the features, GroupNormalization over positions and a
+group of channels; RMSNormalization divides by the root of the mean square, without subtracting a mean.
 
 Sources: Ba, Kiros and Hinton, "Layer Normalization", 2016 (arXiv:1607.06450); Wu and He, "Group
 Normalization", 2018 (arXiv:1803.08494); Zhang and Sennrich, "Root Mean Square Layer
@@ -16,9 +16,9 @@ from nnx.layers.base import Layer, Weight, describe_shape, expect_features, regi
 
 
 class _SampleNormalization(Layer):
-    """A normalisation with learnt scale `gamma` and offset `beta` along some axes."""
+    """Base of normalisations with a learnt scale `gamma` and offset `beta` along some axes."""
 
-    full_precision = True  # sums of squares soon leave the range of float16
+    full_precision = True  # sums of squares overflow float16
 
     def __init__(
         self,
@@ -89,8 +89,8 @@ class LayerNormalization(_SampleNormalization):
     Parameters
     ----------
     axis : int or list of int
-        The axes, counted with the batch axis, over which mean and variance are taken, and along
-        which `gamma` and `beta` differ.
+        The axes, counted with the batch axis, over which mean and variance are taken; `gamma` and `beta`
+        have the shape of these axes.
     epsilon : float
         Added to the variance, so that a constant sample maps to `beta`.
     center, scale : bool
@@ -119,8 +119,8 @@ class GroupNormalization(_SampleNormalization):
     Parameters
     ----------
     groups : int
-        Into how many groups the channels are divided: 1 normalises the whole sample, -1 or as many
-        as there are channels each channel by itself (instance normalisation).
+        Number of groups of channels: 1 normalises the whole sample; -1, or the number of channels,
+        normalises each channel separately (instance normalisation).
     axis : int
         The axis of channels, counted with the batch axis.
     epsilon, center, scale, ...
@@ -175,8 +175,7 @@ class RMSNormalization(Layer):
     Parameters
     ----------
     axis : int or list of int
-        The axes, counted with the batch axis, over which the mean is taken, and along which the
-        learnt `scale` differs.
+        The axes, counted with the batch axis, over which the mean is taken; `scale` has their shape.
     epsilon : float
         Added to the mean square, so that zeros stay zeros.
 
@@ -187,7 +186,7 @@ class RMSNormalization(Layer):
     array([[0.2, 1.4]], dtype=float32)
     """
 
-    full_precision = True  # sums of squares soon leave the range of float16
+    full_precision = True  # sums of squares overflow float16
     supports_masking = True
 
     def __init__(self, axis=-1, epsilon: float = 1e-6, **settings):
@@ -213,7 +212,7 @@ class RMSNormalization(Layer):
             grads = {"scale": _gathered(xp, dy * normalised, params["scale"], axes)}
             if not ctx.needs_input_gradient:
                 return None, grads
-            # The mean square depends on x too: remove from the gradient its part along x.
+            # The mean square depends on x too: remove from the gradient its component along x.
             d = dy * scale
             return (d - normalised * xp.mean(d * normalised, axis=axes, keepdims=True)) * inverse, grads
 
@@ -224,14 +223,14 @@ class RMSNormalization(Layer):
 
 
 def standardise(ctx, x, axes, epsilon):
-    """Return x with zero mean and unit variance over some axes, and the pullback of that."""
+    """Return x with zero mean and unit variance over some axes, and the pullback."""
     xp = ctx.xp
     mean = xp.mean(x, axis=axes, keepdims=True)
     inverse = 1.0 / xp.sqrt(xp.mean((x - mean) ** 2, axis=axes, keepdims=True) + epsilon)
     normalised = ctx.kernel(kernels.centre_and_scale, x, mean, inverse, 0.0)
 
     def pullback(d):
-        # Mean and variance depend on x too: remove from the gradient its mean and its part along
+        # Mean and variance depend on x too: remove from the gradient its mean and its component along
         # the normalised input.
         along = xp.mean(d * normalised, axis=axes, keepdims=True)
         return (d - xp.mean(d, axis=axes, keepdims=True) - normalised * along) * inverse
@@ -240,7 +239,7 @@ def standardise(ctx, x, axes, epsilon):
 
 
 def _axes(axis, rank: int) -> tuple[int, ...]:
-    """Return one axis or several as positive numbers in order."""
+    """Return one axis or several, counted from the first, in increasing order."""
     return tuple(sorted(i % rank for i in ([axis] if isinstance(axis, int) else axis)))
 
 
@@ -258,11 +257,11 @@ def _lengths(layer, in_shape) -> tuple[int, ...]:
 
 
 def _spread(xp, weight, x, axes):
-    """Return a weight that differs along some axes in a shape that multiplies x."""
+    """Return a weight of the shape of some axes of x, reshaped to broadcast with x."""
     return xp.reshape(weight, tuple(n if i in axes else 1 for i, n in enumerate(x.shape)))
 
 
 def _gathered(xp, values, weight, axes):
-    """Return the sum of values over all but some axes, in the shape of the weight."""
+    """Return the sum of values over all axes but some, in the shape of the weight."""
     others = tuple(i for i in range(values.ndim) if i not in axes)
     return xp.reshape(xp.sum(values, axis=others), weight.shape)

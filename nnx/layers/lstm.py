@@ -1,4 +1,4 @@
-"""Long short-term memory: beside h, a second state c that gates write to and read from.
+"""Long short-term memory: a second state c besides h, which gates write and read.
 
 Source: Hochreiter and Schmidhuber, "Long short-term memory", 1997, with the forget gate of Gers et al., 2000.
 """
@@ -47,40 +47,39 @@ class LSTM(GatedRecurrent):
         c' = sigmoid(f) * c + sigmoid(i) * tanh(g)
         h' = sigmoid(o) * tanh(c')
 
-    The input may be a tuple (x, h, c) of the sequence and what the states start from, each (batch,
-    units); else they start from 0. A time step that the mask leaves out repeats the states before it.
+    The input may be a tuple (x, h, c) of the sequence and the initial states, each (batch, units); by
+    default these are 0. A masked time step repeats the states before it.
 
     Parameters
     ----------
     units : int
         Length of the state, and of the output.
     activation, recurrent_activation : str or Activation, optional
-        In place of tanh, and of sigmoid; None for none. They must work element by element.
+        In place of tanh and sigmoid; None for none. They must be elementwise.
     use_bias : bool
     kernel_initializer, recurrent_initializer, bias_initializer : str or Initializer
         Starting weights: kernel (features, 4 * units), recurrent_kernel (units, 4 * units), bias (4 * units,).
     unit_forget_bias : bool
         Whether the bias of f starts from 1.
     kernel_regularizer, recurrent_regularizer, bias_regularizer, activity_regularizer : str or Regularizer, optional
-        Penalties on the weights or on what the layer returns (the latter divided by the number of samples).
+        Penalties on the weights or on the output (the latter divided by the number of samples).
     dropout, recurrent_dropout : float
-        Share of the features, and of h as the gates see it, that is zero in training. A sequence has one
-        mask of each, for all time steps and gates. (Keras draws one for each gate if `recurrent_dropout`
-        is not 0.)
+        Share of the features, and of h in the gates, that is zeroed in training. A sequence has one mask of
+        each for all time steps and gates. (Keras draws one for each gate if `recurrent_dropout` is not 0.)
     seed : int, optional
-        Sets this layer's masks of dropout apart from those of another with the same name.
+        Makes this layer's dropout differ from that of another layer with the same name.
     return_sequences : bool
-        Whether the output is that of all time steps, not of the last alone.
+        Whether to return the output of all time steps, not only of the last.
     return_state : bool
-        Whether a tuple (output, h, c), with the last states, is returned.
+        Whether to return a tuple (output, h, c) with the last states.
     go_backwards : bool
-        Whether the sequence is read from its end; its outputs, too, then come in reverse order.
+        Whether the sequence is read from its end; the outputs are then in reverse order too.
     stateful : bool
-        Only False: states go in and out as arrays.
+        Only False: states are inputs and outputs of the layer.
     unroll : bool
-        Changes nothing.
+        Has no effect.
     zero_output_for_mask : bool
-        Whether, with `return_sequences`, outputs at time steps that the mask leaves out are 0.
+        Whether, with `return_sequences`, outputs at masked time steps are 0.
 
     Examples
     --------

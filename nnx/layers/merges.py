@@ -1,6 +1,6 @@
-"""Ways to merge arrays of several branches: what Keras's Concatenate, Add, Multiply, ... do.
+"""Ways to merge arrays of several branches, as Keras's Concatenate, Add, Multiply, ... do.
 
-y, split = MERGES[name](xp, outputs)        # split(dy): the gradient by each of the outputs
+y, split = MERGES[name](xp, outputs)        # split(dy): the gradient of each output
 """
 
 import functools
@@ -39,7 +39,7 @@ def _extreme(name):
         y = functools.reduce(getattr(xp, name), outputs)
 
         def split(dy):
-            # Outputs that are equal share the gradient.
+            # Equal outputs share the gradient.
             chosen = [xp.astype(output == y, dy.dtype) for output in outputs]
             share = dy / functools.reduce(operator.add, chosen)
             return [share * part for part in chosen]

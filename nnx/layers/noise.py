@@ -1,4 +1,4 @@
-"""Noise that regularises: drawn anew at each step of training, absent otherwise.
+"""Noise that regularises: drawn at each training step, absent in inference.
 
     GaussianNoise      y = x + stddev * z                                       z standard normal
     GaussianDropout    y = x * (1 + sqrt(rate / (1 - rate)) * z)
@@ -20,7 +20,7 @@ from nnx.layers.dropout import Dropout
 class GaussianNoise(Layer):
     """Add normally distributed noise while training: any shape -> the same shape.
 
-    The noise is a function of the model's seed, the step and the layer's place in the model, the
+    The noise is a function of the model's seed, the step and the layer's path in the model, and is the
     same on every backend.
 
     Parameters
@@ -28,7 +28,7 @@ class GaussianNoise(Layer):
     stddev : float
         Standard deviation of the noise.
     seed : int, optional
-        Sets this layer's noise apart from that of another with the same name.
+        Makes this layer's noise differ from that of another layer with the same name.
 
     Examples
     --------
@@ -63,7 +63,7 @@ class GaussianDropout(Dropout):
     Parameters
     ----------
     rate : float
-        0 <= rate < 1: the noise has the variance rate / (1 - rate), as that of `Dropout` has.
+        0 <= rate < 1: the noise has the variance rate / (1 - rate), like that of `Dropout`.
     seed : int, optional
         As for `Dropout`.
 
@@ -76,22 +76,20 @@ class GaussianDropout(Dropout):
 
     full_precision = True  # its random numbers have 31 bits
 
-    def forward(self, ctx, params, x):
-        if not ctx.training or self.rate == 0:
-            return x, lambda dy: (dy, {})
-        bits, stddev = ctx.random_bits(x.shape, salt=self.seed), math.sqrt(self.rate / (1 - self.rate))
+    def drop(self, ctx, x, bits):
+        stddev = math.sqrt(self.rate / (1 - self.rate))
 
         def pullback(dy):
-            return ctx.kernel(kernels.gaussian_dropout, dy, bits, stddev), {}
+            return ctx.kernel(kernels.gaussian_dropout, dy, bits, stddev)
 
-        return ctx.kernel(kernels.gaussian_dropout, x, bits, stddev), pullback
+        return pullback(x), pullback  # it is linear
 
 
 @register("alpha_dropout")
 class AlphaDropout(Dropout):
-    """Dropout for networks of `selu`, whose mean 0 and variance 1 it keeps: any shape -> the same shape.
+    """Dropout that keeps the mean 0 and variance 1 of `selu` networks: any shape -> the same shape.
 
-    While training, elements are set to the lower limit of selu, and all are scaled and shifted.
+    Training sets elements to the lower limit of selu, and scales and shifts all of them.
 
     Parameters
     ----------
@@ -105,15 +103,13 @@ class AlphaDropout(Dropout):
     array([[1., 2.]], dtype=float32)
     """
 
-    def forward(self, ctx, params, x):
-        if not ctx.training or self.rate == 0:
-            return x, lambda dy: (dy, {})
+    def drop(self, ctx, x, bits):
         lowest = -activations.SELU.alpha * activations.SELU.scale
         scale = ((1 - self.rate) * (1 + self.rate * lowest**2)) ** -0.5
         offset = -scale * lowest * self.rate
-        bits, threshold = ctx.random_bits(x.shape, salt=self.seed) >> 1, round(self.rate * 2**31)
+        bits, threshold = bits >> 1, round(self.rate * 2**31)
 
         def pullback(dy):
-            return ctx.kernel(kernels.dropout_gradient, dy, bits, threshold, scale), {}
+            return ctx.kernel(kernels.dropout_gradient, dy, bits, threshold, scale)
 
         return ctx.kernel(kernels.alpha_dropout, x, bits, threshold, lowest, scale, offset), pullback

@@ -1,6 +1,6 @@
-"""Layers side by side: on one input, on an input each, and with an output each.
+"""Parallel branches: with one input or several, with one output or several.
 
-Parallel(f, g)                      y = f(x) and g(x) merged: joined, or their sum, product, mean, ...
+Parallel(f, g)                      y = f(x) and g(x) merged: concatenated, or their sum, product, mean, ...
 Inputs({"a": f, "b": g})            y = f(x["a"]) and g(x["b"]) merged
 Outputs({"a": f, "b": g})           y = {"a": f(x), "b": g(x)}
 """
@@ -12,13 +12,13 @@ from typing import Any
 
 from nnx import tree
 from nnx.layers.base import describe_shape, register, run, size
-from nnx.layers.containers import Container, as_layer, expect_different, init_layer
+from nnx.layers.containers import Container, as_layer, expect_different, with_keys
 from nnx.layers.merges import MERGES
 from nnx.shapes import is_single
 
 
 class _Branches(Container):
-    """Several layers side by side, in order or by name, whose outputs are merged if `merge` is given."""
+    """Several layers, in order or by name, whose outputs are merged unless `merge` is None."""
 
     merge: str | None
     named: bool
@@ -32,18 +32,12 @@ class _Branches(Container):
         if self.named:
             self._keyed = [(str(name), as_layer(branch)) for name, branch in branches[0].items()]
             self.branches: tuple = (dict(self._keyed),)
-            self.layers = [branch for _, branch in self._keyed]
         else:
             self.branches = tuple(as_layer(branch) for branch in branches)
-            self.layers = list(self.branches)
-            self._keyed = list(super().sublayers().items())
+            self._keyed = with_keys(self.branches)
         expect_different(self)
         if self.merge is not None and self.merge not in MERGES:
             raise ValueError(f"{kind}: merge must be one of {', '.join(MERGES)}, got {self.merge!r}")
-
-    def sublayers(self):
-        """Return the branches by name; those without one by their class in snake case, made unique."""
-        return dict(self._keyed)
 
     @property
     def places(self) -> list:
@@ -51,43 +45,31 @@ class _Branches(Container):
         return [key for key, _ in self._keyed] if self.named else list(range(len(self._keyed)))
 
     def with_layers(self, layers):
-        """Return the same with other branches in their places, weights included."""
+        """Return the same container with other branches, under the same keys."""
         changed = copy.copy(self)
-        changed.layers = list(layers)
         changed._keyed = [(key, layer) for (key, _), layer in zip(self._keyed, layers, strict=True)]
         return changed
 
     def parts(self, whole) -> list:
-        """Return the part of the input, or of its shape, for each branch."""
+        """Return the input, its shape or its mask for each branch."""
         return [whole] * len(self._keyed)
 
     def each(self, whole) -> list:
         """Return the entries of a dict or a tuple, one for each branch."""
         return [whole[key] for key, _ in self._keyed] if self.named else list(whole)
 
-    def together(self, parts) -> Any:
-        """Return the dict or tuple of one entry for each branch."""
-        parts = list(parts)
-        return (
-            {key: part for (key, _), part in zip(self._keyed, parts, strict=True)}
-            if self.named
-            else tuple(parts)
-        )
+    def together(self, entries) -> Any:
+        """Return a dict or a tuple of one entry for each branch."""
+        if not self.named:
+            return tuple(entries)
+        return {key: entry for (key, _), entry in zip(self._keyed, entries, strict=True)}
 
-    def init(self, rng, in_shape):
-        params, shapes = {}, []
-        for (key, branch), part in zip(self._keyed, self.parts(in_shape), strict=True):
-            weights, shape = init_layer(key, branch, rng, part)
-            shapes.append(shape)
-            if weights:
-                params[key] = weights
-        return params, self._merged_shape(shapes)
+    def in_shapes(self, in_shape):
+        return self.parts(in_shape)
 
     def out_shape(self, in_shape):
-        parts = zip(self.layers, self.parts(in_shape), strict=True)
-        return self._merged_shape([branch.out_shape(part) for branch, part in parts])
-
-    def _merged_shape(self, shapes):
+        pairs = zip(self.layers, self.in_shapes(in_shape), strict=True)
+        shapes: Any = [branch.out_shape(shape) for branch, shape in pairs]
         if self.merge is None:
             return self.together(shapes)
         joined = self.merge == "concat"
@@ -100,20 +82,13 @@ class _Branches(Container):
             )
         return (*shapes[0][:-1], sum(s[-1] for s in shapes)) if joined else shapes[0]
 
-    def init_state(self, in_shape):
-        states = {
-            key: branch.init_state(part)
-            for (key, branch), part in zip(self._keyed, self.parts(in_shape), strict=True)
-        }
-        return {key: state for key, state in states.items() if state}
-
     def forward(self, ctx, params, x):
         needed, masks, runs = ctx.needs_input_gradient, [], []
-        given = [None] * len(self._keyed) if ctx.mask is None else self.parts(ctx.mask)
-        for (key, branch), part, mask in zip(self._keyed, self.parts(x), given, strict=True):
+        in_masks = [None] * len(self._keyed) if ctx.mask is None else self.parts(ctx.mask)
+        for (key, branch), own_x, mask in zip(self._keyed, self.parts(x), in_masks, strict=True):
             inner = ctx.at(key, needed)
             inner.mask = mask
-            runs.append(run(branch, inner, params.get(key, {}), part))
+            runs.append(run(branch, inner, params.get(key, {}), own_x))
             masks.append(inner.mask)
         ctx.mask = self._merged_mask(ctx.xp, masks)
         outputs = [y for y, _ in runs]
@@ -121,13 +96,13 @@ class _Branches(Container):
         y, split = merge(ctx.xp, outputs)
 
         def pullback(dy):
-            dparts, grads = [], {}
-            for (key, _), (_, pull), part in zip(self._keyed, runs, split(dy), strict=True):
-                dpart, weights = pull(part)
-                dparts.append(dpart)
+            dxs, grads = [], {}
+            for (key, _), (_, pull), own_dy in zip(self._keyed, runs, split(dy), strict=True):
+                dx, weights = pull(own_dy)
+                dxs.append(dx)
                 if weights:
                     grads[key] = weights
-            return self.gather_gradients(dparts) if needed else None, grads
+            return self.gather_gradients(dxs) if needed else None, grads
 
         return y, pullback
 
@@ -140,16 +115,15 @@ class _Branches(Container):
             return self.together(masks) if known else None
         return functools.reduce(xp.logical_and, known) if known else None
 
-    def gather_gradients(self, dparts) -> Any:
-        """Return the gradient by the input from the gradients of the branches."""
-        return functools.reduce(_add, dparts)
+    def gather_gradients(self, dxs) -> Any:
+        """Return the gradient of the input from the gradients of the branches."""
+        return functools.reduce(lambda a, b: tree.map(operator.add, a, b), dxs)
 
     def flops(self, in_shape):
         merged = 0
         if self.merge not in (None, "concat"):
             merged = (len(self.layers) - 1) * size(self.out_shape(in_shape))
-        parts = zip(self.layers, self.parts(in_shape), strict=True)
-        return sum(branch.flops(part) for branch, part in parts) + merged
+        return super().flops(in_shape) + merged
 
 
 @register("parallel")
@@ -180,7 +154,7 @@ class Parallel(_Branches):
 
     @property
     def categories(self):
-        """The smallest number of any branch, if all take category indices."""
+        """The smallest count of any branch, if all take category indices."""
         return _fewest(self.layers)
 
 
@@ -192,14 +166,13 @@ def _fewest(branches):
 
 @register("outputs")
 class Outputs(_Branches):
-    """Feed the input to several layers and return all their outputs: as the last layer of a model.
+    """Feed the input to several layers and return all their outputs, as the last layer of a model.
 
-    A model that ends so is compiled with a loss for each output, and predicts a dict (or a tuple)
-    of arrays.
+    Such a model is compiled with a loss for each output, and predicts a dict or a tuple of arrays.
 
     Parameters
     ----------
-    *branches : dict of Layer, or list of layers run one after another, by the name of the output
+    *branches : dict of output name to Layer, or to a list of layers run one after another
         Or the layers alone: then the outputs are a tuple.
 
     Examples
@@ -219,16 +192,16 @@ class Outputs(_Branches):
 
 @register("inputs")
 class Inputs(_Branches):
-    """Give each of several inputs to layers of its own, and merge: as the first layer of a model.
+    """Feed each of several inputs to its own layers and merge their outputs, as the first layer of a model.
 
-    The model is given a dict of arrays with these names, or a tuple of arrays.
+    The input of the model is a dict of arrays with these names, or a tuple of arrays.
 
     Parameters
     ----------
-    *branches : dict of Layer, or list of layers run one after another, by the name of the input
-        Or the layers alone: then the input is a tuple. An empty list leaves an input as it is.
+    *branches : dict of input name to Layer, or to a list of layers run one after another
+        Or the layers alone: then the input is a tuple. An empty list leaves an input unchanged.
     merge : {"concat", "add", "multiply", "average", "maximum", "minimum"}, optional
-        As in `Parallel`; None keeps the outputs apart, as a dict or a tuple.
+        As in `Parallel`; None returns a dict or a tuple of outputs.
 
     Examples
     --------
@@ -244,19 +217,11 @@ class Inputs(_Branches):
 
     @property
     def categories(self):
-        """Those of each branch, if any has some."""
+        """Those of each branch, if any branch has some."""
         counts = [branch.categories for branch in self.layers]
         return None if all(count is None for count in counts) else self.together(counts)
 
-    def init(self, rng, in_shape):
-        self._expect(in_shape)
-        return super().init(rng, in_shape)
-
-    def out_shape(self, in_shape):
-        self._expect(in_shape)
-        return super().out_shape(in_shape)
-
-    def _expect(self, in_shape):
+    def in_shapes(self, in_shape):
         names = [key for key, _ in self._keyed]
         if self.named and not (isinstance(in_shape, dict) and set(in_shape) == set(names)):
             raise ValueError(
@@ -267,14 +232,10 @@ class Inputs(_Branches):
             is_single(in_shape) or len(in_shape) != len(names) or isinstance(in_shape, dict)
         ):
             raise ValueError(f"Inputs expects a tuple of {len(names)} arrays, got {describe_shape(in_shape)}")
+        return self.each(in_shape)
 
     def parts(self, whole):
         return self.each(whole)
 
-    def gather_gradients(self, dparts):
-        return self.together(dparts)
-
-
-def _add(a, b):
-    """Return a + b, of arrays or trees of arrays."""
-    return tree.map(operator.add, a, b)
+    def gather_gradients(self, dxs):
+        return self.together(dxs)

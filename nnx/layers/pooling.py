@@ -1,23 +1,16 @@
-"""Pooling: each window is brought down to one value a channel, its largest or its mean,
+"""Pooling: each window is reduced to one value a channel, its maximum or its mean,
 
     y[b, p, c] = max over k of x[b, p * strides + k, c]      (or the mean),
 
-over windows of `pool_size`, or over all places (global pooling). Of equal largest values in a window
-the first gets the gradient. Padding counts neither as the largest value nor in the mean.
+over windows of `pool_size`, or over all positions (global pooling). The first of equal maxima in a
+window gets the gradient. Padding is ignored.
 """
 
 import math
 
 from nnx import kernels
 from nnx.layers.base import Layer, register, size
-from nnx.layers.windows import (
-    Windows,
-    channels_last,
-    expect_spatial,
-    padding_argument,
-    spread,
-    windows_of,
-)
+from nnx.layers.windows import Windows, channels_last, expect_spatial, padding_argument, spread, windows_of
 
 
 class _Pooling(Layer):
@@ -51,18 +44,18 @@ class _MaxPooling(_Pooling):
         y = slices[0] if len(slices) == 1 else ctx.kernel(kernels.maximum, *slices)
 
         def pullback(dy):
-            # What a slice takes is gone for those after it.
-            parts, left = [], dy
-            for part in slices:
-                parts.append(ctx.kernel(kernels.where_equal, left, part, y))
-                left = left if part is slices[-1] else ctx.kernel(kernels.subtract, left, parts[-1])
-            return windows.unslice(ctx.backend, parts), {}
+            # The first slice that equals the maximum takes the gradient: none is left for later slices.
+            gradients, left = [], dy
+            for piece in slices:
+                gradients.append(ctx.kernel(kernels.where_equal, left, piece, y))
+                left = left if piece is slices[-1] else ctx.kernel(kernels.subtract, left, gradients[-1])
+            return windows.unslice(ctx.backend, gradients), {}
 
         return y, pullback
 
 
 class _AveragePooling(_Pooling):
-    full_precision = True  # sums soon leave the range of float16
+    full_precision = True  # sums overflow float16
 
     def forward(self, ctx, params, x):
         windows = self.windows(x.shape[1:])
@@ -71,13 +64,13 @@ class _AveragePooling(_Pooling):
         y = ctx.kernel(kernels.scaled_sum, share, *slices)
 
         def pullback(dy):
-            part = ctx.kernel(kernels.multiply, dy, share)
-            return windows.unslice(ctx.backend, [part] * len(slices)), {}
+            gradient = ctx.kernel(kernels.multiply, dy, share)
+            return windows.unslice(ctx.backend, [gradient] * len(slices)), {}
 
         return y, pullback
 
     def _share(self, ctx, windows, dtype):
-        """Return 1 / (elements of each window that are not padding): a number, or (*counts, 1)."""
+        """Return 1 / (elements of each window that are not padding): a scalar, or (*counts, 1)."""
         share = 1.0 / math.prod(self.pool_size)
         if not windows.is_padded:
             return share
@@ -111,7 +104,7 @@ class _GlobalMaxPooling(_GlobalPooling):
         largest = xp.max(x, axis=axes, keepdims=True)
 
         def pullback(dy):
-            # Equal largest values share the gradient.
+            # Equal maxima share the gradient.
             chosen = xp.astype(x == largest, x.dtype)
             return chosen * (xp.reshape(dy, largest.shape) / xp.sum(chosen, axis=axes, keepdims=True)), {}
 
@@ -119,7 +112,7 @@ class _GlobalMaxPooling(_GlobalPooling):
 
 
 class _GlobalAveragePooling(_GlobalPooling):
-    full_precision = True  # sums soon leave the range of float16
+    full_precision = True  # sums overflow float16
 
     def forward(self, ctx, params, x):
         if ctx.mask is not None and self.supports_masking:
@@ -133,7 +126,7 @@ class _GlobalAveragePooling(_GlobalPooling):
         return xp.mean(x, axis=axes, keepdims=self.keepdims), pullback
 
     def _masked(self, ctx, x):
-        """Return the mean over the time steps that count, and its pullback."""
+        """Return the mean over the time steps that are not masked, and its pullback."""
         xp, counts = ctx.xp, ctx.xp.astype(ctx.mask[..., None], x.dtype)
         ctx.mask = None
         share = counts / xp.maximum(xp.sum(counts, axis=1, keepdims=True), 1.0)
@@ -168,11 +161,11 @@ class MaxPooling2D(_MaxPooling):
     ----------
     pool_size : int or (int, int)
     strides : int or (int, int), optional
-        The distance from one window to the next; by default `pool_size`.
+        The distance between windows; by default `pool_size`.
     padding : {"valid", "same"}, int, (int, int) or ((int, int), (int, int))
         As in `Conv2D`.
     data_format : "channels_last", optional
-        There is no other.
+        The only format.
 
     Examples
     --------
@@ -226,9 +219,9 @@ class GlobalMaxPooling2D(_GlobalMaxPooling):
     Parameters
     ----------
     data_format : "channels_last", optional
-        There is no other.
+        The only format.
     keepdims : bool
-        Whether the spatial axes stay, with length 1.
+        Whether to keep the spatial axes, with length 1.
 
     Examples
     --------
@@ -242,7 +235,7 @@ class GlobalMaxPooling2D(_GlobalMaxPooling):
 class GlobalAveragePooling1D(_GlobalAveragePooling):
     """Mean of each channel: (batch, steps, channels) -> (batch, channels); see `GlobalMaxPooling2D`.
 
-    It is that of the time steps which the mask counts; 0 if there are none. (Keras gives nan.)
+    Masked time steps are ignored; the mean of none is 0 (nan in Keras).
     """
 
     rank = 1

@@ -1,9 +1,9 @@
-"""Positions of time steps, which attention alone does not see.
+"""Positions of time steps, which attention by itself ignores.
 
 SinusoidalPositions   y[t] = x[t] + sin and cos of t at wavelengths from 2 pi to 2 pi max_wavelength
 PositionEmbedding     y[t] = x[t] + a learnt vector
-RotaryPositions       each pair of features (a, b) is turned by an angle that grows with t:
-                      (a cos - b sin, a sin + b cos), so that products depend on distances alone
+RotaryPositions       each pair of features (a, b) is rotated by an angle proportional to t:
+                      (a cos - b sin, a sin + b cos), so that products depend only on distances
 
 Sources: Vaswani et al., "Attention is all you need", 2017 (arXiv:1706.03762), section 3.5; Su et al.,
 "RoFormer", 2021 (arXiv:2104.09864).
@@ -17,7 +17,7 @@ from nnx.layers.base import HALF, Layer, Weight, describe_shape, positive_int, r
 
 
 class _Positions(Layer):
-    """Base of layers that mark time steps with their position: (batch, time, features) -> the same shape."""
+    """Base of layers that add positions to time steps: (batch, time, features) -> the same shape."""
 
     supports_masking = True
 
@@ -36,12 +36,12 @@ class _Positions(Layer):
 class SinusoidalPositions(_Positions):
     """Add sines and cosines of the position: (batch, time, features) -> the same shape.
 
-    Feature 2i of step t is given sin(t / max_wavelength**(2i / features)), feature 2i + 1 the cosine.
+    Feature 2i of step t gets sin(t / max_wavelength**(2i / features)), feature 2i + 1 the cosine.
 
     Parameters
     ----------
     max_wavelength : float
-        2 pi times this is the wavelength that the last features come near to.
+        2 pi times this is about the wavelength of the last features.
 
     Examples
     --------
@@ -71,7 +71,7 @@ class PositionEmbedding(_Positions):
     Parameters
     ----------
     max_length : int
-        Most time steps that a sample may have.
+        The largest number of time steps of a sample.
     embeddings_initializer : str or Initializer
         Starting vectors: embeddings (max_length, features).
     embeddings_regularizer : str or Regularizer, optional
@@ -119,11 +119,11 @@ class PositionEmbedding(_Positions):
 
 @register("rotary_positions")
 class RotaryPositions(_Positions):
-    """Turn pairs of features by angles that grow with the position: (batch, time, features) -> the same.
+    """Rotate pairs of features by angles proportional to the position: (batch, time, features) -> the same.
 
     Feature i is paired with feature i + features/2, as in KerasHub, GPT-NeoX and LLaMA, and the pair
-    at step t turned by t / max_wavelength**(2i / features). `MultiHeadAttention(rotary=True)` does so
-    with the queries and keys of each head.
+    at step t is rotated by t / max_wavelength**(2i / features). `MultiHeadAttention(rotary=True)` rotates
+    the queries and keys of each head in this way.
 
     Parameters
     ----------
@@ -151,15 +151,15 @@ class RotaryPositions(_Positions):
         return in_shape
 
     def forward(self, ctx, params, x):
-        y, turn_back = rotate(ctx, x, self.max_wavelength)
-        return y, lambda dy: (turn_back(dy), {})
+        y, rotate_back = rotate(ctx, x, self.max_wavelength)
+        return y, lambda dy: (rotate_back(dy), {})
 
     def flops(self, in_shape):
         return 3 * size(in_shape)
 
 
 def rotate(ctx, x, max_wavelength):
-    """Return x, (batch, time, ..., features), turned by its positions, and the pullback of that."""
+    """Return x, (batch, time, ..., features), rotated by its positions, and the pullback."""
     xp, steps, half = ctx.xp, x.shape[1], x.shape[-1] // 2
     angles = _angles(ctx, x, steps, 2 * half, half, max_wavelength)
     angles = xp.reshape(angles, (steps, *(1 for _ in x.shape[3:]), half))
@@ -173,7 +173,7 @@ def rotate(ctx, x, max_wavelength):
 
 
 def _angles(ctx, x, steps, features, count, max_wavelength):
-    """Return t / max_wavelength**(2i / features) of steps t and i < count, in float32 if x is half."""
+    """Return t / max_wavelength**(2i / features) for t < steps and i < count, in float32 if x is half precision."""
     xp = ctx.xp
     dtype = xp.float32 if str(x.dtype).split(".")[-1] in HALF else x.dtype
     times, indices = (xp.astype(ctx.arange(n, "int32"), dtype) for n in (steps, count))

@@ -9,7 +9,7 @@ from nnx.layers.base import Layer, Weight, describe_shape, expect_features, regi
 
 @register("prelu")
 class PReLU(Layer):
-    """Relu whose slope below zero is learnt, one for each feature: any shape -> the same shape.
+    """Relu with a learnt slope below zero for each feature: any shape -> the same shape.
 
     Parameters
     ----------
@@ -17,8 +17,8 @@ class PReLU(Layer):
         Starting slopes: alpha, of the shape of one sample, 1 along the shared axes.
     alpha_regularizer : str or Regularizer, optional
     shared_axes : int or list of int, optional
-        Axes, counted with the batch axis, along which one slope serves all: [1, 2] gives each
-        channel of an image its slope.
+        Axes, counted with the batch axis, that share slopes: [1, 2] gives one slope for each channel of
+        an image.
 
     Examples
     --------

@@ -1,11 +1,11 @@
-"""Recurrent layers: a state goes from one time step to the next, and each step's output is the state.
+"""Recurrent layers: each time step computes a state from its input and the previous state, and returns it.
 
     h[t] = step(x[t], h[t - 1])
 
-The products of the inputs with their kernel are one matrix product over all time steps. What is left
-for each step is a product with the recurrent kernel and one elementwise kernel (`cells`). Backward,
-the steps give the gradients of the gates, and each weight's gradient is again one product over all steps.
-Dropout that is the same at all time steps is from Gal and Ghahramani, 2016 (arXiv:1512.05287).
+The products of the inputs with their kernel are one matrix product over all time steps. Each step then
+needs a product with the recurrent kernel and one elementwise kernel (`cells`). In the backward pass the
+steps compute the gradients of the gates, and each weight's gradient is one product over all steps.
+Dropout with the same mask at all time steps: Gal and Ghahramani, 2016 (arXiv:1512.05287).
 """
 
 from typing import Any
@@ -85,9 +85,9 @@ class Recurrent(Layer):
     @property
     def cell(self) -> Cell:
         """The formulas of a time step: the same object until a setting changes."""
-        made = self.make_cell()
-        if self._cell is None or type(made) is not type(self._cell) or vars(made) != vars(self._cell):
-            self._cell = made
+        cell = self.make_cell()
+        if self._cell is None or type(cell) is not type(self._cell) or vars(cell) != vars(self._cell):
+            self._cell = cell
         return self._cell
 
     def make_cell(self) -> Cell:
@@ -104,7 +104,7 @@ class Recurrent(Layer):
             yield self.declare_bias(width)
 
     def declare_bias(self, width: int) -> Weight:
-        """Return the bias, of `width` gates in all."""
+        """Return the bias of all gates, `width` values."""
         return Weight.of(self, "bias", (width,))
 
     def out_shape(self, in_shape) -> Any:
@@ -113,7 +113,7 @@ class Recurrent(Layer):
         return (y, *[(self.units,)] * self.cell.states) if self.return_state else y
 
     def _expect(self, in_shape):
-        """Return the shape of the sequence."""
+        """Return the shape of the sequence, or raise a ValueError."""
         sequence = in_shape if is_single(in_shape) or isinstance(in_shape, dict) else in_shape[0]
         kind, states = type(self).__name__, self.cell.states
         if isinstance(sequence, dict) or not is_single(sequence) or len(sequence) != 2 or 0 in sequence:
@@ -129,16 +129,15 @@ class Recurrent(Layer):
             )
         return sequence
 
-    # The pass
+    # Forward and backward
 
     def forward(self, ctx, params, x):
         xp, cell = ctx.xp, self.cell
         (x, *initial), mask = x if isinstance(x, tuple) else (x,), ctx.mask
         mask = mask[0] if isinstance(mask, tuple) else mask
         batch, steps, features = x.shape
-        # Within the layer time comes first: a step then reads and writes contiguous memory. This copies
-        # x, the smallest array here; the output is a view, and the next recurrent layer transposes it back
-        # at no cost.
+        # Inside the layer the time axis is first: a step then reads and writes contiguous memory. This copies
+        # x, the smallest array here; the output is a view, which the next recurrent layer transposes at no cost.
         x, pull_dropout = self._drop_features(ctx, self._in_order(xp, x))
         rows = xp.reshape(x, (steps * batch, features))
         kernel, recurrent_kernel = params["kernel"], params["recurrent_kernel"]
@@ -180,41 +179,41 @@ class Recurrent(Layer):
                 dhidden = dhidden * xp.astype(counted, dhidden.dtype)
             dlast = tuple(douts[1:]) or (zeros,) * cell.states
             step = Backward(*settings)
-            if not step.passes:
+            if not step.bypasses:
                 dhidden = dhidden + _as_last_step(ctx, dlast[0], steps) if self.return_state else dhidden
                 dlast = dlast[1:]
             before = [_before(xp, *pair) for pair in zip(start, states, strict=True)]
             dgates, *rest = ctx.backend.scan(
                 step,
-                (xp.zeros_like(gates[0, ...]), *dlast),  # behind the last step there are no gates
+                (xp.zeros_like(gates[0, ...]), *dlast),  # no gates follow the last step
                 (dhidden, *before, *saved, *counts),
                 (recurrent_kernel, *keep),
                 reverse=True,
             )
 
-            by_h = xp.reshape(dgates, flat)
-            by_x = xp.reshape(rest[-1], flat) if cell.splits_gradient else by_h
+            dgates_h = xp.reshape(dgates, flat)
+            dgates_x = xp.reshape(rest[-1], flat) if cell.splits_gradient else dgates_h
             h = _before(xp, seen[0], stacks[cell.states]) if keep else before[0]
             h, *saved_rows = (xp.reshape(array, (steps * batch, self.units)) for array in (h, *saved))
             grads = {
-                "kernel": xp.matmul(rows.T, by_x),
-                "recurrent_kernel": cell.kernel_gradient(xp, h, saved_rows, by_h),
+                "kernel": xp.matmul(rows.T, dgates_x),
+                "recurrent_kernel": cell.kernel_gradient(xp, h, saved_rows, dgates_h),
             }
             if self.use_bias:
-                grads["bias"] = self.bias_gradient(xp, by_x, by_h)
+                grads["bias"] = self.bias_gradient(xp, dgates_x, dgates_h)
             if not ctx.needs_input_gradient:
                 return None, grads
-            dx = pull_dropout(xp.reshape(xp.matmul(by_x, kernel.T), (steps, batch, features)))
+            dx = pull_dropout(xp.reshape(xp.matmul(dgates_x, kernel.T), (steps, batch, features)))
             dx = _swapped(xp, xp.flip(dx, axis=0) if self.go_backwards else dx)
             if not initial:
                 return dx, grads
             dstart = cell.recurrent_gradient(ctx.backend, recurrent_kernel, dgates[0, ...])
             for factor in keep:
                 dstart = dstart * factor
-            dpassed = [stack[0, ...] for stack in rest[: cell.states - 1 + step.passes]]
-            if step.passes:
-                dstart = dstart + dpassed.pop(0)
-            return (dx, dstart, *dpassed), grads
+            direct = [stack[0, ...] for stack in rest[: cell.states - 1 + step.bypasses]]
+            if step.bypasses:
+                dstart = dstart + direct.pop(0)
+            return (dx, dstart, *direct), grads
 
         if self.activity_regularizer is not None:
             for out in outputs:
@@ -225,12 +224,12 @@ class Recurrent(Layer):
         """Return the bias of the gates of x, and further arguments of the cell."""
         return params.get("bias"), ()
 
-    def bias_gradient(self, xp, by_x, by_h):
+    def bias_gradient(self, xp, dgates_x, dgates_h):
         """Return dL/dbias from the gradients of the gates of x and of h."""
-        return xp.sum(by_x, axis=0)
+        return xp.sum(dgates_x, axis=0)
 
     def _in_order(self, xp, x):
-        """Return (time, batch, ...) in the order in which the steps are taken."""
+        """Return (time, batch, ...) in the order in which the steps run."""
         return xp.flip(_swapped(xp, x), axis=0) if self.go_backwards else _swapped(xp, x)
 
     def _counts(self, xp, mask, shape):
@@ -277,7 +276,7 @@ def _as_last_step(ctx, array, steps: int):
 
 
 class GatedRecurrent(Recurrent):
-    """Base of the recurrent layers with gates, which have an activation of their own."""
+    """Base of the recurrent layers whose gates have a separate activation."""
 
     def __init__(
         self,

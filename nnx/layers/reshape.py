@@ -28,7 +28,7 @@ class Input(Layer):
 
 @register("reshape")
 class Reshape(Layer):
-    """Give each sample another shape: (batch, *in_shape) -> (batch, *target_shape).
+    """Reshape each sample: (batch, *in_shape) -> (batch, *target_shape).
 
     One entry of `target_shape` may be -1: it is computed from the others.
 
@@ -64,7 +64,7 @@ class Reshape(Layer):
 
 @register("flatten")
 class Flatten(Reshape):
-    """Make each sample one row: (batch, ...) -> (batch, features).
+    """Flatten each sample: (batch, ...) -> (batch, features).
 
     Examples
     --------
@@ -116,13 +116,13 @@ class Permute(Layer):
         return tuple(in_shape[axis - 1] for axis in self.dims)
 
     def forward(self, ctx, params, x):
-        there = (0, *self.dims)
-        back = tuple(there.index(axis) for axis in range(x.ndim))
+        order = (0, *self.dims)
+        inverse = tuple(order.index(axis) for axis in range(x.ndim))
 
         def pullback(dy):
-            return ctx.xp.permute_dims(dy, back), {}
+            return ctx.xp.permute_dims(dy, inverse), {}
 
-        return ctx.xp.permute_dims(x, there), pullback
+        return ctx.xp.permute_dims(x, order), pullback
 
 
 @register("repeat_vector")
@@ -132,7 +132,7 @@ class RepeatVector(Layer):
     Parameters
     ----------
     n : int
-        How often.
+        Number of copies.
 
     Examples
     --------

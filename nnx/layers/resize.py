@@ -1,5 +1,4 @@
-"""Layers that change the size of images and sequences, and learn nothing: zeros around them, parts cut
-off, each element repeated."""
+"""Layers without weights that change the size of images and sequences: padding, cropping and up-sampling."""
 
 from nnx.layers.base import Layer, describe_shape, register
 from nnx.layers.windows import channels_last, expect_spatial, pairs, spread
@@ -29,12 +28,12 @@ class _ZeroPadding(Layer):
 
 @register("zero_padding1d")
 class ZeroPadding1D(_ZeroPadding):
-    """Zeros before and after: (batch, steps, channels) -> (batch, more steps, channels).
+    """Pad with zeros before and after: (batch, steps, channels) -> (batch, more steps, channels).
 
     Parameters
     ----------
     padding : int or (int, int)
-        Before and after.
+        Steps to add before and after.
 
     Examples
     --------
@@ -48,14 +47,14 @@ class ZeroPadding1D(_ZeroPadding):
 
 @register("zero_padding2d")
 class ZeroPadding2D(_ZeroPadding):
-    """Zeros around: (batch, height, width, channels) -> (batch, larger height, larger width, channels).
+    """Pad images with zeros: (batch, height, width, channels) -> (batch, larger height, larger width, channels).
 
     Parameters
     ----------
     padding : int, (int, int) or ((int, int), (int, int))
         For all sides; for each axis; or ((top, bottom), (left, right)).
     data_format : "channels_last", optional
-        There is no other.
+        The only format.
 
     Examples
     --------
@@ -96,12 +95,12 @@ class _Cropping(Layer):
 
 @register("cropping1d")
 class Cropping1D(_Cropping):
-    """Cut off the ends: (batch, steps, channels) -> (batch, fewer steps, channels).
+    """Remove steps at both ends: (batch, steps, channels) -> (batch, fewer steps, channels).
 
     Parameters
     ----------
     cropping : int or (int, int)
-        Steps to cut off before and after.
+        Steps to remove before and after.
 
     Examples
     --------
@@ -119,14 +118,14 @@ class Cropping1D(_Cropping):
 
 @register("cropping2d")
 class Cropping2D(_Cropping):
-    """Cut off the sides: (batch, height, width, channels) -> (batch, smaller height, smaller width, channels).
+    """Crop images: (batch, height, width, channels) -> (batch, smaller height, smaller width, channels).
 
     Parameters
     ----------
     cropping : int, (int, int) or ((int, int), (int, int))
         For all sides; for each axis; or ((top, bottom), (left, right)).
     data_format : "channels_last", optional
-        There is no other.
+        The only format.
 
     Examples
     --------
@@ -147,11 +146,11 @@ class UpSampling2D(Layer):
     Parameters
     ----------
     size : int or (int, int)
-        How often, along each axis.
+        Copies along each axis.
     data_format : "channels_last", optional
-        There is no other.
+        The only format.
     interpolation : "nearest"
-        There is no other.
+        The only method.
 
     Examples
     --------

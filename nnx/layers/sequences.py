@@ -1,15 +1,15 @@
-"""Layers around sequences: read both ways, each time step alike, and which steps count.
+"""Layers for sequences.
 
-Bidirectional(f)     y = f(x) and f(x read from its end), merged
+Bidirectional(f)     y = f(x) and f(x in reverse order), merged
 TimeDistributed(f)   y[t] = f(x[t])
-Masking(v)           leaves out the time steps whose features all equal v
+Masking(v)           masks the time steps whose features all equal v
 """
 
 import copy
 from typing import Any
 
 from nnx.layers.base import Layer, describe_shape, register, run, size
-from nnx.layers.containers import Container, as_layer, init_layer
+from nnx.layers.containers import Container, as_layer, with_keys
 from nnx.layers.merges import MERGES
 from nnx.layers.recurrent import Recurrent
 from nnx.registry import snake_case
@@ -20,12 +20,11 @@ _MERGE_MODES = {"concat": "concat", "sum": "add", "mul": "multiply", "ave": "ave
 
 @register("bidirectional")
 class Bidirectional(Container):
-    """Read a sequence from its beginning and from its end by two recurrent layers with weights of their own.
+    """Read a sequence forwards and backwards with two recurrent layers, each with its own weights.
 
     (batch, time, features) -> (batch, 2 * units), or (batch, time, 2 * units) with `return_sequences`.
-    The outputs of the second layer are put back in the order of time; where the mask leaves out a time
-    step, the outputs of both are 0. States given after the sequence, and those returned, are first the
-    ones of the forward layer, then the ones of the backward layer.
+    The outputs of the backward layer are returned in the order of time; at masked time steps the outputs of
+    both are 0. Initial and returned states are those of the forward layer, then those of the backward layer.
 
     Source: Schuster and Paliwal, "Bidirectional recurrent neural networks", 1997.
 
@@ -37,7 +36,7 @@ class Bidirectional(Container):
     weights : None
         Only None: use `model.set_weights`.
     backward_layer : SimpleRNN, LSTM or GRU, optional
-        That which reads from the end, made with `go_backwards=True`; by default one like `layer`.
+        The layer that reads backwards, made with `go_backwards=True`; by default a copy of `layer`.
 
     Examples
     --------
@@ -62,14 +61,11 @@ class Bidirectional(Container):
             )
         if weights is not None:
             raise ValueError("Bidirectional: weights must be None: use model.set_weights(weights) instead")
-        self.layer, self.merge_mode, self.weights, self.backward_layer = (
-            layer,
-            merge_mode,
-            None,
-            backward_layer,
-        )
-        forward, backward = _both_ways(layer, backward_layer)
-        self.layers = [forward, backward]
+        self.layer, self.merge_mode, self.weights = layer, merge_mode, None
+        self.backward_layer = backward_layer
+        forward, backward = copy.copy(layer), copy.copy(backward_layer or layer)
+        if backward_layer is None:
+            backward.go_backwards = True
         for name in ("return_sequences", "return_state"):
             if getattr(forward, name) != getattr(backward, name):
                 raise ValueError(f"Bidirectional: both layers must have the same {name}")
@@ -78,39 +74,33 @@ class Bidirectional(Container):
                 f"Bidirectional: one of its layers must have go_backwards=True and the other False, got "
                 f"{forward.go_backwards} for both"
             )
-        self._keyed = [
-            (f"{way}_{layer.name or snake_case(type(layer).__name__)}", layer)
-            for way, layer in zip(("forward", "backward"), self.layers, strict=True)
-        ]
-
-    def sublayers(self):
-        return dict(self._keyed)
+        self._keyed = []
+        for direction, each in (("forward", forward), ("backward", backward)):
+            each.zero_output_for_mask = True
+            self._keyed.append((f"{direction}_{each.name or snake_case(type(each).__name__)}", each))
 
     def _parts(self, whole: Any) -> tuple:
-        """Return the part of the input, or of its shape or masks, for each layer."""
+        """Return the input, its shape or its mask for each layer."""
         if not isinstance(whole, tuple) or all(isinstance(n, int) for n in whole):
             return whole, whole
         x, *states = whole
         half = len(states) // 2
         return (x, *states[:half]), (x, *states[half:])
 
-    def _together(self, results: list, merge) -> Any:
-        """Return the output, from the results of both layers and the function that merges their outputs."""
+    def _merged(self, results: list, merge) -> Any:
+        """Return the output: the outputs of both layers, merged by a function, and their states."""
         results = results if self.layer.return_state else [(result,) for result in results]
         (y, *states), (y_back, *states_back) = results
         merged = [y, y_back] if self.merge_mode is None else [merge([y, y_back])]
         outputs = [*merged, *states, *states_back]
         return tuple(outputs) if len(outputs) > 1 else outputs[0]
 
-    def init(self, rng, in_shape):
-        params = {}
-        for (key, layer), part in zip(self._keyed, self._parts(in_shape), strict=True):
-            params[key], _ = init_layer(key, layer, rng, part)
-        return params, self.out_shape(in_shape)
+    def in_shapes(self, in_shape):
+        return self._parts(in_shape)
 
     def out_shape(self, in_shape):
         pairs = zip(self.layers, self._parts(in_shape), strict=True)
-        return self._together([layer.out_shape(part) for layer, part in pairs], self._merged_shape)
+        return self._merged([layer.out_shape(shape) for layer, shape in pairs], self._merged_shape)
 
     def _merged_shape(self, shapes):
         first, second = shapes
@@ -130,8 +120,8 @@ class Bidirectional(Container):
             inner.mask = mask
             runs.append(run(layer, inner, params[key], part))
             masks.append(inner.mask)
-        turned = self.layer.return_sequences
-        outputs = [runs[0][0], self._turned(xp, runs[1][0]) if turned else runs[1][0]]
+        sequences = self.layer.return_sequences
+        outputs = [runs[0][0], self._flipped(xp, runs[1][0]) if sequences else runs[1][0]]
         split = None
 
         def merge(pair):
@@ -139,7 +129,7 @@ class Bidirectional(Container):
             y, split = MERGES[_MERGE_MODES[str(self.merge_mode)]](xp, pair)
             return y
 
-        y = self._together(outputs, merge)
+        y = self._merged(outputs, merge)
         mask = masks[0][0] if isinstance(masks[0], tuple) else masks[0]
         if isinstance(y, tuple) and mask is not None:
             first = (mask, mask) if self.merge_mode is None else (mask,)
@@ -152,7 +142,7 @@ class Bidirectional(Container):
             if self.layer.return_state:
                 half = len(dys) // 2
                 pair = [(pair[0], *dys[:half]), (pair[1], *dys[half:])]
-            pair[1] = self._turned(xp, pair[1]) if turned else pair[1]
+            pair[1] = self._flipped(xp, pair[1]) if sequences else pair[1]
             (dx, grads), (dx_back, grads_back) = (pull(d) for (_, pull), d in zip(runs, pair, strict=True))
             both = {key: g for (key, _), g in zip(self._keyed, (grads, grads_back), strict=True)}
             if not ctx.needs_input_gradient:
@@ -163,8 +153,8 @@ class Bidirectional(Container):
 
         return y, pullback
 
-    def _turned(self, xp, y):
-        """Return the output of the second layer with its time steps in reverse order."""
+    def _flipped(self, xp, y):
+        """Return the output of the backward layer with its time steps in reverse order."""
         if isinstance(y, tuple):
             return (xp.flip(y[0], axis=1), *y[1:])
         return xp.flip(y, axis=1)
@@ -172,26 +162,15 @@ class Bidirectional(Container):
     def flops(self, in_shape):
         shape = self.out_shape(in_shape)
         merged = 0 if self.merge_mode in (None, "concat") else size(shape if is_single(shape) else shape[0])
-        parts = zip(self.layers, self._parts(in_shape), strict=True)
-        return sum(layer.flops(part) for layer, part in parts) + merged
-
-
-def _both_ways(layer: Recurrent, backward_layer: Recurrent | None) -> tuple[Recurrent, Recurrent]:
-    """Return copies of the layers that read forwards and backwards, whose outputs are 0 where masked."""
-    forward, backward = copy.copy(layer), copy.copy(backward_layer or layer)
-    if backward_layer is None:
-        backward.go_backwards = True
-    for each in (forward, backward):
-        each.zero_output_for_mask = True
-    return forward, backward
+        return super().flops(in_shape) + merged
 
 
 @register("time_distributed")
 class TimeDistributed(Container):
     """Run a layer on each time step: (batch, time, ...) -> (batch, time, ...).
 
-    All time steps go through it as one large batch. (Keras runs it once for each time step: batch
-    normalisation inside, which here uses the mean over all of them, then takes one for each.)
+    The time steps of all samples form one large batch. (Keras runs the layer once for each time step. So
+    batch normalisation inside takes its mean over all time steps here, and in Keras over each by itself.)
 
     Parameters
     ----------
@@ -211,60 +190,50 @@ class TimeDistributed(Container):
     def __init__(self, layer, **settings):
         super().__init__(**settings)
         self.layer = as_layer(layer)
-        self.layers = [self.layer]
-        (self._key,) = self.sublayers()
+        self._keyed = with_keys([self.layer])
 
     def with_layer(self, layer):
-        """Return the same, weights included, with another layer in its place."""
+        """Return the same container with another layer inside, under the same key."""
         changed = copy.copy(self)
-        vars(changed).update(layer=layer, layers=[layer])
+        vars(changed).update(layer=layer, _keyed=[(self._keyed[0][0], layer)])
         return changed
 
-    def _step(self, in_shape):
+    def in_shapes(self, in_shape):
         if not is_single(in_shape) or len(in_shape) < 2 or in_shape[0] == 0:
             raise ValueError(
                 f"TimeDistributed expects input of shape (batch, time, ...) with at least one axis behind time, got "
                 f"{describe_shape(in_shape)}"
             )
-        return in_shape[1:]
-
-    def init(self, rng, in_shape):
-        params, _ = init_layer(self._key, self.layer, rng, self._step(in_shape))
-        return {self._key: params} if params else {}, self.out_shape(in_shape)
+        return [in_shape[1:]]
 
     def out_shape(self, in_shape):
-        shape = self.layer.out_shape(self._step(in_shape))
+        (step_shape,) = self.in_shapes(in_shape)
+        shape = self.layer.out_shape(step_shape)
         if not is_single(shape):
             raise ValueError(f"TimeDistributed: its layer must return one array, got {describe_shape(shape)}")
         return (in_shape[0], *shape)
 
-    def init_state(self, in_shape):
-        state = self.layer.init_state(self._step(in_shape))
-        return {self._key: state} if state else {}
-
     def forward(self, ctx, params, x):
-        xp, (batch, steps) = ctx.xp, x.shape[:2]
-        inner = ctx.at(self._key, ctx.needs_input_gradient)
+        xp, (batch, steps), ((key, layer),) = ctx.xp, x.shape[:2], self._keyed
+        inner = ctx.at(key, ctx.needs_input_gradient)
         inner.mask = None
-        rows = xp.reshape(x, (batch * steps, *x.shape[2:]))
-        y, pull = run(self.layer, inner, params.get(self._key, {}), rows)
+        y, pull = run(layer, inner, params.get(key, {}), xp.reshape(x, (batch * steps, *x.shape[2:])))
 
         def pullback(dy):
             dx, grads = pull(xp.reshape(dy, y.shape))
-            dx = None if dx is None else xp.reshape(dx, x.shape)
-            return dx, {self._key: grads} if grads else {}
+            return None if dx is None else xp.reshape(dx, x.shape), {key: grads} if grads else {}
 
         return xp.reshape(y, (batch, steps, *y.shape[1:])), pullback
 
     def flops(self, in_shape):
-        return in_shape[0] * self.layer.flops(self._step(in_shape))
+        return in_shape[0] * super().flops(in_shape)
 
 
 @register("masking")
 class Masking(Layer):
-    """Leave out time steps whose features all equal a value: (batch, time, features) -> the same shape.
+    """Mask time steps whose features all equal a value: (batch, time, features) -> the same shape.
 
-    The layers behind are given the mask, and zeros in place of these time steps.
+    Later layers get the mask, and zeros at these time steps.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""The simplest recurrent layer: its state is an activation of the input and of the state before."""
+"""The simplest recurrent layer: its state is an activation of the input and the previous state."""
 
 from nnx.layers.base import register
 from nnx.layers.cells import Cell, activate

@@ -1,4 +1,4 @@
-"""A block of a transformer: attention, then the same small network at each time step, with shortcuts,
+"""A block of a transformer: attention, then a small network at each time step, both with residual connections,
 
     x = norm(x + attention(x));  y = norm(x + feed_forward(x))            post-norm, as published
     x = x + attention(norm(x));  y = x + feed_forward(norm(x))            pre-norm, easier to train deep
@@ -23,28 +23,26 @@ from nnx.shapes import is_single
 class TransformerBlock(Container):
     """Self-attention and a feed-forward network: (batch, time, features) -> the same shape.
 
-    What PyTorch's `TransformerEncoderLayer` computes; with `use_causal_mask`, the block of a language
-    model.
+    It computes the same as PyTorch's `TransformerEncoderLayer`; language models use it with `use_causal_mask`.
 
     Parameters
     ----------
     num_heads : int
         Heads of the attention.
     ff_dim : int
-        Units between the two layers of the feed-forward network.
+        Hidden units of the feed-forward network.
     key_dim : int, optional
-        Length of a head's vectors, by default features / num_heads.
+        Length of a head's query and key vectors, by default features / num_heads.
     dropout : float
-        Share that is zeroed while training, of attention weights, of the units, and of what either
-        part adds to x.
+        Rate of dropout of attention weights, of hidden units, and of the outputs of both sub-blocks.
     activation : str or Activation
-        Of the feed-forward network.
+        Activation of the feed-forward network.
     norm_first : bool
-        Whether normalisation comes before each part, or after the sum.
+        Whether each sub-block starts with its normalisation (pre-norm), or its sum is normalised (post-norm).
     use_causal_mask, rotary, max_wavelength, block_size
         As for `MultiHeadAttention`.
     epsilon : float
-        Of the normalisation.
+        As for `LayerNormalization`.
 
     Examples
     --------
@@ -85,41 +83,35 @@ class TransformerBlock(Container):
         self.block_size = block_size
         self.epsilon = epsilon
         attention = MultiHeadAttention(
-            num_heads,
-            key_dim,
-            dropout=dropout,
-            use_causal_mask=use_causal_mask,
-            rotary=rotary,
-            max_wavelength=max_wavelength,
-            block_size=block_size,
-        )
-        parts = {"attention": attention, "feed_forward": FeedForward(ff_dim, activation, dropout)}
-        self.layers: list[Layer] = []
-        for name, part in parts.items():
+            num_heads, key_dim, dropout=dropout, use_causal_mask=use_causal_mask, rotary=rotary,
+            max_wavelength=max_wavelength, block_size=block_size,
+        )  # fmt: skip
+        layers: list[Layer] = []
+        for name, layer in (
+            ("attention", attention),
+            ("feed_forward", FeedForward(ff_dim, activation, dropout)),
+        ):
             norm = LayerNormalization(epsilon=epsilon, name=f"{name}_norm")
-            inner = [part, Dropout(dropout)]
-            if norm_first:
-                self.layers += [Residual([norm, *inner], name=name)]
-            else:
-                self.layers += [Residual(inner, name=name), norm]
-        self._chain = Chain(self.layers)
+            inner = [layer, Dropout(dropout)]
+            layers += (
+                [Residual([norm, *inner], name=name)] if norm_first else [Residual(inner, name=name), norm]
+            )
+        self._chain = Chain(layers)
+        self._keyed = self._chain._keyed
 
-    def init(self, rng, in_shape):
-        self.out_shape(in_shape)
-        return self._chain.init(rng, in_shape)
-
-    def out_shape(self, in_shape):
+    def in_shapes(self, in_shape):
         if not is_single(in_shape) or len(in_shape) != 2:
             raise ValueError(
                 f"TransformerBlock expects input of shape (batch, time, features), got {describe_shape(in_shape)}"
             )
-        return self._chain.out_shape(in_shape)
+        return self._chain.in_shapes(in_shape)
+
+    def out_shape(self, in_shape):
+        *_, shape = self.in_shapes(in_shape)
+        return shape
 
     def forward(self, ctx, params, x):
         return self._chain.forward(ctx, params, x)
-
-    def flops(self, in_shape):
-        return self._chain.flops(in_shape)
 
 
 class FeedForward(Layer):

@@ -1,8 +1,8 @@
-"""Windows that slide over the spatial axes of a batch: what convolution and pooling share.
+"""Sliding windows over the spatial axes of a batch, for convolution and pooling.
 
-A window of `size` is laid on every `strides`-th place; its elements lie `dilation` apart. The
-elements at one place of all windows are one strided slice of the input, so all windows together are
-as many slices as a window has elements, and no loop goes over pixels.
+A window of `size` starts at every `strides`-th position; its elements are `dilation` apart. The k-th
+elements of all windows form one strided slice of the input. So there are as many slices as a window has
+elements, and no loop over pixels.
 Source: Dumoulin and Visin, "A guide to convolution arithmetic", 2016 (arXiv:1603.07285).
 """
 
@@ -36,21 +36,21 @@ class Windows:
 
     @property
     def reach(self) -> Shape:
-        """The length of input that a window spans."""
+        """The length that a window spans."""
         return reach(self.size, self.dilation)
 
     @property
     def is_padded(self) -> bool:
-        """Whether any element is added to the input."""
+        """Whether the input is padded."""
         return any(width for pair in self.padding for width in pair)
 
     @property
     def is_whole(self) -> bool:
-        """Whether each window is one element of the input, in its order: a 1x1 convolution."""
+        """Whether the windows are the elements of the input: those of a 1x1 convolution."""
         return not self.is_padded and self.counts == self.spatial and math.prod(self.size) == 1
 
     def keys(self) -> list[tuple]:
-        """Return, for each element of a window, the index that takes it out of all of them."""
+        """Return, for each element of a window, the index that selects it in all windows."""
         axes = [
             [slice(i * step, i * step + (count - 1) * stride + 1, stride) for i in range(length)]
             for length, step, stride, count in zip(
@@ -69,19 +69,19 @@ class Windows:
         return x[(slice(None), *(slice(b, b + n) for (b, _), n in pairs), ...)] if self.is_padded else x
 
     def slices(self, backend, x, value: float = 0.0) -> list:
-        """Return, for each element of a window, an array of it: (batch, *counts, channels)."""
+        """Return, for each element of a window, its values in all windows, (batch, *counts, channels)."""
         if self.is_whole:
             return [x]
         x = self.pad(backend, x, value)
         return [x[key] for key in self.keys()]
 
-    def unslice(self, backend, parts):
-        """Return the input's gradient from those of its slices: the transpose of `slices`."""
+    def unslice(self, backend, gradients):
+        """Return the gradient of the input from those of its slices: the transpose of `slices`."""
         if self.is_whole:
-            return parts[0]
-        batch, channels = parts[0].shape[0], parts[0].shape[-1]
+            return gradients[0]
+        batch, *_, channels = gradients[0].shape
         padded = [n + before + after for n, (before, after) in zip(self.spatial, self.padding, strict=True)]
-        return self.crop(backend.unslice((batch, *padded, channels), parts, self.keys()))
+        return self.crop(backend.unslice((batch, *padded, channels), gradients, self.keys()))
 
 
 def reach(size, dilation) -> Shape:
@@ -95,8 +95,7 @@ def windows_of(layer: Layer, in_shape: Shape, size, strides, dilation, padding) 
     Raises
     ------
     ValueError
-        If the shape has another number of axes than the layer works on, or the window is larger
-        than the padded input.
+        If the shape has the wrong number of axes, or the window is larger than the padded input.
     """
     expect_spatial(layer, in_shape, len(size))
     spatial, lengths = in_shape[:-1], reach(size, dilation)
@@ -125,7 +124,7 @@ def _padding_of(padding, spatial, strides, lengths) -> tuple[tuple[int, int], ..
 
 
 def expect_spatial(layer: Layer, in_shape: Shape, rank: int) -> None:
-    """Raise a ValueError unless samples are of shape (*spatial, channels), of `rank` spatial axes."""
+    """Raise a ValueError unless samples have shape (*spatial, channels), with `rank` spatial axes."""
     if len(in_shape) == rank + 1 and 0 not in in_shape:
         return
     wanted = "(batch, steps, channels)" if rank == 1 else "(batch, height, width, channels)"
@@ -142,7 +141,7 @@ def expect_spatial(layer: Layer, in_shape: Shape, rank: int) -> None:
 
 
 def spread(layer: Layer, argument: str, value, rank: int, least: int = 1) -> tuple[int, ...]:
-    """Return a whole number for each spatial axis: from one number for all, or one for each."""
+    """Return a whole number for each spatial axis, given one for all or one for each."""
     values = tuple(value) if isinstance(value, (tuple, list)) else (value,) * rank
     if len(values) != rank:
         raise ValueError(
@@ -154,7 +153,7 @@ def spread(layer: Layer, argument: str, value, rank: int, least: int = 1) -> tup
 
 
 def pairs(layer: Layer, argument: str, value, rank: int) -> tuple[tuple[int, int], ...]:
-    """Return (before, after) for each spatial axis: from one number, one an axis, or pairs."""
+    """Return (before, after) for each spatial axis, given one number, one an axis, or pairs."""
     values = list(value) if isinstance(value, (tuple, list)) else [value] * rank
     if rank == 1 and len(values) == 2:
         values = [values]
@@ -172,7 +171,7 @@ def _is_width(n) -> bool:
 
 
 def padding_argument(layer: Layer, padding, rank: int, names=PADDINGS):
-    """Return a checked `padding`: one of the names, or (before, after) for each spatial axis."""
+    """Return the checked padding: one of the names, or (before, after) for each spatial axis."""
     if not isinstance(padding, str):
         return pairs(layer, "padding", padding, rank)
     if padding.lower() not in names:
@@ -182,7 +181,7 @@ def padding_argument(layer: Layer, padding, rank: int, names=PADDINGS):
 
 
 def channels_last(layer: Layer, data_format: str | None) -> str | None:
-    """Return `data_format` if channels are last in it, else raise a ValueError."""
+    """Return `data_format` if it is None or "channels_last", else raise a ValueError."""
     if data_format not in (None, "channels_last"):
         raise ValueError(
             f"{type(layer).__name__}: data_format must be 'channels_last', got {data_format!r}: "

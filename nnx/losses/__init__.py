@@ -1,4 +1,4 @@
-"""Losses: how wrong a prediction is, and the gradient of that. One value for each sample.
+"""Losses: the error of a prediction and its gradient, one value for each sample.
 
 A loss is a pure function like a layer's:
 
@@ -6,8 +6,8 @@ A loss is a pure function like a layer's:
     doutput = pullback(dvalues)                     # dvalues = dL/dvalues, one for each sample
 
 with target and output (batch, ..., features) and values (batch, ...). Names, defaults and
-formulas are Keras's. Cross-entropies that follow a softmax or sigmoid are computed from the
-values before it (`with_logits`), in one stable formula: a compiled model does so by itself.
+formulas are Keras's. A compiled model computes cross-entropies after a softmax or sigmoid from the
+logits (`with_logits`), in one stable formula.
 
 May import: core, activations, data, graph, metrics.
 """

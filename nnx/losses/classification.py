@@ -79,7 +79,7 @@ class BinaryCrossentropy(_CrossEntropy):
         return xp.mean(values, axis=-1), pullback
 
     def _elements(self, xp, target, output):
-        """Return the loss of each element, and a function that returns its slope."""
+        """Return the loss of each element, and a function that returns its derivative."""
         if self.from_logits:
             values = xp.maximum(output, 0.0) - output * target + xp.log1p(xp.exp(-xp.abs(output)))
             return values, lambda: activations.sigmoid.forward(xp, output) - target
@@ -117,9 +117,9 @@ class BinaryFocalCrossentropy(BinaryCrossentropy):
         entropy, entropy_slope = super()._elements(xp, target, output)
         p = activations.sigmoid.forward(xp, output) if self.from_logits else output
         wrong = xp.maximum(1.0 - (target * p + (1.0 - target) * (1.0 - p)), 0.0)
-        weight = (
-            target * self.alpha + (1.0 - target) * (1 - self.alpha) if self.apply_class_balancing else 1.0
-        )
+        weight = 1.0
+        if self.apply_class_balancing:
+            weight = target * self.alpha + (1.0 - target) * (1 - self.alpha)
 
         def slope():
             dwrong = (1.0 - 2.0 * target) * (p * (1.0 - p) if self.from_logits else 1.0)
@@ -165,7 +165,7 @@ class CategoricalCrossentropy(_CrossEntropy):
         return xp.log(kept), pullback
 
     def _classes(self, xp, target, logs):
-        """Return the loss of each sample, and a function that returns its slope by the logs."""
+        """Return the loss of each sample, and a function that returns its gradient with respect to the logs."""
         return -xp.sum(target * logs, axis=-1), lambda: -target
 
     def check_target(self, y, out_shape):
@@ -198,7 +198,7 @@ class CategoricalFocalCrossentropy(CategoricalCrossentropy):
 
 @register("sparse_categorical_crossentropy", "scce")
 class SparseCategoricalCrossentropy(CategoricalCrossentropy):
-    """Categorical cross-entropy of class numbers: target (batch, ...), whole numbers from 0.
+    """Categorical cross-entropy of class indices: target (batch, ...), whole numbers from 0.
 
     Examples
     --------
@@ -225,7 +225,7 @@ def clip(xp, values, lowest, highest):
 
 
 def _power_slope(xp, values, power):
-    """Return the slope of values**power, kept finite at 0, where that of powers below 1 is not."""
+    """Return the derivative of values**power, limited at 0, where it is infinite for powers below 1."""
     if power < 1:
         values = xp.maximum(values, EPSILON)
     return power * values ** (power - 1)

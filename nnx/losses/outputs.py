@@ -12,12 +12,12 @@ from nnx.shapes import describe_shape, is_single
 
 @register()
 class OutputLosses(Loss):
-    """The weighted sum of a loss for each output: what `compile(loss={"price": "mse", ...})` makes.
+    """The weighted sum of the losses of several outputs; `compile(loss={"price": "mse", ...})` makes one.
 
     Parameters
     ----------
     losses : dict of output to loss, or a list of losses in the order of the outputs
-        An output that a dict leaves out is not trained on.
+        An output that is not in the dict is not trained.
     weights : dict or list of float, optional
         The factor of each loss; by default 1.
 
@@ -82,7 +82,7 @@ class OutputLosses(Loss):
         return counted
 
     def check_target(self, y, out_shape) -> Any:
-        """Return the targets of those outputs that have a loss, each as its loss takes it."""
+        """Return the checked targets of the outputs that have a loss."""
         outputs = _keys(out_shape)
         for key in self.each:
             if key not in outputs:
@@ -105,7 +105,7 @@ class OutputLosses(Loss):
         return self.map(check, out_shape, {key: key for key in self.each})
 
     def map(self, function, *trees) -> Any:
-        """Return what `function(loss, *those of the trees)` gives for each output with a loss."""
+        """Return `function(loss, *entries of the trees)` for each output with a loss."""
         results = {key: function(loss, *(tree[key] for tree in trees)) for key, loss in self.each.items()}
         return tuple(results.values()) if isinstance(trees[0], tuple) else results
 
@@ -131,7 +131,7 @@ class OutputMetric(metrics.Metric):
 
 
 def as_loss(loss, weights=None) -> Loss:
-    """Return the loss that `compile` was given: one, or several by output."""
+    """Return the loss for an argument of `compile`: one loss, or several by output."""
     if isinstance(loss, (dict, list, tuple)) and not _is_configuration(loss):
         return OutputLosses(loss, weights)
     if weights is not None:
@@ -140,7 +140,7 @@ def as_loss(loss, weights=None) -> Loss:
 
 
 def as_metrics(given, weighted: bool) -> list[tuple[metrics.Metric, bool]]:
-    """Return the metrics that `compile` was given: a list, or lists by output."""
+    """Return (metric, weighted) pairs for an argument of `compile`: a list, or lists by output."""
     if given is None:
         return []
     several = isinstance(given, dict) or (
@@ -184,7 +184,7 @@ def expect_outputs(loss, metrics_used, out_shape) -> None:
 
 
 def output_name(key) -> str:
-    """Return how an output is called in logs: its name, or `output_0` for the first of a tuple."""
+    """Return the name of an output in logs; `output_0` for the first of a tuple."""
     return key if isinstance(key, str) else f"output_{key}"
 
 
@@ -193,7 +193,7 @@ def _keys(shapes) -> list:
 
 
 def _items(given):
-    """Return (key, value) pairs of a dict, or of a list by number."""
+    """Return (key, value) pairs of a dict, or (index, value) pairs of a list."""
     return given.items() if isinstance(given, dict) else enumerate(given)
 
 

@@ -61,8 +61,8 @@ class Huber(Pointwise):
 class Quantile(Pointwise):
     """mean max(quantile * (target - output), (quantile - 1) * (target - output)): the pinball loss.
 
-    The output that makes it least is that quantile of the target: 0.5, half the absolute error, gives
-    the median. Source: Koenker and Bassett, "Regression quantiles", Econometrica 1978.
+    The quantile of the target minimises it: 0.5, half the absolute error, gives the median.
+    Source: Koenker and Bassett, "Regression quantiles", Econometrica 1978.
 
     >>> import nnx
     >>> float(nnx.losses.Quantile(0.9)([[1.0]], [[0.0]]))
@@ -78,7 +78,7 @@ class Quantile(Pointwise):
         return xp.maximum(self.quantile * missing, (self.quantile - 1) * missing)
 
     def slope(self, xp, target, output):
-        # Halfway between both slopes where the output is the target, as the absolute error has 0 there.
+        # At output == target the mean of both derivatives, as the absolute error has 0 there.
         return 0.5 * xp.sign(output - target) + (0.5 - self.quantile)
 
 

@@ -1,10 +1,10 @@
-"""Metrics: computed on the device while training, as sums that batches add to.
+"""Metrics, computed on the device during training as sums over batches.
 
-A metric is a pair: `update(ctx, target, output, weight) -> sums`, run inside the compiled step
-(sums of different batches are added up), and `result(sums) -> float`, run on the host once an
-epoch. `weight` has one entry for each sample. Names and defaults are Keras's.
+A metric is a pair: `update(ctx, target, output, weight) -> sums` runs inside the compiled step, and the
+sums of all batches are added; `result(sums) -> float` runs on the host once an epoch. `weight` has one
+entry for each sample. Names and defaults are Keras's.
 
-`classification_metrics` and `regression_metrics` report on finished predictions.
+`classification_metrics` and `regression_metrics` evaluate finished predictions.
 
 May import: core, NumPy.
 """

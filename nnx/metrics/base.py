@@ -22,24 +22,24 @@ class Metric(Configurable):
     higher_is_better: bool | None = None
     """Whether a larger value is better: True, False, or None if that is not known."""
     default_name: str | None = None
-    """What it is called in logs, if that is not its class's name in snake case."""
+    """Its name in logs; by default the class name in snake case."""
 
     def __init__(self, name: str | None = None):
         self.name = name or self.default_name or snake_case(type(self).__name__)
 
     def takes_probabilities(self, output) -> bool:
-        """Return whether outputs that the loss takes as logits are turned into probabilities first."""
+        """Return whether logits must be converted to probabilities for this metric."""
         return False
 
     def update(self, ctx, target, output, weight) -> dict:
         """Return the sums of this batch: a dict of arrays, weighted by `weight`.
 
-        The weights are those of samples, (batch,), of time steps, (batch, time), or of all outputs.
+        `weight` has one entry for each sample, (batch,), time step, (batch, time), or output.
         """
         raise NotImplementedError
 
     def update_masked(self, ctx, target, output, weight, mask) -> dict:
-        """Return the same sums, over the time steps that a mask, (batch, time), counts."""
+        """Return the same sums over the time steps where a mask, (batch, time), is True."""
         if mask is not None and output.ndim > 2 and tuple(output.shape[:2]) == tuple(mask.shape):
             weight = weight[:, None] * ctx.xp.astype(mask, weight.dtype)
         return self.update(ctx, target, output, weight)
@@ -60,7 +60,7 @@ class Metric(Configurable):
 
 
 def as_arrays(name: str, y_true, y_pred, weight) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return targets, outputs and weights as arrays, in the shapes that `update` takes."""
+    """Return targets, outputs and weights as arrays, in the shapes that `update` expects."""
     target, output = np.asarray(y_true), np.asarray(y_pred, dtype=np.float64)
     if target.dtype.kind in "bf":
         target = target.astype(np.float64)
@@ -68,7 +68,7 @@ def as_arrays(name: str, y_true, y_pred, weight) -> tuple[np.ndarray, np.ndarray
         output = output[:, None]
     if output.shape[-1] == 1 and target.shape == output.shape[:-1]:
         target = target[..., None]
-    elif output.shape[-1] > 1 and target.shape == (*output.shape[:-1], 1):  # class numbers in a column
+    elif output.shape[-1] > 1 and target.shape == (*output.shape[:-1], 1):  # class indices in a column
         target = target[..., 0]
     if target.shape not in (output.shape, output.shape[:-1]):
         raise ValueError(
@@ -107,7 +107,7 @@ def as_numbers(xp, condition, like):
 
 
 def ratio(part, whole):
-    """Return part / whole on the host, 0 where the whole is 0."""
+    """Return part / whole on the host, or 0 where `whole` is 0."""
     return np.divide(part, whole, out=np.zeros(np.shape(part)), where=np.not_equal(whole, 0))
 
 

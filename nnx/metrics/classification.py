@@ -17,7 +17,7 @@ from nnx.metrics.base import (
 
 
 def expect_weight_per_row(metric, output, weight) -> None:
-    """Raise a ValueError if each output has a weight of its own."""
+    """Raise a ValueError if there is a weight for each output instead of each row."""
     if weight.ndim == output.ndim and output.shape[-1] > 1:
         raise ValueError(
             f"{type(metric).__name__} counts rows of outputs, but sample_weight has shape {tuple(weight.shape)}: "
@@ -47,7 +47,7 @@ class BinaryAccuracy(Metric):
 
 @register("categorical_accuracy")
 class CategoricalAccuracy(Metric):
-    """Share of samples whose largest output is the one of the one-hot target."""
+    """Share of samples whose largest output is that of the target's class; target one-hot."""
 
     higher_is_better = True
 
@@ -60,7 +60,7 @@ class CategoricalAccuracy(Metric):
 
 
 def _expect_class_numbers(metric, target, output) -> None:
-    """Raise a ValueError unless targets are class numbers, one for each row of outputs."""
+    """Raise a ValueError unless targets are class indices, one for each row of outputs."""
     if target.ndim != output.ndim - 1:
         raise ValueError(
             f"{type(metric).__name__} expects class numbers, of shape {tuple(output.shape[:-1])}, got targets of shape "
@@ -70,7 +70,7 @@ def _expect_class_numbers(metric, target, output) -> None:
 
 @register("sparse_categorical_accuracy")
 class SparseCategoricalAccuracy(Metric):
-    """Share of samples whose largest output is the one numbered by the target."""
+    """Share of samples whose largest output is that of the target's class; target class indices."""
 
     higher_is_better = True
 
@@ -86,7 +86,7 @@ class SparseCategoricalAccuracy(Metric):
 
 @register("accuracy", "acc")
 class Accuracy(Metric):
-    """Binary, categorical or sparse accuracy, whichever fits the shapes of target and output."""
+    """Binary, categorical or sparse accuracy, depending on the shapes of target and output."""
 
     higher_is_better = True
 
@@ -104,7 +104,7 @@ class Accuracy(Metric):
 
 @register("top_k_categorical_accuracy")
 class TopKCategoricalAccuracy(Metric):
-    """Share of samples whose class is among the k largest outputs; target one-hot or class numbers."""
+    """Share of samples whose class is among the k largest outputs; target one-hot or class indices."""
 
     higher_is_better = True
     default_name = "top_k_categorical_accuracy"
@@ -125,7 +125,7 @@ class TopKCategoricalAccuracy(Metric):
 
 @register("sparse_top_k_categorical_accuracy")
 class SparseTopKCategoricalAccuracy(TopKCategoricalAccuracy):
-    """TopKCategoricalAccuracy under Keras's name for class numbers."""
+    """TopKCategoricalAccuracy under Keras's name for class indices."""
 
     default_name = "sparse_top_k_categorical_accuracy"
 
@@ -133,8 +133,8 @@ class SparseTopKCategoricalAccuracy(TopKCategoricalAccuracy):
 class _Counts(Metric):
     """True and false positives and false negatives, for each output.
 
-    A label counts as predicted if its output is above the threshold; without one, where the target
-    is a class number, if its output is the largest.
+    A label is predicted if its output is above the threshold; for targets that are class indices, without
+    a threshold, if its output is the largest.
     """
 
     higher_is_better = True
@@ -156,7 +156,7 @@ class _Counts(Metric):
         return True
 
     def predicted(self, xp, output, is_class: bool):
-        """Return which outputs count as predicted, one array for each threshold."""
+        """Return which outputs are predicted, one array for each threshold."""
         raise NotImplementedError
 
     def update(self, ctx, target, output, weight):
@@ -181,7 +181,7 @@ class _Counts(Metric):
         raise NotImplementedError
 
     def result(self, sums):
-        """Return the score: a number, or an array of one for each threshold or class if there are several."""
+        """Return the score, or an array of the scores of several thresholds or classes."""
         counts = [sums[name] for name in ("tp", "fp", "fn")]
         if self.average == "micro":
             counts = [np.sum(count, axis=-1, keepdims=True) for count in counts]
@@ -195,12 +195,6 @@ class _Counts(Metric):
         return float(scores) if scores.ndim == 0 else scores
 
 
-def _largest(xp, output):
-    """Return which outputs are the first largest of their row."""
-    classes = xp.arange(output.shape[-1])
-    return xp.argmax(output, axis=-1)[..., None] == classes
-
-
 class _Thresholds(_Counts):
     def __init__(self, thresholds=None, average: str | None = "micro", name: str | None = None):
         super().__init__(thresholds, average, name)
@@ -208,7 +202,7 @@ class _Thresholds(_Counts):
 
     def predicted(self, xp, output, is_class):
         if self.thresholds is None and is_class:
-            return [_largest(xp, output)]
+            return [xp.argmax(output, axis=-1)[..., None] == xp.arange(output.shape[-1])]
         return [output > t for t in np.ravel(0.5 if self.thresholds is None else self.thresholds).tolist()]
 
 
@@ -219,10 +213,11 @@ class Precision(_Thresholds):
     Parameters
     ----------
     thresholds : float or list of float, optional
-        Above which an output counts as predicted; of several there is a value for each. By default 0.5;
-        where the target is a class number, the largest output is predicted.
+        An output above it is predicted; several thresholds give one value each. By default 0.5, or, for
+        targets that are class indices, only the largest output is predicted.
     average : {"micro", "macro", "weighted"} or None
-        Of all outputs together, the mean over them, that weighted by their positives, or one for each.
+        One value of all outputs together, the mean over the outputs, the mean weighted by their positives,
+        or one value for each output.
     """
 
     def score(self, tp, fp, fn):
@@ -244,11 +239,10 @@ class F1Score(_Counts):
     Parameters
     ----------
     average : {None, "micro", "macro", "weighted"}
-        None gives one value for each output, "micro" that of all together, "macro" the mean over the
-        outputs, "weighted" the mean weighted by their positives.
+        As for `Precision`.
     threshold : float, optional
-        Above which an output counts as predicted. By default the largest output of each row does: give
-        a threshold where a sample may have several labels or none, and where there is one output.
+        An output above it is predicted. By default the largest output of each row is: give a threshold if a
+        sample may have several labels or none, and if there is only one output.
 
     Examples
     --------
@@ -281,15 +275,15 @@ class F1Score(_Counts):
 
 @register("auc")
 class AUC(Metric):
-    """Area under the ROC curve of probabilities: how often a positive has a higher one than a negative.
+    """Area under the ROC curve: the probability that a positive has a higher output than a negative.
 
-    nan if all targets are positive, or none is.
+    nan if all targets are positive, or all are negative.
 
     Parameters
     ----------
     num_thresholds : int
-        With less than 200, the curve has that many points, evenly spread as in Keras. Otherwise it has
-        some thousands, evenly spread and close together near 0 and 1, where those of rare classes are.
+        Below 200, the curve has that many evenly spaced points, as in Keras. Otherwise it has some
+        thousands, which are denser near 0 and 1, where the outputs of rare classes are.
     """
 
     higher_is_better = True
@@ -320,7 +314,7 @@ class AUC(Metric):
         return {"positive": counts[:, 0], "negative": counts[:, 1]}
 
     def _intervals(self, xp, p):
-        """Return in which interval between two thresholds each probability lies, and how many there are."""
+        """Return the index of the interval of each probability, and the number of intervals."""
         p = xp.minimum(xp.maximum(p, 0.0), 1.0)
         if self.num_thresholds < 200:
             return xp.maximum(xp.ceil(p * (self.num_thresholds - 1)) - 1, 0.0), self.num_thresholds - 1
@@ -345,7 +339,7 @@ class AUC(Metric):
             )
         if self.num_thresholds < 200:
             return super().__call__(y_true, y_pred, sample_weight)
-        # All scores are here: sorted, they give the area exactly.
+        # With all scores in memory, sorting them gives the exact area.
         target, output, weight = as_arrays(type(self).__name__, y_true, y_pred, sample_weight)
         expect_same_shape(self, target, output)
         is_positive, w = np.ravel(target) > 0.5, np.ravel(weight_per_output(np, weight, output))

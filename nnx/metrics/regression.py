@@ -49,8 +49,8 @@ class RootMeanSquaredError(MeanSquaredError):
 class R2Score(Metric):
     """1 - squared error / variance of the target, averaged over the outputs.
 
-    As in Keras, 0 for an output whose target is constant. Targets are added up in intervals, as their
-    distance from the middle of theirs: so their variance is right in float32 when they are far from 0.
+    As in Keras, 0 for an output with a constant target. Targets are summed by intervals, as distances from
+    the middle of their interval: so the variance is accurate in float32 even if targets are far from 0.
     """
 
     higher_is_better = True
@@ -100,7 +100,7 @@ class R2Score(Metric):
         return float(np.mean(np.where(varies, 1 - ratio(sums["error"], spread), 0.0)))
 
     def __call__(self, y_true, y_pred, sample_weight=None):
-        # All targets are here: no intervals are needed.
+        # With all targets in memory no intervals are needed.
         target, output, weight = as_arrays(type(self).__name__, y_true, y_pred, sample_weight)
         expect_same_shape(self, target, output)
         w = weight_per_output(np, weight, output)

@@ -1,4 +1,4 @@
-"""Reports on finished predictions, by scikit-learn's functions. Reached as `nnx.metrics.…`."""
+"""Metrics of finished predictions, computed by scikit-learn."""
 
 import math
 
@@ -15,13 +15,13 @@ def classification_metrics(y_true, y_prob, threshold: float = 0.5) -> dict:
         Probabilities of the second of two classes, (samples,) or (samples, 1), or of each class,
         (samples, classes).
     threshold : float
-        From which probability on the second of two classes is predicted.
+        The smallest probability for which the second of two classes is predicted.
 
     Returns
     -------
     dict
-        With more than two classes precision, recall, F1 and AUC are means over the classes, AUC of
-        each against the rest. AUC is nan if `y_true` lacks a class.
+        For more than two classes precision, recall, F1 and AUC are means over the classes; AUC is that of
+        each class against the rest, and nan if `y_true` lacks a class.
 
     Examples
     --------

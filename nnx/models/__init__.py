@@ -1,6 +1,6 @@
-"""Models: `Model` and `Sequential`, which hold weights, their summary, and `nnx.apply`.
+"""Models: `Model` and `Sequential`, which have weights, their summary, and `nnx.apply`.
 
-The module name is the one that Keras gives them: `keras.models.Sequential`, `load_model`.
+The module has Keras's name: `keras.models.Sequential`, `load_model`.
 
 May import: core, callbacks, data, export, graph, layers, losses, metrics, saving, training, NumPy.
 """

@@ -1,4 +1,4 @@
-"""`nnx.apply`: run one layer on some data, to see what it does."""
+"""`nnx.apply`: the output of one layer on some data."""
 
 from typing import Any
 
@@ -10,15 +10,15 @@ from nnx.models.model import Model
 
 
 class _Passing(Model):
-    """A model of a layer whose weights are for one pass, wherever else the layer has some."""
+    """A model for one pass of a layer, which may also have weights in another model."""
 
     _owns_layers = False
 
 
 def apply(layer: Layer, x, *, training: bool = False, seed: int = 0, backend=None) -> Any:
-    """Return what a layer with fresh weights makes of `x`, a batch of samples, as a NumPy array.
+    """Return the output of a layer with starting weights for `x`, a batch of samples, as a NumPy array.
 
-    A dict or a tuple of arrays is what layers of several inputs take.
+    For layers with several inputs `x` is a dict or a tuple of arrays.
 
     >>> import nnx
     >>> nnx.apply(nnx.layers.Dense(1, kernel_initializer="ones"), [[1.0, 2.0]])

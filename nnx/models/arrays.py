@@ -1,4 +1,4 @@
-"""A network and its arrays on one backend: weights, state and what the optimizer keeps."""
+"""A network and its arrays on one backend: weights, state and optimizer slots."""
 
 import functools
 from typing import Any, Self
@@ -30,34 +30,34 @@ DTYPES = (*mixed_precision.HALF, "float32", "float64")
 
 
 class NotReadyError(RuntimeError):
-    """Something was asked of a model that is not built or not compiled yet."""
+    """The model is not yet built or compiled."""
 
 
 class NetworkArrays(Strict):
-    """What `Model` is made of beside training: see there."""
+    """Base of `Model`: everything except training."""
 
     name: str
     network: Any
-    """The layer that it runs: of a `Sequential` a `Chain`."""
+    """The layer that it runs; a `Chain` in a `Sequential`."""
     input_shape: Shape | None
     history: History
-    """Of the last `fit`."""
+    """The history of the last `fit`."""
     stop_training: bool
-    """Set by a callback: whether training ends with this step or epoch."""
+    """A callback sets it to end training with this step or epoch."""
     optimizer: optimizers.Optimizer | None
     loss: losses.Loss | None
     metrics_used: list[tuple[Metric, bool]]
-    """The metrics, and whether sample weights count in each."""
+    """Each metric, and whether it uses sample weights."""
     step: int
     """Steps taken since `compile`."""
     loss_scale: dict | None
     """In float16, the factor of the loss and the number of finite steps since it last changed."""
     trained_in: int | None
-    """The number of the thread that trains it now."""
+    """The identifier of the thread that trains it now."""
     _loss_is_checked = False
-    """Whether output and loss have been looked at; see `nnx.inspect.suitability`."""
+    """Whether `nnx.inspect.suitability` has compared output and loss."""
     _owns_layers = True
-    """Whether its layers may have weights in no other model."""
+    """Whether its layers must not have weights in another model."""
 
     def __init__(
         self, network, input_shape=None, *, seed: int | None = None, dtype: str = "float32", backend=None
@@ -95,7 +95,7 @@ class NetworkArrays(Strict):
         super().__setattr__(name, value)
 
     def _forget(self):
-        """Drop all arrays and compiled functions: they will be made anew."""
+        """Drop all arrays and compiled functions."""
         self._paths: list[tuple[str, tuple[str, ...]]] = []
         self._params: Any = None
         self._state: Any = None
@@ -107,7 +107,7 @@ class NetworkArrays(Strict):
 
     @reads
     def __getstate__(self):
-        """Return what `pickle` and `copy.deepcopy` keep: arrays on the host, nothing compiled."""
+        """Return the state for `pickle` and `copy.deepcopy`: arrays on the host, no compiled functions."""
         kept = {**vars(self), "trained_in": None}
         kept |= {"_compiled_steps": CompiledSteps(), "_compiled_forward": CompiledForward()}
         kept["loss_scale"] = self._to_host(self.loss_scale or {})
@@ -122,12 +122,12 @@ class NetworkArrays(Strict):
             ownership.claim(self, self._params, self._state)
             try:
                 self.backend.scope(self.dtype)
-            except BackendError:  # told at the first use: a worker that fails to read its task tells nobody
+            except (
+                BackendError
+            ):  # raised at the first use: a worker that cannot unpickle its task fails silently
                 return
-            self._params, self._state = (
-                self._to_device(self._params),
-                self._to_device(self._state, packed=False),
-            )
+            self._params = self._to_device(self._params)
+            self._state = self._to_device(self._state, packed=False)
             if self._slots is not None:
                 self.set_slots(self._slots)
             self.set_loss_scale(self.loss_scale)
@@ -155,7 +155,7 @@ class NetworkArrays(Strict):
 
     @property
     def weight_dtype(self) -> str:
-        """The precision of weights, inputs and predictions: float32 where layers compute in half."""
+        """The dtype of weights, inputs and predictions: float32 if layers compute in half precision."""
         return mixed_precision.weight_dtype(self.dtype)
 
     @property
@@ -164,7 +164,7 @@ class NetworkArrays(Strict):
         return self._params is not None
 
     def init(self, seed: int | None = None, input_shape=None) -> tuple[Any, Any]:
-        """Return fresh (params, state) on the backend, without changing the model."""
+        """Return new starting (params, state) on the backend, without changing the model."""
         shape = self._built_shape() if input_shape is None else as_shapes(input_shape)
         params, _ = self.network.init(generator(self.seed if seed is None else seed, WEIGHTS), shape)
         return self._to_device(params), self._to_device(self.network.init_state(shape), packed=False)
@@ -176,27 +176,27 @@ class NetworkArrays(Strict):
             return self.backend.pack(arrays) if packed else arrays
 
     def as_input(self, x, in_shape) -> Any:
-        """Return samples as the host array, or arrays, that the network takes, or raise a ValueError."""
+        """Return checked samples as host arrays in the form that the network expects, or raise a ValueError."""
         return as_inputs(x, in_shape, self.weight_dtype, self.network.categories)
 
     @explained
     @alone
     def build(self, input_shape) -> None:
-        """Make the starting weights for samples of this shape (the batch axis left out)."""
+        """Make the starting weights for samples of this shape, without the batch axis."""
         self._make_weights(input_shape)
 
     @functools.partial(explained, name="build")
     @undivided
     def _make_weights(self, input_shape) -> None:
-        """Do what `build` does, in a thread that reads ahead for the one that trains as well."""
+        """Do the same as `build`; it may also run in a thread that prefetches data for the training thread."""
         if self._owns_layers:
             ownership.check(self, self.network)
-        shape = as_shapes(input_shape, batch_axis=True)  # None in front, as Keras writes it
+        shape = as_shapes(input_shape, batch_axis=True)  # Keras writes the batch axis as None
         params, _ = self.network.init(generator(self.seed, WEIGHTS), shape)
         self.build_from(shape, params, self.network.init_state(shape))
 
     def build_from(self, shape: Shape, params, state) -> None:
-        """Take these trees of host arrays as the weights for samples of this shape."""
+        """Use these trees of host arrays as the weights for samples of this shape."""
         paths = list(_ordered_paths(self.network, params, state))
         arrays = self._to_device(params), self._to_device(state, packed=False)
         self._paths, self.input_shape, (self._params, self._state) = paths, shape, arrays
@@ -205,13 +205,13 @@ class NetworkArrays(Strict):
             ownership.claim(self, params, state)
 
     def _unbuild(self, input_shape) -> None:
-        """Drop the weights, which were made for data that did not fit, and go back to the declared shape."""
+        """Drop weights that were made for invalid data, and restore the declared shape."""
         self._forget()
         ownership.release(self)
         self.input_shape = input_shape
 
     def expect_same_weights(self) -> None:
-        """Raise a ValueError if the settings of the layers have changed so that the weights do not fit them."""
+        """Raise a ValueError if changed settings of the layers need weights of other shapes."""
         fresh, _ = self.network.init(generator(self.seed, WEIGHTS), self._built_shape())
         shapes = [{path: tree.at(t, path).shape for path in tree.paths(t)} for t in (fresh, self._params)]
         for path in shapes[0].keys() | shapes[1].keys():
@@ -223,7 +223,7 @@ class NetworkArrays(Strict):
                 )
 
     def _built_shape(self) -> Shape:
-        """Return the shape of one sample, after making the weights if there are none yet."""
+        """Return the shape of one sample; make the weights if there are none."""
         if self.input_shape is None:
             raise NotReadyError(
                 "the model is not built: the shape of its input is not known. Give the first layer "
@@ -243,11 +243,11 @@ class NetworkArrays(Strict):
     @params.setter
     @alone
     def params(self, params):
-        self._params = self._taken_over(params, self.params, packed=True)
+        self._params = self._copied(params, self.params, packed=True)
 
     @property
     def state(self):
-        """What changes without a gradient, such as moving averages: a tree of arrays."""
+        """Arrays that change without a gradient, such as moving averages: a tree."""
         expect_readable(self)
         self._built_shape()
         return self._state
@@ -255,15 +255,15 @@ class NetworkArrays(Strict):
     @state.setter
     @alone
     def state(self, state):
-        self._state = self._taken_over(state, self.state, packed=False)
+        self._state = self._copied(state, self.state, packed=False)
 
-    def _taken_over(self, given, present, packed: bool):
-        """Return a copy of `given`, if it is a tree of the same paths and shapes as `present`."""
-        shapes = [{p: np.shape(tree.at(t, p)) for p in tree.paths(t) if p} for t in (given, present)]
+    def _copied(self, new, present, packed: bool):
+        """Return a copy of the tree `new`, or raise a ValueError unless it has the shapes of `present`."""
+        shapes = [{p: np.shape(tree.at(t, p)) for p in tree.paths(t) if p} for t in (new, present)]
         if shapes[0] != shapes[1]:
             raise ValueError(f"expected arrays of shapes {shapes[1]}, got {shapes[0]}")
         with self.backend.scope(self.dtype):
-            arrays = tree.map(lambda a: self.backend.asarray(a, dtype=self.weight_dtype), given)
+            arrays = tree.map(lambda a: self.backend.asarray(a, dtype=self.weight_dtype), new)
             copied = self.backend.copy(arrays)
             return self.backend.pack(copied) if packed else copied
 
@@ -278,19 +278,19 @@ class NetworkArrays(Strict):
     def to(self, backend) -> Self:
         """Move weights, state and optimizer to another backend, and return the model.
 
-        Training goes on from where it was: the same shuffles and masks follow.
+        Training can continue there, with the same shuffles and dropout masks.
         """
-        found = as_backend(backend)
+        target = as_backend(backend)
         if self.built:
             host = [self._to_host(t) for t in (self._params, self._state)]
             slots = [self._to_host(slot) for slot in self._slots or []]
             scale = self._to_host(self.loss_scale or {})
-            self._backend = found
+            self._backend = target
             self._params, self._state = self._to_device(host[0]), self._to_device(host[1], packed=False)
             if self._slots is not None:
                 self.set_slots(slots)
             self.set_loss_scale(scale)
-        self._backend = found
+        self._backend = target
         self._compiled_steps, self._compiled_forward = CompiledSteps(), CompiledForward()
         return self
 
@@ -301,7 +301,7 @@ class NetworkArrays(Strict):
     # The functional core
 
     def context(self, training: bool = False, state=None, step: int = 0) -> Context:
-        """Return the context of one pass: in training, with the masks that `fit` draws at `step`."""
+        """Return the context of one pass; in training, dropout masks are those of `fit` at `step`."""
         key = self.backend.device_put({"key": step_keys(self.seed, step, step + 1)[0]})["key"]
         state = self.state if state is None else state
         return Context(self.backend, training=training, state=state, key=(key[0], key[1]))
@@ -337,7 +337,7 @@ class NetworkArrays(Strict):
         """All that a training step changes."""
         expect_readable(self)
         optimizer = self._require_compiled()
-        if self._slots is None or self._slot_names != optimizer.slots:  # such as momentum that has been set
+        if self._slots is None or self._slot_names != optimizer.slots:  # momentum may have been switched on
             kept = dict(zip(self._slot_names, self._slots or [], strict=True))
             with self.backend.scope(self.dtype):
                 fresh = zip(optimizer.slots, optimizer.init(self.params, self.backend), strict=True)
@@ -350,7 +350,7 @@ class NetworkArrays(Strict):
 
     @property
     def slots(self) -> dict[str, Any]:
-        """What the optimizer keeps beside each weight: a tree of arrays under each slot's name."""
+        """The optimizer's slots: a tree of arrays for each name."""
         return dict(zip(self.optimizer.slots, self.carry["slots"], strict=True)) if self.optimizer else {}
 
     @alone
@@ -361,12 +361,12 @@ class NetworkArrays(Strict):
 
     @alone
     def set_loss_scale(self, scale: dict | None) -> None:
-        """Set what float16 multiplies the loss by, from host arrays."""
+        """Set the loss scale of float16, from host arrays."""
         self.loss_scale = self._to_device(scale, packed=False) if scale else None
 
     @undivided
     def set_carry(self, carry: dict, steps: int) -> None:
-        """Take over what came out of `steps` training steps."""
+        """Use the carry that `steps` training steps returned."""
         expect_alone(self)
         self._params, self._state, self._slots = carry["params"], carry["state"], carry["slots"]
         self.loss_scale = carry.get("scale")
@@ -393,9 +393,9 @@ class NetworkArrays(Strict):
         paths, old = self.weight_paths(), self.get_weights()
         if len(weights) != len(old):
             raise ValueError(f"the model has {len(old)} weight arrays, got {len(weights)}")
-        for (_, path), mine, given in zip(paths, old, weights, strict=True):
-            if np.shape(given) != mine.shape:
-                raise ValueError(f"weight {'/'.join(path)} has shape {mine.shape}, got {np.shape(given)}")
+        for (_, path), own, new in zip(paths, old, weights, strict=True):
+            if np.shape(new) != own.shape:
+                raise ValueError(f"weight {'/'.join(path)} has shape {own.shape}, got {np.shape(new)}")
         for kind in ("params", "state"):
             chosen = [(path, np.asarray(w)) for (k, path), w in zip(paths, weights, strict=True) if k == kind]
             arrays = tree.from_paths([p for p, _ in chosen], [w for _, w in chosen])
@@ -409,7 +409,7 @@ class NetworkArrays(Strict):
 
     @alone
     def restore(self, snapshot: dict) -> None:
-        """Put back what `snapshot` copied."""
+        """Restore weights and state from a snapshot."""
         with self.backend.scope(self.dtype):
             copied = self.backend.copy(snapshot)
             self._params, self._state = self.backend.pack(copied["params"]), copied["state"]
@@ -421,7 +421,7 @@ class NetworkArrays(Strict):
 
 
 def _ordered_paths(layer: Layer, params, state, prefix=()):
-    """Yield ("params" or "state", path) of a layer's own arrays, then of those of the layers inside it."""
+    """Yield ("params" or "state", path) of a layer's own arrays, then of those of its inner layers."""
     inner = layer.sublayers()
     for kind, arrays in (("params", params), ("state", state)):
         own = {name: array for name, array in arrays.items() if name not in inner}

@@ -1,4 +1,4 @@
-"""A model: a network with everything around it: compile, fit, evaluate, predict, save."""
+"""`Model`: a network with compile, fit, evaluate, predict and save."""
 
 from typing import Any
 
@@ -39,20 +39,20 @@ class Model(NetworkArrays):
     ----------
     network : Layer
     input_shape : tuple of int, optional
-        The shape of one sample; found from the first data if not given.
+        The shape of one sample; by default that of the first data.
     seed : int, optional
-        Decides starting weights, shuffles and masks. By default from `nnx.utils.set_random_seed`,
-        else different each time.
+        Seed of starting weights, shuffles and dropout masks. By default from `nnx.utils.set_random_seed`,
+        else random.
     dtype : {"float16", "bfloat16", "float32", "float64"}
-        Of parameters and computation. With 16 bits the parameters stay in float32 and the layers
-        compute in half precision, for a GPU that is faster at it: see `nnx.training.mixed_precision`.
+        Precision of parameters and computation. With 16 bits the parameters stay in float32 and the layers
+        compute in half precision, which many GPUs do faster: see `nnx.training.mixed_precision`.
     backend : str or Backend, optional
-        Where it runs; by default the current backend when it is built.
+        By default the current backend when the model is built.
     """
 
     @property
     def layers(self) -> list[Layer]:
-        """The layers of a Sequential, else the network alone."""
+        """The layers of a Sequential, else the network as a list of one."""
         return self.network.layers if isinstance(self.network, Chain) else [self.network]
 
     # Training
@@ -61,32 +61,31 @@ class Model(NetworkArrays):
     def compile(
         self, optimizer: Any = "rmsprop", loss=None, loss_weights=None, metrics=None, weighted_metrics=None
     ) -> None:
-        """Choose optimizer, loss and metrics, by name or object, and start the optimizer afresh.
+        """Set optimizer, loss and metrics, by name or object, and reset the optimizer's state.
 
         For a model of several outputs (`layers.Outputs`): dicts by output, or lists in their order.
         """
         if loss is None:
             raise ValueError("compile needs a loss, such as loss='mse' or loss='categorical_crossentropy'")
-        found = optimizers.get(optimizer), as_loss(loss, loss_weights)
+        new_optimizer, new_loss = optimizers.get(optimizer), as_loss(loss, loss_weights)
         used = as_metrics(metrics, False) + as_metrics(weighted_metrics, True)
-        names = ["loss", *found[1].parts] + [metric.name for metric, _ in used]
+        names = ["loss", *new_loss.parts] + [metric.name for metric, _ in used]
         if len(set(names)) < len(names):
             raise ValueError(f"two metrics have the same name: {names}; give one of them name=...")
-        self.optimizer, self.loss = found
-        self.metrics_used = used
+        self.optimizer, self.loss, self.metrics_used = new_optimizer, new_loss, used
         self._slots, self._slot_names, self.loss_scale, self.step = None, (), None, 0
         self._compiled_steps = CompiledSteps()
         self._loss_is_checked = False
 
     @property
     def metrics_names(self) -> list[str]:
-        """What `evaluate` returns, in order."""
+        """The names of the results of `evaluate`, in order."""
         parts = () if self.loss is None else self.loss.parts
         return ["loss", *parts] + [metric.name for metric, _ in self.metrics_used]
 
     @property
     def engine(self) -> StepRunner:
-        """What runs its steps, on the present backend."""
+        """The runner of its steps, on the current backend."""
         return StepRunner(self)
 
     def check_batch(self, batch) -> Samples:
@@ -106,42 +105,42 @@ class Model(NetworkArrays):
         Parameters
         ----------
         x : array, (samples, ...), or iterable of batches `(x, y)` or `(x, y, sample_weight)`
-            Or a table, a tensor, a file of HDF5 or Zarr, which may be larger than memory: see docs/data.md.
+            Also tables, tensors, and HDF5 or Zarr files, which may be larger than memory: see docs/data.md.
         y : array, (samples, ...)
         batch_size : int
             Samples a step; the last batch of an epoch may be smaller.
         epochs : int
-            Passes over the data, those before `initial_epoch` included.
+            Passes over the data, including those before `initial_epoch`.
         verbose : {"auto", 0, 1, 2}
             0 silent, 1 progress bar and a line an epoch, 2 a line an epoch; "auto" is 1 on a
             terminal, else 2.
         callbacks : list of Callback
         validation_split : float
-            This last share of the samples is kept out of training, to validate on. A warning tells if it has
-            classes that the rest has not, as of samples sorted by class.
+            The last share of the samples is held out for validation. There is a warning if only it has some
+            of the classes, as happens if samples are sorted by class.
         validation_data : (x, y), (x, y, sample_weight) or iterable of batches
             A generator is used up after one pass: to validate more than once, give `validation_steps`, or a list.
         shuffle : bool or function
-            Whether the samples are visited in a new order each epoch. A function is given the sample
-            indices at each epoch, and returns them in the order to visit.
-        class_weight : dict of class number to weight
-            By what the loss of each sample of a class is multiplied; 1 for a class that is not named. For one label
-            a sample: a class number, a one-hot row, or 0 and 1 (or -1 and 1) of a single output.
+            Whether each epoch visits the samples in a new order. A function gets the sample indices at each
+            epoch, and returns them in the order to use.
+        class_weight : dict of class index to weight
+            Factor of the loss of the samples of each class, by default 1. Samples must have one label each:
+            a class index, a one-hot label, or 0 and 1 (or -1 and 1) for a single output.
         sample_weight : array, (samples,)
         steps_per_epoch : int
-            For an iterable without end: batches an epoch.
+            Batches an epoch, for an endless iterable.
         validation_steps : int
-            Batches a validation: an iterator goes on with the next ones each time, all else starts anew.
+            Batches a validation: an iterator continues each time, other iterables start again.
         resume : str or Path, optional
-            A folder in which `ModelCheckpoint(..., save_state=True)` left the state of a training that was
-            cut off: go on from there, as if it never had been. See docs/reliability.md.
+            A folder in which `ModelCheckpoint(..., save_state=True)` saved the state of an interrupted
+            training: continue from there, with the same result. See docs/reliability.md.
 
         Raises
         ------
         ValueError
             If the data does not fit the model; the message names value, expectation and remedy.
         KeyboardInterrupt
-            On Ctrl-C, once weights and history are in order: the model stays usable.
+            On Ctrl-C, when weights and history are consistent: the model stays usable.
         """
         self._require_compiled()
         arguments = FitArguments(
@@ -154,7 +153,7 @@ class Model(NetworkArrays):
     @explained
     @alone
     def train_on_batch(self, x, y, sample_weight=None, class_weight=None, return_dict: bool = False):
-        """Take one step on these samples; return its loss and metrics. The arguments are those of `fit`."""
+        """Run one step on these samples; return its loss and metrics. The arguments are those of `fit`."""
         runner = self.engine
         samples = prepared_for_training(self, x, y, sample_weight)
         samples = with_class_weights(samples, class_weight, self.output_shape)
@@ -184,9 +183,9 @@ class Model(NetworkArrays):
         steps: int | None = None,
         return_dict: bool = False,
     ):
-        """Return the loss, or a list of loss and metrics, on these samples or batches; on `steps` batches, if given.
+        """Return the loss, or a list of loss and metrics, on samples or an iterable of batches.
 
-        An iterator goes on from there at the next call.
+        With `steps`, only so many batches are used; an iterator continues at the next call.
         """
         runner = self.engine
         check_verbose(verbose)
@@ -203,9 +202,8 @@ class Model(NetworkArrays):
             else:
                 samples = prepared(self, x, y, sample_weight)
                 stop = end_of("steps", steps, size, len(samples))
-                logs = runner.evaluate_samples(
-                    samples.part(0, stop) if stop < len(samples) else samples, size
-                )
+                samples = samples.part(0, stop) if stop < len(samples) else samples
+                logs = runner.evaluate_samples(samples, size)
         if verbose:
             print("  ".join(f"{name} {format_number(value)}" for name, value in logs.items()))
         return _as_result(logs, return_dict)
@@ -218,11 +216,11 @@ class Model(NetworkArrays):
         Parameters
         ----------
         x : array, (samples, ...), or iterable of batches
-            Batches are x, (x,), (x, y) or (x, y, sample_weight), of which x alone counts.
+            Batches are x, (x,), (x, y) or (x, y, sample_weight); only x is used.
         batch_size : int
-            Samples computed at a time; an iterable of batches decides about that itself.
+            Samples computed at a time; ignored for an iterable of batches.
         steps : int, optional
-            How many batches to take: all by default. An iterator goes on from there at the next call.
+            Number of batches, by default all. An iterator continues at the next call.
         """
         check_verbose(verbose)
         size = check_count("batch_size", 1024 if batch_size is None else batch_size)
@@ -245,7 +243,7 @@ class Model(NetworkArrays):
     # Layers and files
 
     def get_layer(self, name: str | None = None, index: int | None = None) -> Layer:
-        """Return a layer by its name, as `summary` shows it, or by its number."""
+        """Return a layer by its name, as in `summary`, or by its index."""
         if index is not None:
             return self.layers[index]
         present = self.network.sublayers()
@@ -262,17 +260,17 @@ class Model(NetworkArrays):
     def save(self, path, include_optimizer: bool = True) -> None:
         """Save architecture, weights and, if compiled, loss, metrics and optimizer to one file.
 
-        The file is safetensors with a description as JSON in it. It appears whole or not at all.
+        The file is safetensors with a JSON description. It appears whole or not at all.
         """
         model_files.save(self, path, include_optimizer)
 
     @reads
     def to_numpy_function(self, path=None) -> str:
-        """Return the text of a Python module that predicts as this model does and needs NumPy alone.
+        """Return the text of a Python module with the same predictions, which needs only NumPy.
 
-        Its function `predict(x)` takes what `predict` of the model takes, and says in plain lines what the
-        model computes. The weights are in the text; with `path`, "net.py", text and weights are written to
-        net.py and net.npz beside it. A model that computes in half precision does so in float32 there.
+        Its function `predict(x)` has the input of `Model.predict`, and shows the computation in plain lines.
+        The text includes the weights; with `path`, "net.py", text and weights are written to net.py and
+        net.npz. A model in half precision computes in float32 there.
 
         Raises
         ------
@@ -298,7 +296,7 @@ class Model(NetworkArrays):
 
     @reads
     def save_weights(self, path) -> None:
-        """Save the weights and moving averages alone."""
+        """Save only the weights and moving averages."""
         model_files.save_weights(self, path)
 
     @alone

@@ -1,7 +1,7 @@
-"""Which model a layer's weights are in: each layer object stands once in a model, and has weights in one model.
+"""Ownership of layers: each layer object is in one model only, and only once.
 
-A layer holds no weights itself, so in a second model it would start from new ones; a layer that stands twice in a
-model would have two sets of them. Both are errors here.
+A layer contains no weights, so it would start from new ones in a second model, and would have two sets of weights
+if it were in a model twice. Both are errors.
 """
 
 import functools
@@ -13,17 +13,17 @@ from nnx.layers.base import Layer
 from nnx.registry import snake_case
 
 MOST_NESTED = 1000
-"""Layers inside each other."""
+"""The deepest nesting of layers."""
 
 _FRAMES = 16
-"""Nested calls of Python that one layer inside another takes at most: those of `copy.deepcopy`, and some more."""
+"""The most nested Python calls for each nested layer: those of `copy.deepcopy`, and a few more."""
 
 _owners: dict[int, tuple[weakref.ref, weakref.ref, str]] = {}
-"""For each layer that has weights: itself, the model that they are in, and how that is called."""
+"""For the id of each layer with weights: the layer, its model, and the model's name."""
 
 
 def walk(network: Layer) -> Iterator[tuple[str, Layer, int]]:
-    """Yield the name, the layer and the depth of a layer and of all inside it, of any depth."""
+    """Yield (name, layer, depth) of a layer and all its inner layers."""
     waiting = [(network.name or snake_case(type(network).__name__), network, 1)]
     while waiting:
         key, layer, depth = waiting.pop()
@@ -32,7 +32,7 @@ def walk(network: Layer) -> Iterator[tuple[str, Layer, int]]:
 
 
 def check(model, network: Layer) -> None:
-    """Raise a ValueError if a layer of a network is in it twice, has weights in another model, or lies too deep."""
+    """Raise a ValueError if a layer is in the network twice, has weights in another model, or is nested too deeply."""
     seen, deepest = set(), 1
     for key, layer, depth in walk(network):
         if id(layer) in seen:
@@ -58,12 +58,12 @@ def twice(key: str, layer: Layer) -> str:
 
 
 def make_room(depth: int) -> None:
-    """Let Python nest calls deeply enough for layers that lie so deep inside each other.
+    """Raise Python's recursion limit as far as layers of this depth need.
 
     Raises
     ------
     ValueError
-        If that is more than `MOST_NESTED`.
+        If the depth is more than `MOST_NESTED`.
     """
     if depth > MOST_NESTED:
         raise ValueError(f"layers are nested more than {MOST_NESTED} deep: put them one after another")
@@ -72,7 +72,7 @@ def make_room(depth: int) -> None:
 
 
 def claim(model, params, state) -> None:
-    """Note that the weights of each layer of a model are in it."""
+    """Record the model as the owner of each layer that has weights in it."""
     waiting = [(model.network, params, state)]
     owner = weakref.ref(model)
     while waiting:
@@ -86,7 +86,7 @@ def claim(model, params, state) -> None:
 
 
 def release(model) -> None:
-    """Take back `claim`, where what the model was built for does not come about."""
+    """Undo `claim`, for a model whose build was in vain."""
     for _, layer, _ in walk(model.network):
         if id(layer) in _owners and _owners[id(layer)][1]() is model:
             del _owners[id(layer)]

@@ -1,4 +1,4 @@
-"""`predict`: outputs for samples or batches, fetched from the device many at a time."""
+"""`predict`: outputs for samples or batches, read from the device many at a time."""
 
 import contextlib
 import itertools
@@ -12,7 +12,7 @@ from nnx import log, tree
 from nnx.context import Context
 from nnx.data import lazy_arrays
 from nnx.data.prefetch import ahead
-from nnx.data.samples import as_inputs, rows_of, with_rows
+from nnx.data.samples import as_inputs, pad_samples, rows_of
 from nnx.data.sources import on_host
 from nnx.data.streams import as_part_of_stream, end_of, features_of, first, numbered
 from nnx.errors import own_exceptions
@@ -24,18 +24,18 @@ from nnx.training.purity import Guard
 from nnx.training.trainer import NO_BATCH
 
 IN_FLIGHT = 16
-"""Batches of an iterable whose outputs `predict` fetches at once."""
+"""Batches of an iterable whose outputs `predict` reads at once."""
 
 
 class CompiledForward:
-    """The forward pass of one model, compiled anew when a setting of its layers changes."""
+    """The compiled forward pass of a model; it is compiled again if a setting of its layers changes."""
 
     def __init__(self):
         self.settings = Settings()
         self._forward: Callable | None = None
 
     def of(self, model) -> Callable:
-        """Return `forward(weights, x)` for the settings that the layers have now."""
+        """Return `forward(weights, x)` for the current settings of the layers."""
         if self.settings.have_changed(model.network) or self._forward is None:
             run = Guard(model.backend, (model.network,)) if self.settings.is_users else model.backend
             self._forward = run.compile(_forward_of(model.backend, model.network, model.dtype))
@@ -58,18 +58,18 @@ def predict_samples(model, x, shape, batch_size: int, steps: int | None) -> Any:
     starts, outputs = range(0, end_of("steps", steps, batch_size, rows_of(x)), batch_size), []
     for part in _parts_that_fit(model, starts, batch_size):
         batches = (tree.map(operator.itemgetter(slice(i, i + batch_size)), x) for i in part)
-        with contextlib.closing(ahead(batches) if lazy_arrays.in_any(x) else batches) as read:
+        with contextlib.closing(ahead(batches) if lazy_arrays.any_lazy(x) else batches) as read:
             outputs += _outputs(model, read, batch_size)
     return _joined(outputs)
 
 
 def predict_stream(model, stream, shape, steps: int | None) -> Any:
-    """Return the outputs for the batches of an iterable, so many or all."""
+    """Return the outputs for the first `steps` batches of an iterable, or all."""
 
     def checked(item):
         x = on_host(features_of(item), "X", model.backend)
         x = as_inputs(x, shape, model.weight_dtype, model.network.categories)
-        return tree.map(lambda a: np.array(a[:]), x)  # the iterable may use its arrays again
+        return tree.map(lambda a: np.array(a[:]), x)  # the iterable may reuse its arrays
 
     outputs = []
     with contextlib.closing(own_exceptions(first(stream, steps))) as items:
@@ -94,17 +94,17 @@ def _outputs(model, batches, batch_size: int | None = None) -> list:
         forward = model._compiled_forward.of(model)
         for batch in batches:
             counts.append(count := rows_of(batch))
-            # In nnx's own layers each output depends on its own sample alone; in a user's it may not.
+            # Padding is safe for layers of nnx, where samples are independent; in user code they may not be.
             rows = count if model._compiled_forward.settings.is_users else backend.padded(count)
             rows = rows if batch_size is None else min(rows, batch_size)
-            placed = tree.map(lambda a, rows=rows: backend.asarray(with_rows(a, rows)), batch)
+            placed = tree.map(lambda a, rows=rows: backend.asarray(pad_samples(a, rows)), batch)
             outputs.append(forward(weights, placed))
         read = backend.read(outputs)
     return [tree.map(lambda a, n=n: a[:n], output) for n, output in zip(counts, read, strict=True)]
 
 
 def _parts_that_fit(model, starts: range, batch_size: int) -> list[range]:
-    """Return the starts of batches in parts whose outputs fit on the device together."""
+    """Return the starts of batches in groups whose outputs fit on the device together."""
     free, bytes_a_batch = model.backend.free_memory(), np.dtype(model.weight_dtype).itemsize * batch_size
     bytes_a_batch *= elements(model.output_shape)
     count = len(starts) if free is None else max(1, int(DATA_SHARE * free) // bytes_a_batch)

@@ -1,4 +1,4 @@
-"""`Sequential`: layers one after another, with everything to train and use them."""
+"""`Sequential`: a model of layers that run one after another."""
 
 from typing import cast
 
@@ -16,13 +16,13 @@ from nnx.threads import alone
 
 
 class Sequential(Model):
-    """Layers one after another, with everything to train and use them.
+    """A model of layers that run one after another.
 
     Parameters
     ----------
     layers : list of Layer, optional
-        More can be added with `add`. The first may say `input_shape=`, or be an `Input`; else the
-        shape is found from the first data.
+        `add` adds more. The first may have `input_shape=`, or be an `Input`; by default the shape is that
+        of the first data.
     name : str, optional
     seed, dtype, backend
         See `Model`.
@@ -44,18 +44,18 @@ class Sequential(Model):
         super().__init__(Chain([]), seed=seed, dtype=dtype, backend=backend)
         self.name = name or "sequential"
         self._reached: tuple = None, None, None
-        """A network, the shape of its input, and that of its output, from which `add` goes on."""
-        self._take([as_layer(layer) for layer in layers or []])
+        """The network, its input shape and its output shape after the last `add`."""
+        self._append([as_layer(layer) for layer in layers or []])
         ownership.check(self, self.network)
 
     @property
     def _chain(self) -> Chain:
-        """The network, which is a chain here."""
+        """The network, which is always a chain."""
         return cast(Chain, self.network)
 
     @alone
     def add(self, layer) -> None:
-        """Put a layer at the end."""
+        """Add a layer at the end."""
         added = as_layer(layer)
         present = self._chain.layers
         if added in present and any(added is other for other in present):
@@ -64,13 +64,13 @@ class Sequential(Model):
         if self.built:
             shape = self._built_shape()
             network = self._chain if isinstance(added, Input) else self._chain.extended(added)
-            network.out_shape(shape)  # a layer that does not fit is reported here
+            network.out_shape(shape)  # raises an error if the layer does not fit
             self._change_network(network, shape)
         else:
-            self._take([added])
+            self._append([added])
 
-    def _take(self, added: list[Layer]) -> None:
-        """Put layers at the end of a model without weights; one that does not fit is reported here."""
+    def _append(self, added: list[Layer]) -> None:
+        """Add layers to a model without weights, or raise a ValueError if one does not fit."""
         network, shape, new = self._chain, self.input_shape, []
         known, known_shape, last = self._reached
         if shape is not None and (known is not network or known_shape != shape):
@@ -91,23 +91,20 @@ class Sequential(Model):
         self._forget()
 
     def _change_network(self, network: Chain, shape: Shape | None) -> None:
-        """Take another network, and keep the weights of the layers that are in both."""
-        kept = (self._params, self._state) if self.built else None
+        """Replace the network, and keep the weights of the layers that are in both."""
+        before = {"params": self._params, "state": self._state} if self.built else {}
         self.network, self.input_shape = network, shape
         self._forget()
-        if kept is None:
-            return
-        self.build(shape)
-        for name, old in zip(("params", "state"), kept, strict=True):
+        if before:
+            self.build(shape)
+        for name, old in before.items():
             new = getattr(self, name)
-            common = {
-                key: old[key] if key in old and _same_shapes(old[key], new[key]) else new[key] for key in new
-            }
-            setattr(self, name, common)
+            kept = {key: old[key] for key in new if key in old and _same_shapes(old[key], new[key])}
+            setattr(self, name, {**new, **kept})
 
     @alone
     def pop(self) -> Layer:
-        """Take off and return the last layer; the others keep their weights."""
+        """Remove and return the last layer; the others keep their weights."""
         *rest, last = self.layers
         self._change_network(Chain(rest), self.input_shape)
         return last
@@ -118,9 +115,9 @@ def _same_shapes(a, b) -> bool:
 
 
 def load(path, backend=None, check_finite: bool = True) -> Model:
-    """Load a model that `model.save` wrote, on any backend whatever it was saved on.
+    """Return a model from a file that `model.save` wrote, on any backend.
 
-    Takes time and memory in proportion to the size of the file, and runs no code from it.
+    Time and memory are proportional to the size of the file, and no code from it runs.
 
     Parameters
     ----------
@@ -136,10 +133,10 @@ def load(path, backend=None, check_finite: bool = True) -> Model:
     """
     arrays, description = files.read(path)
     model_files.check_description(path, description)
-    with model_files.blamed_on(path):
+    with model_files.errors_name(path):
         ownership.make_room(model_files.nesting(description["network"]))
     with (
-        model_files.blamed_on(path),
+        model_files.errors_name(path),
         initializers.only_shapes(most=sum(array.size for array in arrays.values())),
     ):
         network = decode(description["network"])

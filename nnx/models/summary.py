@@ -1,5 +1,6 @@
-"""`model.summary()`: a table of what a network is made of and what it costs."""
+"""`model.summary()`: a table of the layers with their parameters, operations and memory."""
 
+import itertools
 import math
 
 from nnx import tree
@@ -12,7 +13,7 @@ HEADER = ("Layer", "Output shape", "Params", "FLOPs", "Memory")
 
 
 def summary_table(model) -> str:
-    """Return the table as text: FLOPs and memory are those of one sample's forward pass."""
+    """Return the table as text; FLOPs and memory are those of the forward pass of one sample."""
     bytes_each = 8 if model.dtype == "float64" else 4
     params, state, shape = model._params, model._state, model.input_shape
     rows: list[tuple[str, ...]] = []
@@ -43,22 +44,12 @@ def _add_rows(rows, key, layer: Layer, params, state, in_shape, bytes_each, dept
         _bytes(elements(out_shape) * bytes_each),
     )
     rows.append(cells)
-    shape = in_shape
-    given = layer.parts(in_shape) if isinstance(layer, Inputs) else None
-    for number, (inner_key, inner) in enumerate(layer.sublayers().items()):
-        shape = shape if given is None else given[number]
-        _add_rows(
-            rows,
-            inner_key,
-            inner,
-            params.get(inner_key, {}),
-            state.get(inner_key, {}),
-            shape,
-            bytes_each,
-            depth + 1,
-        )
-        if isinstance(layer, Chain):
-            shape = inner.out_shape(shape)
+    in_shapes = (
+        layer.in_shapes(in_shape) if isinstance(layer, (Chain, Inputs)) else itertools.repeat(in_shape)
+    )
+    for (inner_key, inner), shape in zip(layer.sublayers().items(), in_shapes, strict=False):
+        own = params.get(inner_key, {}), state.get(inner_key, {})
+        _add_rows(rows, inner_key, inner, *own, shape, bytes_each, depth + 1)
 
 
 def _count(arrays) -> int:

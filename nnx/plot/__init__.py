@@ -1,8 +1,8 @@
-"""Pictures of training, of predictions and of searches, by matplotlib.
+"""Pictures of training, predictions and searches, drawn with matplotlib.
 
-Each function draws into the axes it is given, or into a new figure's, and returns them. Save with
-`ax.figure.savefig("picture.png")`. Nothing outside these axes is changed: no style, no other figure.
-Colours are those of Okabe and Ito (jfly.uni-koeln.de/color), told apart with any colour vision.
+Each function draws into the given axes, or into those of a new figure, and returns them. Save with
+`ax.figure.savefig("picture.png")`. No style and no other figure is changed. The colours of Okabe and Ito
+(jfly.uni-koeln.de/color) can be distinguished by all kinds of colour vision.
 
 May import: core, callbacks, NumPy.
 """

@@ -9,18 +9,18 @@ from nnx.plot.axes import BLUE, GREY, ORANGE, new_axes, tidy
 
 
 def activation_gallery(names=None, axes=None):
-    """Draw activation functions and their derivatives, a panel each.
+    """Draw activation functions and their derivatives, one panel each.
 
     Parameters
     ----------
     names : list of str or Activation, optional
-        By default all that work element by element.
+        By default all elementwise activations.
     axes : array of matplotlib Axes, optional
         At least one for each name.
 
     Returns
     -------
-    array of matplotlib Axes, as given; by default (rows, columns), the legend in the first free one
+    array of matplotlib Axes, as given; by default (rows, columns), with the legend in the first free one
 
     Examples
     --------
@@ -31,27 +31,27 @@ def activation_gallery(names=None, axes=None):
     """
     if names is None:
         names = [name for name in activations.names() if activations.get(name).elementwise]
-    found = [activations.get(name) for name in names]
-    if not found:
+    chosen = [activations.get(name) for name in names]
+    if not chosen:
         raise ValueError(
             "names is empty: name at least one activation, such as 'relu', or leave names out for all"
         )
-    for activation in found:
+    for activation in chosen:
         if not activation.elementwise:
             raise ValueError(f"{activation!r} works along an axis: it has no curve of one number to draw")
     if axes is None:
-        columns = min(5, len(found))
-        rows = math.ceil(len(found) / columns)
+        columns = min(5, len(chosen))
+        rows = math.ceil(len(chosen) / columns)
         axes = new_axes((2.1 * columns, 1.8 * rows), rows, columns, squeeze=False)
         for ax in axes[:, 1:].flat:
             ax.tick_params(labelleft=False)
         for ax in axes[-1]:
             ax.set_xlabel("x")
     panels = np.ravel(axes)
-    if len(panels) < len(found):
-        raise ValueError(f"{len(found)} activations need as many axes, got {len(panels)}")
+    if len(panels) < len(chosen):
+        raise ValueError(f"{len(chosen)} activations need as many axes, got {len(panels)}")
     x = np.linspace(-4, 4, 400)
-    for name, activation, ax in zip(names, found, panels, strict=False):
+    for name, activation, ax in zip(names, chosen, panels, strict=False):
         y = activation.forward(np, x)
         slope = activation.gradient(np, np.ones_like(x), x if activation.needs_input else y)
         tidy(ax)
@@ -60,7 +60,7 @@ def activation_gallery(names=None, axes=None):
         ax.plot(x, y, color=BLUE, label="function")
         ax.plot(x, slope, color=ORANGE, linestyle="--", label="derivative")
         ax.set(title=name if isinstance(name, str) else repr(name), xlim=(-4, 4), ylim=(-2, 3))
-    spare = panels[len(found) :]
+    spare = panels[len(chosen) :]
     for ax in spare:
         ax.set_axis_off()
     curves = panels[0].get_lines()[-2:]

@@ -1,4 +1,4 @@
-"""What all pictures share: colours, and axes without what is no data."""
+"""Colours and axes of all pictures."""
 
 import numpy as np
 
@@ -6,9 +6,9 @@ BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#6B6B6B"
 CLASS_COLOURS = (BLUE, ORANGE, "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442", "#333333")
 CLASS_MARKERS = "os^Dv<>P"
 MOST_LABELS = 25
-"""Rows or columns up to which each has a label and each cell a text, and pictures grow."""
+"""The most rows or columns with a label each and text in each cell; larger pictures do not grow further."""
 MOST_POINTS = 20_000
-"""Samples of which each is drawn."""
+"""The most samples that are drawn."""
 
 
 def new_axes(size=(6.0, 4.0), rows=1, columns=1, squeeze=True):
@@ -22,7 +22,7 @@ def new_axes(size=(6.0, 4.0), rows=1, columns=1, squeeze=True):
 
 
 def tidy(ax):
-    """Take away what is no data: the frame above and to the right, and a heavy grid."""
+    """Return the axes with a light grid, and without the top and right edges of the frame."""
     ax.spines[["top", "right"]].set_visible(False)
     ax.grid(color="#E6E6E6", linewidth=0.6)
     ax.set_axisbelow(True)
@@ -30,7 +30,7 @@ def tidy(ax):
 
 
 def label(axis, names, places=None, most: int = MOST_LABELS) -> None:
-    """Name rows or columns, at 0, 1, ... or at `places`: all, or every second, fifth, ... if there are many."""
+    """Label rows or columns at 0, 1, ... or at `places`: all, or every second, fifth, ... of many."""
     step = next(n for n in _steps() if len(names) <= n * most)
     places = range(len(names)) if places is None else places
     axis.set_ticks(places[::step], [_shortened(str(name)) for name in names[::step]])
@@ -50,10 +50,7 @@ def _steps():
 
 
 def write_cells(ax, picture, values, text) -> None:
-    """Write `text(value)` into each cell of a picture of values, dark on light or light on dark.
-
-    A picture of many rows or columns has a colour bar instead.
-    """
+    """Write `text(value)` into each cell of a picture; one with many rows or columns gets a colour bar instead."""
     if max(values.shape) > MOST_LABELS:
         ax.figure.colorbar(picture, cax=ax.inset_axes((1.02, 0, 0.03, 1)))
         return
@@ -65,7 +62,7 @@ def write_cells(ax, picture, values, text) -> None:
 
 
 def some_of(count: int) -> tuple[np.ndarray | slice, str]:
-    """Return the index of the samples to draw, all or as many of them as a picture can show, and their label."""
+    """Return the indices of the samples to draw, all or a random subset of MOST_POINTS, and their label."""
     if count <= MOST_POINTS:
         return slice(None), "sample"
     index = np.random.default_rng(0).choice(count, MOST_POINTS, replace=False)

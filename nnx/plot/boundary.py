@@ -1,4 +1,4 @@
-"""What a classifier of two features predicts everywhere."""
+"""The predictions of a classifier of two features, over the plane."""
 
 import numpy as np
 
@@ -7,19 +7,19 @@ from nnx.plot.confusion import as_labels
 
 
 def decision_boundary(model, X, y, ax=None):
-    """Draw what a model of two features predicts everywhere, and the samples.
+    """Draw the predictions of a model of two features over the plane, and the samples.
 
-    The colour is the class, mixed where the model is unsure; lines part the classes. With more than 25
-    classes, whose colours return, there is no legend; of more than 20,000 samples so many are drawn.
+    Colours show the classes, mixed by probability; lines separate the classes. There is no legend for more
+    than 25 classes, which repeat colours. At most 20,000 samples are drawn.
 
     Parameters
     ----------
     model : Model or scikit-learn classifier
-        Anything whose `predict_proba`, or if it has none `predict`, gives probabilities: of the second
-        of two classes, (samples, 1), or of each class, (samples, classes).
+        Any object whose `predict_proba`, or else `predict`, returns probabilities: of the second of two
+        classes, (samples, 1), or of each class, (samples, classes).
     X : array, (samples, 2)
     y : array
-        Labels that are in the model's `classes_`; if it has none class numbers, (samples,), or one-hot.
+        Labels in the model's `classes_`; for a model without it class indices, (samples,), or one-hot.
     ax : matplotlib Axes, optional
 
     Returns
@@ -84,7 +84,7 @@ def decision_boundary(model, X, y, ax=None):
 
 
 def _blend(p, colours):
-    """Return the classes' colours mixed by probability, made pale: (..., classes) -> (..., 3)."""
+    """Return pale colours of the classes, mixed by probability: (..., classes) -> (..., 3)."""
     from matplotlib.colors import to_rgb
 
     return 1 - 0.35 * (1 - np.clip(p, 0, 1) @ np.asarray([to_rgb(colour) for colour in colours]))

@@ -1,4 +1,4 @@
-"""Which classes are taken for which."""
+"""The confusion matrix of a classifier."""
 
 import numpy as np
 
@@ -8,7 +8,7 @@ from nnx.plot.axes import MOST_LABELS, label, new_axes, write_cells
 def confusion_matrix(y_true, y_pred=None, class_names=None, ax=None):
     """Draw how often each class was predicted as each, with the counts in the cells.
 
-    With more than 25 classes the cells have no text but a colour bar, and some of the classes a label.
+    For more than 25 classes there is a colour bar in place of the counts, and only some labels.
 
     Parameters
     ----------
@@ -19,7 +19,7 @@ def confusion_matrix(y_true, y_pred=None, class_names=None, ax=None):
         Labels; or probabilities of each class, (samples, classes), or of the second of two,
         (samples, 1).
     class_names : list of str, optional
-        By default the labels themselves.
+        By default the labels.
     ax : matplotlib Axes, optional
 
     Returns
@@ -40,7 +40,7 @@ def confusion_matrix(y_true, y_pred=None, class_names=None, ax=None):
         raise ValueError("there are no samples, and no classes, to draw")
     ax = new_axes(2 * [2.2 + 0.38 * min(len(counts), MOST_LABELS)]) if ax is None else ax
     picture = ax.imshow(counts, cmap="Blues", vmin=0)
-    if len(counts) > MOST_LABELS:  # few mistakes beside many right answers are to be seen without a text, too
+    if len(counts) > MOST_LABELS:  # without text, make small counts of mistakes visible
         from matplotlib.colors import PowerNorm
 
         picture.set_norm(PowerNorm(0.5, vmin=0, vmax=max(counts.max(), 1)))
@@ -78,7 +78,7 @@ def _count(y_true, y_pred, class_names):
 
 
 def as_labels(y):
-    """Return labels, of one-hot rows and of probabilities too."""
+    """Return labels, (samples,), given labels, one-hot labels or probabilities."""
     y = np.asarray(y)
     if y.ndim == 2 and y.shape[1] > 1:
         return y.argmax(axis=1)

@@ -1,4 +1,4 @@
-"""What a classifier does at every threshold: ROC and precision-recall curves, by scikit-learn."""
+"""ROC and precision-recall curves of a classifier, computed by scikit-learn."""
 
 import numpy as np
 
@@ -7,11 +7,11 @@ from nnx.plot.confusion import as_labels
 
 
 def roc_curve(y_true, y_prob, class_names=None, ax=None):
-    """Draw the share of positives found against the share of false alarms, over all thresholds.
+    """Draw the true positive rate against the false positive rate, over all thresholds.
 
-    With more than two classes one curve each, against all others; of more than 10 the legend names those of
-    the smallest areas. The area under the curve (AUC) is
-    the chance that a positive sample gets a higher probability than a negative one.
+    More than two classes have one curve each, against all others; the legend names at most 10, those with
+    the smallest areas. The area under the curve (AUC) is the probability that a positive sample gets a
+    higher score than a negative one.
 
     Parameters
     ----------
@@ -21,7 +21,7 @@ def roc_curve(y_true, y_prob, class_names=None, ax=None):
         Probabilities of the second of two classes, (samples,) or (samples, 1), or of each class,
         (samples, classes), in the order of the sorted labels.
     class_names : list of str, optional
-        By default the labels themselves.
+        By default the labels.
     ax : matplotlib Axes, optional
 
     Returns
@@ -40,12 +40,7 @@ def roc_curve(y_true, y_prob, class_names=None, ax=None):
     from sklearn import metrics
 
     curves = _one_against_rest(y_true, y_prob, class_names)
-    ax = _square(ax)
-    areas = [metrics.roc_auc_score(truth, p) for _, truth, p, _ in curves]
-    labels = _labels("AUC", curves, areas)
-    for (_, truth, p, colour), label in zip(curves, labels, strict=True):
-        false_alarms, found, _ = metrics.roc_curve(truth, p)
-        ax.plot(false_alarms, found, color=colour, label=label)
+    ax = _draw(curves, "AUC", metrics.roc_auc_score, lambda truth, p: metrics.roc_curve(truth, p)[:2], ax)
     ax.plot([0, 1], [0, 1], color=GREY, linewidth=1, linestyle=":", label="chance")
     ax.set(xlabel="false positive rate", ylabel="true positive rate (recall)")
     ax.set_title(_title("ROC curve", y_true, class_names, curves))
@@ -54,10 +49,10 @@ def roc_curve(y_true, y_prob, class_names=None, ax=None):
 
 
 def precision_recall_curve(y_true, y_prob, class_names=None, ax=None):
-    """Draw the share of right alarms against the share of positives found, over all thresholds.
+    """Draw precision against recall, over all thresholds.
 
-    Tells more than the ROC curve where positives are rare. AP is the average precision, the mean of
-    the precision over the recall. Parameters as of `roc_curve`.
+    It shows more than the ROC curve if positives are rare. AP is the average precision, the mean of
+    the precision over the recall. Parameters as for `roc_curve`.
 
     Examples
     --------
@@ -68,13 +63,12 @@ def precision_recall_curve(y_true, y_prob, class_names=None, ax=None):
     """
     from sklearn import metrics
 
-    curves = _one_against_rest(y_true, y_prob, class_names)
-    ax = _square(ax)
-    areas = [metrics.average_precision_score(truth, p) for _, truth, p, _ in curves]
-    labels = _labels("AP", curves, areas)
-    for (_, truth, p, colour), label in zip(curves, labels, strict=True):
+    def points(truth, p):
         precision, recall, _ = metrics.precision_recall_curve(truth, p)
-        ax.plot(recall, precision, color=colour, drawstyle="steps-post", label=label)
+        return recall, precision
+
+    curves = _one_against_rest(y_true, y_prob, class_names)
+    ax = _draw(curves, "AP", metrics.average_precision_score, points, ax, drawstyle="steps-post")
     if len(curves) == 1:
         ax.axhline(curves[0][1].mean(), color=GREY, linewidth=1, linestyle=":", label="chance")
     ax.set(xlabel="recall", ylabel="precision")
@@ -83,8 +77,18 @@ def precision_recall_curve(y_true, y_prob, class_names=None, ax=None):
     return ax
 
 
+def _draw(curves, name: str, area, points, ax, **style):
+    """Draw each curve; `name` and `area` are those of the summary in the legend."""
+    ax = tidy(new_axes((4.8, 4.8)) if ax is None else ax)
+    ax.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), aspect="equal")
+    labels = _labels(name, curves, [area(truth, p) for _, truth, p, _ in curves])
+    for (_, truth, p, colour), label in zip(curves, labels, strict=True):
+        ax.plot(*points(truth, p), color=colour, label=label, **style)
+    return ax
+
+
 def _one_against_rest(y_true, y_prob, class_names) -> list[tuple]:
-    """Return of each curve: the start of its label, whether samples are of its class, their probability, colour."""
+    """Return (start of the label, whether each sample is positive, probabilities, colour) for each curve."""
     y, p = as_labels(y_true), np.asarray(y_prob, float)
     p = p.reshape(len(p), -1)
     classes = max(p.shape[1], 2)
@@ -107,14 +111,14 @@ def _one_against_rest(y_true, y_prob, class_names) -> list[tuple]:
 
 
 MOST_NAMED = 10
-"""Curves that the legend names."""
+"""The most curves that the legend names."""
 
 
-def _labels(number: str, curves, areas) -> list[str]:
-    """Return a label for each curve, of many for those with the smallest areas alone."""
+def _labels(summary: str, curves, areas) -> list[str]:
+    """Return a label for each of the curves with the smallest areas, and "_", which legends skip, for others."""
     named = set(np.argsort(areas, kind="stable")[:MOST_NAMED].tolist())
     return [
-        f"{name}{number} {area:.3f}" if k in named else "_"  # which a legend leaves out
+        f"{name}{summary} {area:.3f}" if k in named else "_"
         for k, ((name, *_), area) in enumerate(zip(curves, areas, strict=True))
     ]
 
@@ -131,9 +135,3 @@ def _title(title: str, y_true, class_names, curves) -> str:
     if len(curves) > 1:
         return f"{title}s"
     return f"{title} of {_name(np.unique(as_labels(y_true)).tolist()[-1]) if class_names is None else class_names[1]}"
-
-
-def _square(ax):
-    ax = tidy(new_axes((4.8, 4.8)) if ax is None else ax)
-    ax.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), aspect="equal")
-    return ax

@@ -1,4 +1,4 @@
-"""How weights and gradients are spread, layer by layer, from the input at the top to the output."""
+"""Histograms of weights and gradients by layer, from the input at the top to the output at the bottom."""
 
 import numpy as np
 
@@ -7,7 +7,7 @@ from nnx.plot.axes import BLUE, GREY, label, new_axes, tidy
 
 
 def weight_histograms(model, ax=None):
-    """Draw a histogram of each weight array of a model, all on one scale.
+    """Draw a histogram of each weight array of a model, all on the same scale.
 
     Parameters
     ----------
@@ -32,11 +32,11 @@ def weight_histograms(model, ax=None):
 
 
 def gradient_histograms(model, X, y, ax=None):
-    """Draw a histogram of the size of the gradient of the loss by each weight array, all on one scale.
+    """Draw a histogram of absolute gradients for each weight array, all on the same scale.
 
-    Sizes that shrink from the output at the bottom to the input at the top vanish, as deep networks of
-    sigmoids have it; sizes that grow explode. Weights whose gradient is 0, such as those of units that
-    are off for all samples, are counted beside the name.
+    Gradients that shrink from the output at the bottom to the input at the top vanish, as in deep networks
+    of sigmoids; gradients that grow explode. The label gives the share of gradients that are 0, such as
+    those of units that are off for all samples.
 
     Parameters
     ----------
@@ -60,22 +60,21 @@ def gradient_histograms(model, X, y, ax=None):
     ('size of the gradient', 'log')
     """
     runner, samples = model.engine, model.check_batch((X, y, None))
-    numbers = runner.scalars(model.step, model.step + 1)
+    scalars = runner.scalars(model.step, model.step + 1)
     with model.backend.scope(model.dtype):
-        row = {name: values[0] for name, values in model.backend.device_put(numbers).items()}
-        grads, _, _ = runner.steps.gradients(model.params, model.state, runner.place(samples), row)
-    sizes = {name: np.abs(grad) for name, grad in _named(model, grads).items()}
-    shares = {name: np.mean(size == 0) for name, size in sizes.items()}
-    named = {
-        f"{name}\n{shares[name]:.0%} are 0" if shares[name] else name: size for name, size in sizes.items()
-    }
+        scalars = {name: values[0] for name, values in model.backend.device_put(scalars).items()}
+        grads, _, _ = runner.steps.gradients(model.params, model.state, runner.place(samples), scalars)
+    named = {}
+    for name, grad in _named(model, grads).items():
+        zeros = np.mean(grad == 0)
+        named[f"{name}\n{zeros:.0%} are 0" if zeros else name] = np.abs(grad)
     ax = _draw(named, ax, logarithmic=True)
     ax.set(xlabel="size of the gradient", title="Gradients by layer")
     return ax
 
 
 def _named(model, arrays) -> dict[str, np.ndarray]:
-    """Return the arrays of a tree like the weights on the host, flat, by path."""
+    """Return the arrays of a tree like `model.params`, flat and on the host, by path."""
     paths = [path for kind, path in model.weight_paths() if kind == "params"]
     with model.backend.scope(model.dtype):
         return {
@@ -85,11 +84,11 @@ def _named(model, arrays) -> dict[str, np.ndarray]:
 
 
 MOST_ROWS = 60
-"""Histograms up to which the picture grows, and each has its name."""
+"""The most histograms with a label each; larger pictures do not grow further."""
 
 
 def _draw(named: dict[str, np.ndarray], ax, logarithmic: bool = False):
-    """Draw histograms one below the other, each as high as its row."""
+    """Draw histograms in rows, each scaled to the height of its row."""
     if not named:
         raise ValueError("the model has no weights to draw")
     ax = tidy(new_axes((6.0, 1.2 + 0.38 * min(len(named), MOST_ROWS))) if ax is None else ax)

@@ -1,4 +1,4 @@
-"""Predictions of a regression, and how far off they are."""
+"""Predictions of a regression, and their residuals."""
 
 import math
 
@@ -8,14 +8,14 @@ from nnx.plot.axes import BLUE, GREY, new_axes, some_of, tidy
 
 
 def predicted_against_true(y_true, y_pred, unit: str | None = None, ax=None):
-    """Draw predictions of a regression against the truth, and the line where both are equal.
+    """Draw predictions of a regression against true values, and the line where both are equal.
 
     Parameters
     ----------
     y_true, y_pred : array, (samples,) or (samples, 1)
-        Finite numbers. Of more than 20,000 samples so many are drawn; the numbers in the title are of all.
+        Finite numbers. At most 20,000 samples are drawn; the title describes all.
     unit : str, optional
-        Of both, for the labels.
+        Unit of both, for the labels.
     ax : matplotlib Axes, optional
 
     Returns
@@ -33,10 +33,7 @@ def predicted_against_true(y_true, y_pred, unit: str | None = None, ax=None):
     r2 = 1 - mse / variance if variance else math.nan
     ax = tidy(new_axes((4.5, 4.5)) if ax is None else ax)
     ax.axline((true[0], true[0]), slope=1, color=GREY, linewidth=1, label="predicted = true", zorder=1)
-    index, label = some_of(len(true))
-    ax.scatter(
-        true[index], predicted[index], color=BLUE, alpha=0.6, edgecolors="white", linewidths=0.5, label=label
-    )
+    _scatter(ax, true, predicted)
     suffix = f" ({unit})" if unit else ""
     ax.set(xlabel=f"true value{suffix}", ylabel=f"predicted value{suffix}")
     ax.set(title=f"R² = {r2:.3f}, RMSE = {math.sqrt(mse):.4g}{' ' + unit if unit else ''}")
@@ -46,17 +43,15 @@ def predicted_against_true(y_true, y_pred, unit: str | None = None, ax=None):
 
 
 def residuals(y_true, y_pred, unit: str | None = None, ax=None):
-    """Draw how far predictions of a regression are off, over the predictions, and the line of no error.
+    """Draw the residuals of a regression against its predictions, and the line of no error.
 
-    A good model leaves a shapeless cloud around the line; a bend says that it misses a curve, a funnel
-    that it is less sure of larger values.
+    A good model leaves a cloud without structure; a bend shows a missed curve, a funnel an error that
+    grows with the prediction.
 
     Parameters
     ----------
-    y_true, y_pred : array, (samples,) or (samples, 1)
-        Finite numbers. Of more than 20,000 samples so many are drawn; the numbers in the title are of all.
-    unit : str, optional
-        Of both, for the labels.
+    y_true, y_pred, unit, ax
+        As for `predicted_against_true`.
     ax : matplotlib Axes, optional
 
     Returns
@@ -70,17 +65,19 @@ def residuals(y_true, y_pred, unit: str | None = None, ax=None):
     'Residuals: mean 0.3333 kg, standard deviation 0.4714 kg'
     """
     true, predicted = _pairs(y_true, y_pred)
-    off, suffix, after = true - predicted, f" ({unit})" if unit else "", f" {unit}" if unit else ""
+    errors, suffix, after = true - predicted, f" ({unit})" if unit else "", f" {unit}" if unit else ""
     ax = tidy(new_axes() if ax is None else ax)
     ax.axhline(0, color=GREY, linewidth=1, label="no error", zorder=1)
-    index, label = some_of(len(off))
-    ax.scatter(
-        predicted[index], off[index], color=BLUE, alpha=0.6, edgecolors="white", linewidths=0.5, label=label
-    )
+    _scatter(ax, predicted, errors)
     ax.set(xlabel=f"predicted value{suffix}", ylabel=f"true - predicted value{suffix}")
-    ax.set_title(f"Residuals: mean {off.mean():.4g}{after}, standard deviation {off.std():.4g}{after}")
+    ax.set_title(f"Residuals: mean {errors.mean():.4g}{after}, standard deviation {errors.std():.4g}{after}")
     ax.legend(frameon=False)
     return ax
+
+
+def _scatter(ax, x, y):
+    index, label = some_of(len(x))
+    ax.scatter(x[index], y[index], color=BLUE, alpha=0.6, edgecolors="white", linewidths=0.5, label=label)
 
 
 def _pairs(y_true, y_pred):

@@ -7,23 +7,23 @@ from nnx.registry import suggest
 
 
 def validation_curve(search, parameter: str, ax=None):
-    """Draw the score of a search over one parameter, with the best value marked.
+    """Draw the scores of a search against one parameter, with the best value marked.
 
-    Of settings that agree in this parameter the best one counts. Bands are a standard deviation over
-    the folds, above and below. Training scores are drawn if the search kept them
-    (`return_train_score=True`): where they part from the validation scores, the model overfits.
+    Each value shows its best setting. Bands are one standard deviation over the folds, above and below.
+    Training scores are drawn if the search has them (`return_train_score=True`): a gap between them and
+    the validation scores shows overfitting.
 
     Parameters
     ----------
     search : fitted search, or its `cv_results_`
         Such as `GridSearchCV` or `RandomizedSearchCV`.
     parameter : str
-        Its name, for example `build__units`.
+        The name of the parameter, for example `build__units`.
     ax : matplotlib Axes, optional
 
     Returns
     -------
-    matplotlib Axes, with a logarithmic scale where values span a factor of 20 or more
+    matplotlib Axes, with a logarithmic scale if the values span a factor of 20 or more
 
     Examples
     --------
@@ -39,11 +39,13 @@ def validation_curve(search, parameter: str, ax=None):
     numeric = all(isinstance(name, (int, float)) and not isinstance(name, bool) for name in names)
     x = np.asarray(names, float) if numeric else np.arange(len(names))
     ax = tidy(new_axes() if ax is None else ax)
-    for kind, colour, which in (("train", BLUE, "training"), ("test", ORANGE, "validation")):
+    for kind, colour, name in (("train", BLUE, "training"), ("test", ORANGE, "validation")):
         if f"mean_{kind}_score" in results:
-            mean, spread = (np.asarray(results[f"{of}_{kind}_score"])[best] for of in ("mean", "std"))
-            ax.plot(x, mean, color=colour, marker="o", markersize=4, label=which)
-            ax.fill_between(x, mean - spread, mean + spread, color=colour, alpha=0.15, linewidth=0)
+            mean, std = (
+                np.asarray(results[f"{statistic}_{kind}_score"])[best] for statistic in ("mean", "std")
+            )
+            ax.plot(x, mean, color=colour, marker="o", markersize=4, label=name)
+            ax.fill_between(x, mean - std, mean + std, color=colour, alpha=0.15, linewidth=0)
     mean = np.asarray(results["mean_test_score"], float)[best]
     k = np.nanargmax(mean)
     shown = f"{names[k]:.4g}" if numeric else _short(names[k])
@@ -63,16 +65,16 @@ def validation_curve(search, parameter: str, ax=None):
 
 
 def search_heatmap(search, x: str, y: str, ax=None):
-    """Draw the score of a grid search over two parameters, a cell each, with the best one framed.
+    """Draw the scores of a grid search over two parameters as cells, with the best one framed.
 
-    Of settings that agree in both the best one counts. Of more than 25 values some have a label, and a
-    colour bar stands in place of the scores.
+    Each cell shows its best setting. For more than 25 values there are only some labels, and a colour bar
+    in place of the scores.
 
     Parameters
     ----------
     search : fitted search, or its `cv_results_`
     x, y : str
-        Names of the parameters of the columns and the rows.
+        Names of the parameters in columns and in rows.
     ax : matplotlib Axes, optional
 
     Returns
@@ -110,7 +112,7 @@ def search_heatmap(search, x: str, y: str, ax=None):
 
 
 def _results(search, parameters) -> dict:
-    """Return the `cv_results_` of a search, after a look whether it has these parameters."""
+    """Return the `cv_results_` of a search, or raise a ValueError if it lacks these parameters."""
     results = getattr(search, "cv_results_", search)
     if not hasattr(results, "keys") or "mean_test_score" not in results:
         raise ValueError(
@@ -126,7 +128,7 @@ def _results(search, parameters) -> dict:
 
 
 def _best_by(results, parameters) -> tuple[list[tuple], list[int]]:
-    """Return each combination of values of these parameters, in order, and its best setting's number."""
+    """Return each combination of values of these parameters, in order, and the index of its best setting."""
     best: dict[tuple, int] = {}
     scores = np.asarray(results["mean_test_score"], float)
     columns = [list(results[f"param_{parameter}"]) for parameter in parameters]
@@ -139,12 +141,12 @@ def _best_by(results, parameters) -> tuple[list[tuple], list[int]]:
 
 
 def _in_order(values: list) -> list:
-    """Return the different values, sorted if they can be, else in the order they come in."""
-    different = list(dict.fromkeys(values))
+    """Return the distinct values, sorted if possible, else in their original order."""
+    distinct = list(dict.fromkeys(values))
     try:
-        return sorted(different)
+        return sorted(distinct)
     except TypeError:
-        return different
+        return distinct
 
 
 def _short(value) -> str:
@@ -154,7 +156,7 @@ def _short(value) -> str:
 
 
 def _short_name(parameter: str) -> str:
-    """Return the last part of `step__build__units`, for people to read."""
+    """Return the readable last part of a name such as `step__build__units`."""
     return parameter.rpartition("__")[2].replace("_", " ")
 
 

@@ -1,4 +1,4 @@
-"""Training: numbers over the epochs."""
+"""Learning curves: loss and metrics by epoch."""
 
 import numpy as np
 
@@ -7,14 +7,14 @@ from nnx.plot.axes import BLUE, GREY, ORANGE, new_axes, tidy
 
 
 def learning_curves(history, metric: str = "loss", ax=None):
-    """Draw a number over the epochs, on training and validation data, with the best epoch marked.
+    """Draw a metric by epoch, on training and validation data, with the best epoch marked.
 
     Parameters
     ----------
     history : History or dict of str to list of float
-        What `fit` returned, or its `history`.
+        The result of `fit`, or its `history`.
     metric : str
-        Which number, without `val_`.
+        The metric, without `val_`.
     ax : matplotlib Axes, optional
 
     Returns
@@ -28,11 +28,11 @@ def learning_curves(history, metric: str = "loss", ax=None):
     >>> ax.get_legend().get_texts()[-1].get_text()
     'best: 1.5 in epoch 2'
     """
-    numbers = getattr(history, "history", history)
-    if metric not in numbers:
-        known = ", ".join(name for name in numbers if not name.startswith("val_"))
+    values = getattr(history, "history", history)
+    if metric not in values:
+        known = ", ".join(name for name in values if not name.startswith("val_"))
         raise ValueError(f"the history has no {metric!r}. It has: {known}")
-    training, validation = (np.asarray(numbers.get(name, []), float) for name in (metric, f"val_{metric}"))
+    training, validation = (np.asarray(values.get(name, []), float) for name in (metric, f"val_{metric}"))
     first = next(iter(getattr(history, "epoch", [])), 0) + 1
     epochs = np.arange(first, first + len(training))
     ax = tidy(new_axes() if ax is None else ax)

@@ -1,7 +1,7 @@
 """Files of arrays: safetensors, with a description as JSON in the metadata.
 
 A file appears whole or not at all: it is written under a temporary name, flushed to the disk and
-renamed. A checksum tells a damaged one. Nothing in it is ever executed.
+renamed. A checksum detects damage. Reading a file executes nothing in it.
 """
 
 import contextlib
@@ -21,26 +21,26 @@ from nnx.interrupt import undivided
 from nnx.saving import locks
 
 FORMAT = 2
-"""What is written. Files of format 1, which had no checksum, are read too."""
+"""The format that is written. Files of format 1, which had no checksum, can be read too."""
 
 LARGEST_HEADER = 100_000_000
-"""Bytes of names, shapes and description: as much as every reader of safetensors takes."""
+"""The most bytes of names, shapes and description: what every reader of safetensors accepts."""
 
 MOST_NESTED = 4000
-"""Brackets inside each other in a description: there are up to three for a layer in a layer."""
+"""The deepest nesting of brackets in a description; each nested layer takes up to three."""
 
 PARTIAL = ".nnx-partial"
-"""How the names of temporary files end. One stays behind where a process was killed while it wrote."""
+"""The suffix of temporary files. A process that is killed while it writes leaves one behind."""
 
-_NAME_OF_PARTIAL = re.compile(rf"\..+\.[0-9a-f]{{16}}{re.escape(PARTIAL)}", re.DOTALL)
+_PARTIAL_NAME = re.compile(rf"\..+\.[0-9a-f]{{16}}{re.escape(PARTIAL)}", re.DOTALL)
 
 CAN_RENAME_OPEN = os.name != "nt"
-"""Whether the system renames a file that is open."""
+"""Whether the system can rename an open file."""
 
 DTYPES = {"F16": "<f2", "F32": "<f4", "F64": "<f8", "I32": "<i4", "I64": "<i8"}
 
-# What JSON and an array raise on something that is not what it should be.
-UNFIT = (ValueError, TypeError, KeyError, AttributeError, RecursionError, MemoryError, OverflowError)
+MALFORMED = (ValueError, TypeError, KeyError, AttributeError, RecursionError, MemoryError, OverflowError)
+"""Errors that malformed content raises while it is parsed."""
 
 
 def write(path, arrays: dict[str, np.ndarray], description: dict) -> None:
@@ -61,8 +61,8 @@ def write(path, arrays: dict[str, np.ndarray], description: dict) -> None:
 
 
 def checksum(text: str, arrays: dict[str, np.ndarray]) -> str:
-    """Return a checksum of a description and of names, shapes, types and bytes of all arrays."""
-    import hashlib  # here, as json: with OpenSSL, as long as a tenth of `import nnx`
+    """Return a checksum of a description and of names, shapes, dtypes and bytes of all arrays."""
+    import hashlib  # imported here, like json: with OpenSSL it takes a tenth of `import nnx`
 
     digest = hashlib.blake2b(text.encode(), digest_size=16)
     for name in sorted(arrays):
@@ -76,13 +76,13 @@ def checksum(text: str, arrays: dict[str, np.ndarray]) -> str:
 def write_whole(path, content: bytes) -> None:
     """Write a file under a temporary name, flush it to the disk, and rename it into place.
 
-    A file that is there keeps its permissions and, as far as the system lets this process, its owner; the target of
-    a symbolic link is written. A new file gets the permissions that the umask leaves.
+    An existing file keeps its permissions and, where the system allows it, its owner. If `path` is a symbolic
+    link, its target is replaced. The umask sets the permissions of a new file.
 
     Raises
     ------
     OSError
-        If there is no such folder, or something else than a file that may be written is in the place.
+        If the folder does not exist, or `path` is not a writable file.
     """
     target, old = expect_file(path)
     handle, temporary = _make_partial(target, 0o666 if old is None else 0o600)
@@ -106,9 +106,9 @@ def write_whole(path, content: bytes) -> None:
 
 
 def expect_file(path) -> tuple[Path, os.stat_result | None]:
-    """Return the file that `path` leads to and what the system says of it, or None if it is not there yet.
+    """Return the file that `path` points to and its `stat`, None for a new file.
 
-    Raises an OSError unless it can be written as a file.
+    Raises an OSError unless a file can be written there.
     """
     target = Path(os.path.realpath(path))
     if not target.parent.is_dir():
@@ -129,17 +129,17 @@ def expect_file(path) -> tuple[Path, os.stat_result | None]:
 
 
 def _make_partial(target: Path, mode: int) -> tuple[int, Path]:
-    """Return handle and path of a new file beside `target`, locked for as long as it is open."""
-    import secrets  # here, for the time of `import nnx`
+    """Return handle and path of a new file beside `target`, locked while it is open."""
+    import secrets  # here, to keep `import nnx` fast
 
     flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
     while True:
         path = target.with_name(f".{target.name[:40]}.{secrets.token_hex(8)}{PARTIAL}")
         handle = os.open(path, flags, mode)
         try:
-            with contextlib.suppress(OSError):  # where nothing can be locked nothing is removed either
+            with contextlib.suppress(OSError):  # `remove_abandoned` removes nothing where locks fail
                 locks.try_lock(handle)
-            if locks.is_at(handle, path):  # else one who tidied up has taken it for abandoned
+            if locks.is_at(handle, path):  # else another process has just removed it as abandoned
                 return handle, path
         except BaseException:
             os.close(handle)
@@ -149,7 +149,7 @@ def _make_partial(target: Path, mode: int) -> tuple[int, Path]:
 
 
 def _keep_permissions(handle: int, old: os.stat_result) -> None:
-    """Give an open file the permissions and, if it may be, the owner of another."""
+    """Give an open file the permissions and, where allowed, the owner in `old`."""
     if not hasattr(os, "fchown"):  # on Windows
         return
     new = os.fstat(handle)
@@ -160,11 +160,11 @@ def _keep_permissions(handle: int, old: os.stat_result) -> None:
 
 
 def remove_abandoned(folder) -> None:
-    """Remove what killed processes left of files that they were writing, and nothing that is being written."""
+    """Remove the temporary files of killed processes, but none that is being written."""
     for path in Path(folder).glob(f".*{PARTIAL}"):
-        if not _NAME_OF_PARTIAL.fullmatch(path.name):
+        if not _PARTIAL_NAME.fullmatch(path.name):
             continue
-        with contextlib.suppress(OSError):  # another process's, or there is no way to lock it: it stays
+        with contextlib.suppress(OSError):  # it belongs to another user, or cannot be locked: keep it
             handle = os.open(path, os.O_RDWR | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))
             try:
                 if locks.try_lock(handle) and locks.is_at(handle, path):
@@ -174,7 +174,7 @@ def remove_abandoned(folder) -> None:
 
 
 def _flush_folder(folder: Path) -> None:
-    """Flush the new name of a file to the disk, where the system lets a folder be flushed."""
+    """Flush the new name of a file to the disk, on systems that can flush a folder."""
     with contextlib.suppress(OSError):
         handle = os.open(folder, os.O_RDONLY)
         try:
@@ -186,14 +186,14 @@ def _flush_folder(folder: Path) -> None:
 def read(path) -> tuple[dict[str, np.ndarray], dict]:
     """Return the arrays and the description of a file.
 
-    Takes time and memory in proportion to the size of the file, whatever the file says.
+    Time and memory are proportional to the size of the file, whatever its content.
 
     Raises
     ------
     FileNotFoundError
         If there is no such file.
     ValueError
-        If the file is damaged, of a newer format, or not one of nnx.
+        If the file is damaged, of a newer format, or not written by nnx.
     """
     path = Path(path)
     if not path.is_file():
@@ -201,18 +201,18 @@ def read(path) -> tuple[dict[str, np.ndarray], dict]:
     try:
         with path.open("rb") as file:
             metadata, arrays = _read(file, path.stat().st_size)
-    except UNFIT as error:
+    except MALFORMED as error:
         raise ValueError(f"{path} is not a whole safetensors file: {one_line(error)}") from None
     if "nnx" not in metadata:
         raise ValueError(f"{path} holds tensors, but was not saved by nnx: it has no description of a model")
     try:
         text = metadata["nnx"]
-        description = _nested(text)
+        description = _parse_nested(text)
         version = description["format"]
         if type(version) is not int or version < 1:
             raise ValueError(f"there is no format {version!r}")
         whole = version == 1 or version > FORMAT or metadata.get("checksum") == checksum(text, arrays)
-    except UNFIT as error:
+    except MALFORMED as error:
         raise ValueError(f"{path} is damaged: its description cannot be read ({one_line(error)})") from None
     if version > FORMAT:
         raise ValueError(
@@ -223,8 +223,8 @@ def read(path) -> tuple[dict[str, np.ndarray], dict]:
     return arrays, description
 
 
-def _nested(text: str) -> Any:
-    """Return what JSON says; layers may lie deeper in each other than Python's recursion limit lets it read."""
+def _parse_nested(text: str) -> Any:
+    """Return the value of JSON text, which may be nested more deeply than Python's recursion limit allows."""
     import json
 
     try:
@@ -238,7 +238,7 @@ def _nested(text: str) -> Any:
 
 
 def _read(file, size: int) -> tuple[dict, dict[str, np.ndarray]]:
-    """Return metadata and arrays of an open file of `size` bytes, or raise one of UNFIT."""
+    """Return metadata and arrays of an open file of `size` bytes, or raise one of MALFORMED."""
     import json
 
     length = int.from_bytes(file.read(8), "little")
@@ -250,11 +250,11 @@ def _read(file, size: int) -> tuple[dict, dict[str, np.ndarray]]:
         raise ValueError("its metadata is not text")
     arrays, end = {}, 0
     for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
-        dtype, shape, (start, stop) = _dtype(name, entry["dtype"]), entry["shape"], entry["data_offsets"]
-        if (
-            any(type(n) is not int or not 0 <= n < 2**63 for n in (*shape[:65], start, stop))
-            or len(shape) > 64
-        ):
+        if entry["dtype"] not in DTYPES:
+            raise ValueError(f"{name!r} has dtype {entry['dtype']!r}, not one of {', '.join(DTYPES)}")
+        dtype, shape, (start, stop) = np.dtype(DTYPES[entry["dtype"]]), entry["shape"], entry["data_offsets"]
+        integers = all(type(n) is int and 0 <= n < 2**63 for n in (*shape[:65], start, stop))
+        if not integers or len(shape) > 64:
             raise ValueError(f"{name!r} has no possible shape or place")
         if start != end or stop - start != math.prod(shape) * dtype.itemsize or stop > size - 8 - length:
             raise ValueError(f"{name!r} of shape {shape} is not at bytes {start} to {stop}")
@@ -265,18 +265,12 @@ def _read(file, size: int) -> tuple[dict, dict[str, np.ndarray]]:
     return metadata, arrays
 
 
-def _dtype(name: str, code) -> np.dtype:
-    if code not in DTYPES:
-        raise ValueError(f"{name!r} has dtype {code!r}, not one of {', '.join(DTYPES)}")
-    return np.dtype(DTYPES[code])
-
-
-def one_line(what) -> str:
-    """Return the text of an error as one line of bearable length.
+def one_line(error) -> str:
+    """Return the text of an error as one line of at most 2000 characters.
 
     >>> one_line(ValueError("first\\nsecond"))
     'first second'
     """
-    text = f"{what} is missing" if isinstance(what, KeyError) else str(what)
-    text = " ".join(text[:3000].split()) or type(what).__name__
+    text = f"{error} is missing" if isinstance(error, KeyError) else str(error)
+    text = " ".join(text[:3000].split()) or type(error).__name__
     return text if len(text) <= 2000 else f"{text[:1997]}..."

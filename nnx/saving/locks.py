@@ -1,7 +1,7 @@
-"""Locks on files, which the operating system releases when the process that holds them ends, however it ends.
+"""Locks on files. The operating system releases them when the process that holds them ends.
 
-They are those of `flock`: of Linux, macOS and the BSDs, and of most of their file systems. On others nothing is
-locked, and `run_folder` says so.
+They use `flock`, which Linux, macOS and the BSDs have on most file systems. Elsewhere nothing is locked, and
+`run_folder` warns of it.
 """
 
 import contextlib
@@ -14,25 +14,25 @@ from pathlib import Path
 from nnx import log
 
 NAME = "state.nnx.lock"
-"""The file in a run folder that is locked while a training writes its state there."""
+"""The file that is locked in a run folder while a training writes its state there."""
 
 
 class FolderInUseError(RuntimeError):
-    """Another training is at work in a folder."""
+    """Another training uses the folder."""
 
 
 _changes = threading.Lock()
 _held: dict[Path, tuple[int, int]] = {}
-"""The run folders that this process trains in: the thread, and the handle of the locked file."""
+"""The thread, and the handle of the locked file, of each run folder in which this process trains."""
 
 
 def try_lock(handle: int) -> bool:
-    """Lock an open file, and return whether nobody else holds it.
+    """Return whether an open file could be locked; False if another process holds its lock.
 
     Raises
     ------
     OSError
-        Where files cannot be locked.
+        If files cannot be locked here.
     """
     try:
         import fcntl
@@ -46,7 +46,7 @@ def try_lock(handle: int) -> bool:
 
 
 def is_at(handle: int, path) -> bool:
-    """Whether the open file is still the one of this name."""
+    """Whether the open file is still the one at this path."""
     try:
         return os.path.samestat(os.fstat(handle), os.stat(path))
     except FileNotFoundError:
@@ -55,14 +55,14 @@ def is_at(handle: int, path) -> bool:
 
 @contextlib.contextmanager
 def run_folder(folder) -> Iterator[None]:
-    """Keep all other trainings out of a folder inside a `with` block, those of this process included.
+    """Reserve a folder for one training inside a `with` block.
 
-    The same thread may enter it again.
+    The same thread may enter again; other threads and processes may not.
 
     Raises
     ------
     FolderInUseError
-        If another training is at work there.
+        If another training uses it.
     """
     folder = Path(folder).resolve()
     with _changes:
@@ -71,7 +71,7 @@ def run_folder(folder) -> Iterator[None]:
         if thread is not None and is_outer:
             raise _in_use(folder, "another thread of this process")
         if is_outer:
-            _held[folder] = threading.get_ident(), _locked(folder)
+            _held[folder] = threading.get_ident(), _lock(folder)
     try:
         yield
     finally:
@@ -80,15 +80,15 @@ def run_folder(folder) -> Iterator[None]:
                 _release(folder)
 
 
-def _locked(folder: Path) -> int:
-    """Return the handle of the locked file in a folder, or -1 where nothing can be locked."""
+def _lock(folder: Path) -> int:
+    """Return the handle of the locked file in a folder, or -1 if files cannot be locked here."""
     path = folder / NAME
     while True:
         handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
             if not try_lock(handle):
                 raise _in_use(folder, os.read(handle, 200).decode(errors="replace") or "another process")
-            if is_at(handle, path):  # the one who held it takes the file away
+            if is_at(handle, path):  # else the previous holder has just removed the file
                 os.ftruncate(handle, 0)
                 os.write(handle, f"process {os.getpid()} on {os.uname().nodename}".encode())
                 return handle
@@ -105,7 +105,7 @@ def _locked(folder: Path) -> int:
 
 
 def _release(folder: Path) -> None:
-    _, handle = _held.pop(folder, (0, -1))  # gone in a forked process
+    _, handle = _held.pop(folder, (0, -1))  # a forked process holds nothing
     if handle >= 0:
         (folder / NAME).unlink(missing_ok=True)
         os.close(handle)
@@ -119,7 +119,7 @@ def _in_use(folder: Path, who: str) -> FolderInUseError:
 
 
 def _forget_after_fork() -> None:
-    """Let go of what the parent holds: else it would stay locked for as long as the child lives."""
+    """Close the parent's handles: else its folders would stay locked while the child runs."""
     global _changes
     _changes = threading.Lock()
     for _, handle in _held.values():

@@ -1,8 +1,8 @@
-"""A model in one file: weights, and what is needed to make the model again.
+"""A model in one file: its weights, and a description from which the model is made again.
 
-The description names classes, and only classes that nnx knows, or that were registered with
-`@nnx.register`, are ever made: loading a file runs no code from it. What the arrays in the file
-are is compared with what the network asks for before anything of that size is made.
+The description names classes. Loading makes objects only of classes of nnx, and of those registered
+with `@nnx.register`: it runs no code from the file. The arrays in the file are compared with those
+that the network expects before memory of that size is allocated.
 """
 
 import contextlib
@@ -51,8 +51,8 @@ def load_weights(model, path, check_finite: bool) -> None:
     """Read weights into a model of the same architecture."""
     arrays = {name: array for name, array in files.read(path)[0].items() if name.split("/")[0] in KINDS}
     shapes = {
-        f"{kind}/{'/'.join(p)}": np.shape(tree.at(getattr(model, kind), p))
-        for kind, p in model.weight_paths()
+        f"{kind}/{'/'.join(keys)}": np.shape(tree.at(getattr(model, kind), keys))
+        for kind, keys in model.weight_paths()
     }
     check_arrays(path, shapes, arrays, check_finite)
     model.set_weights([arrays[name] for name in shapes])
@@ -63,18 +63,12 @@ def check_description(path, description: dict) -> None:
     if "network" not in description:
         raise ValueError(f"{path} holds weights only: make the model and call model.load_weights(path)")
     seed, step, name = (description.get(key, 0) for key in ("seed", "step", "name"))
-    if (
-        type(seed) is not int
-        or type(step) is not int
-        or seed < 0
-        or not 0 <= step < 2**32
-        or type(name) is not str
-    ):
-        raise ValueError(f"{path} is damaged: name, seed or step are not what they can be")
+    if not (type(seed) is type(step) is int and seed >= 0 and 0 <= step < 2**32 and type(name) is str):
+        raise ValueError(f"{path} is damaged: its name, seed or step is not valid")
 
 
 def nesting(description) -> int:
-    """Return how many objects of a description lie inside each other at most."""
+    """Return how deeply the objects of a description are nested."""
     deepest, waiting = 0, [(description, 0)]
     while waiting:
         value, depth = waiting.pop()
@@ -88,18 +82,18 @@ def nesting(description) -> int:
 
 
 @contextlib.contextmanager
-def blamed_on(path):
-    """Let what goes wrong inside a `with` block be a ValueError of one line about a file."""
+def errors_name(path):
+    """Turn any error inside a `with` block into a ValueError of one line that names the file."""
     try:
         yield
-    except Exception as error:  # whatever settings that are none raise in a layer
+    except Exception as error:  # a layer may raise anything on invalid settings
         raise ValueError(f"cannot make the model of {path}: {files.one_line(error)}") from error
 
 
 def restore(model, path, arrays: dict[str, np.ndarray], description: dict, check_finite: bool) -> None:
-    """Give a new model the shape, the weights and the optimizer that a file holds."""
+    """Give a new model the input shape, the weights and the optimizer of a file."""
     step = 0
-    with blamed_on(path):
+    with errors_name(path):
         if compiled := description.get("compiled"):
             model.compile(**{name: decode(value) for name, value in compiled.items()})
             step = description["step"]
@@ -114,14 +108,14 @@ def restore(model, path, arrays: dict[str, np.ndarray], description: dict, check
     check_arrays(path, shapes_of(expected), arrays, check_finite)
     if shape is None:
         return
-    model.build_from(shape, *(filled(trees[kind], kind, arrays) for kind in KINDS))
+    model.build_from(shape, *(tree_of(trees[kind], kind, arrays) for kind in KINDS))
     if compiled:
         set_optimizer_arrays(model, arrays)
         model.step = step
 
 
 def shapes_only(network, shape, most: int) -> dict[str, Any]:
-    """Return {"params": ..., "state": ...} of arrays that take no memory and hold at most `most` numbers each."""
+    """Return {"params": ..., "state": ...} of arrays that take no memory, of at most `most` elements each."""
     if elements(shape) > LARGEST_OUTPUT:
         raise ValueError(f"one sample of shape {shape} is more than any machine can hold")
     with initializers.only_shapes(most):
@@ -129,57 +123,55 @@ def shapes_only(network, shape, most: int) -> dict[str, Any]:
 
 
 def weights(model) -> dict[str, np.ndarray]:
-    """Return weights and moving averages on the host, each under its path."""
+    """Return weights and moving averages on the host, by path."""
     return on_host(model, {"params": model.params, "state": model.state})
 
 
 def optimizer_arrays(model) -> dict[str, np.ndarray]:
-    """Return the optimizer's slots and the scale of the loss on the host, each under its path."""
+    """Return the optimizer's slots and the loss scale on the host, by path."""
     trees = {f"slots/{name}": slot for name, slot in model.slots.items()}
     return on_host(model, trees if model.loss_scale is None else {**trees, "loss_scale": model.loss_scale})
 
 
 def set_optimizer_arrays(model, arrays) -> None:
-    """Put back what `optimizer_arrays` returned."""
+    """Set the arrays that `optimizer_arrays` returned."""
     slots = model.optimizer.slots
-    model.set_slots([filled(model.params, f"slots/{name}", arrays) for name in slots])
+    model.set_slots([tree_of(model.params, f"slots/{name}", arrays) for name in slots])
     scale = {name: arrays.get(f"loss_scale/{name}") for name in ("factor", "good_steps")}
     model.set_loss_scale(None if scale["factor"] is None else scale)
 
 
 def on_host(model, trees: dict[str, Any]) -> dict[str, np.ndarray]:
-    """Return the arrays of trees on the host, each under the name of its tree and its path in it."""
+    """Return the arrays of trees on the host, by "tree/path"."""
     with model.backend.scope(model.dtype):
-        return {
-            name: model.backend.to_numpy(tree.at(trees[kind], path)) for kind, path, name in _named(trees)
-        }
+        return {name: model.backend.to_numpy(array) for name, array in _by_path(trees)}
 
 
-def filled(like, kind: str, arrays) -> Any:
-    """Return a tree like `like` of the arrays under the name `kind`."""
+def tree_of(like, name: str, arrays) -> Any:
+    """Return the arrays whose paths begin with `name` as a tree like `like`."""
     if not isinstance(like, dict):
-        return arrays[kind]
-    return {key: filled(inner, f"{kind}/{key}", arrays) for key, inner in like.items()}
+        return arrays[name]
+    return {key: tree_of(inner, f"{name}/{key}", arrays) for key, inner in like.items()}
 
 
-def _named(trees):
-    """Yield the name of the tree, the path in it, and both as one text for each array."""
+def _by_path(trees):
+    """Yield "tree/path" and the array, for each array."""
     for kind, arrays in trees.items():
-        yield from ((kind, path, "/".join((kind, *path))) for path in tree.paths(arrays) if path)
+        yield from (("/".join((kind, *path)), tree.at(arrays, path)) for path in tree.paths(arrays) if path)
 
 
 def shapes_of(trees: dict[str, Any]) -> dict[str, tuple]:
-    """Return the shape of each array in trees, under the name of its tree and its path in it."""
-    return {name: np.shape(tree.at(trees[kind], path)) for kind, path, name in _named(trees)}
+    """Return the shape of each array in trees, by "tree/path"."""
+    return {name: np.shape(array) for name, array in _by_path(trees)}
 
 
 def check_arrays(path, shapes: dict[str, tuple], arrays, check_finite: bool) -> None:
-    """Raise a ValueError unless these are arrays of these shapes, of real numbers."""
-    if wrong := _wrong(shapes, arrays, check_finite):
-        raise ValueError(f"{path} {files.one_line(wrong)}")
+    """Raise a ValueError unless `arrays` have these shapes and hold real numbers."""
+    if fault := _fault(shapes, arrays, check_finite):
+        raise ValueError(f"{path} {files.one_line(fault)}")
 
 
-def _wrong(shapes, arrays, check_finite) -> str | None:
+def _fault(shapes, arrays, check_finite) -> str | None:
     if different := sorted(shapes.keys() ^ arrays.keys()):
         more = f" and {len(different) - 10} more" if len(different) > 10 else ""
         return f"does not fit this model: they differ in {', '.join(different[:10])}{more}"

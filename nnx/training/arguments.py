@@ -1,4 +1,4 @@
-"""The arguments of `fit`, checked: numbers in `FitArguments`, data in `FitData`."""
+"""The checked arguments of `fit`: settings in `FitArguments`, data in `FitData`."""
 
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -8,16 +8,16 @@ from nnx.data.samples import Samples, check_count, check_epochs, check_shuffle, 
 
 @dataclass(frozen=True)
 class FitArguments:
-    """What `fit` is given beside data and callbacks; see `Model.fit`.
+    """The arguments of `fit` other than data and callbacks; see `Model.fit`.
 
     Raises
     ------
     ValueError
-        If a value is out of its range; the message names it.
+        If a value is out of range; the message names it.
     """
 
     batch_size: int
-    """If None is given, 32."""
+    """None means 32."""
     epochs: int
     initial_epoch: int
     shuffle: Any
@@ -25,12 +25,12 @@ class FitArguments:
     steps_per_epoch: int | None
     validation_steps: int | None
     validation_batch_size: int
-    """If None is given, max(batch_size, 256)."""
+    """None means max(batch_size, 256)."""
     validation_freq: int
 
     def __post_init__(self):
         def set_(name, value):
-            object.__setattr__(self, name, value)  # of a frozen dataclass
+            object.__setattr__(self, name, value)  # the dataclass is frozen
 
         size = check_count("batch_size", 32 if self.batch_size is None else self.batch_size)
         validation_size = max(size, 256) if self.validation_batch_size is None else self.validation_batch_size
@@ -48,10 +48,10 @@ class FitArguments:
 
 
 class FitData(NamedTuple):
-    """What `fit` trains and validates on: samples on the host, or iterables of batches."""
+    """The data of `fit` to train and validate on: samples on the host, or iterables of batches."""
 
     samples: Samples | None
     stream: Any = None
-    """The iterable of batches, where there are no samples."""
+    """The iterable of batches, if `samples` is None."""
     validation: Any = None
     """Samples, an iterable of batches, or None."""

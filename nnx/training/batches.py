@@ -1,4 +1,4 @@
-"""Where the batches of an epoch come from: samples on the device, or a stream that is placed there batch by batch."""
+"""Sources of the batches of an epoch: samples on the device, or a stream that is copied there batch by batch."""
 
 import collections
 import contextlib
@@ -13,10 +13,10 @@ from nnx.data.samples import Samples, batch_indices
 from nnx.distributed.ranks import Communicator, Shard, shard_of
 from nnx.random import SHUFFLE, generator
 
-# Samples stay on the device if they take at most this share of the memory that is free there: the
-# rest is for weights, gradients and activations.
+# Samples stay on the device if they take at most this share of its free memory: the rest is for weights,
+# gradients and activations.
 DATA_SHARE = 0.5
-# Samples of more bytes are placed as they are, see `Backend.padded`: compiling takes less than they do.
+# Samples of more bytes are not padded (see `Backend.padded`): padding would cost more than compiling again.
 PADDED = 256 << 20
 
 
@@ -29,11 +29,11 @@ class Batches(NamedTuple):
     batch_size: int
     """Samples a step, of all processes together."""
     shard: Shard
-    """Which of them this process computes."""
+    """The samples of a step that this process computes."""
     indices: np.ndarray | None = None
-    """(steps, shard): the indices of the samples of each step. By default a step takes all as they lie."""
+    """(steps, shard): the indices of the samples of each step. By default a step uses all samples in order."""
     is_streamed: bool = False
-    """Whether the arrays hold this one batch only, and are dropped after it."""
+    """Whether the arrays hold only this batch, and are dropped after it."""
 
     def one_by_one(self) -> Iterator["Batches"]:
         """Yield the batch of each step."""
@@ -42,20 +42,20 @@ class Batches(NamedTuple):
 
 
 class PlacedSamples:
-    """Samples that are on the device as a whole; each step gathers its batch there.
+    """Samples that are all on the device; each step gathers its batch there.
 
     Parameters
     ----------
     samples : Samples
     arrays : dict
-        The same on the device, see `place_if_it_fits`.
+        The samples on the device, see `place_if_it_fits`.
     batch_size : int
     shuffle : bool or function
-        As `fit` takes it.
+        As for `fit`.
     seed : int
-        Of the shuffles.
+        The seed of the shuffles.
     communicator : Communicator, optional
-        Of processes that train together.
+        The communicator of processes that train together.
     """
 
     def __init__(
@@ -67,37 +67,32 @@ class PlacedSamples:
         seed: int = 0,
         communicator: Communicator | None = None,
     ):
-        self.samples, self.arrays, self.batch_size, self.communicator = (
-            samples,
-            arrays,
-            batch_size,
-            communicator,
-        )
-        self.shuffle, self.seed = shuffle, seed
+        self.samples, self.arrays, self.batch_size = samples, arrays, batch_size
+        self.shuffle, self.seed, self.communicator = shuffle, seed, communicator
         self.steps = -(-len(samples) // batch_size)
-        self.takes_all = takes_all(samples, batch_size, shuffle, communicator)
+        self.uses_all = uses_all(samples, batch_size, shuffle, communicator)
 
     def epoch(self, step: int = 0) -> Generator[Batches]:
-        """Yield the batches of an epoch that begins at a step; the step decides the order."""
+        """Yield the batches of an epoch that begins at a step, which determines the order."""
         order = self.samples.order(self.shuffle, functools.partial(generator, self.seed, SHUFFLE, step))
         for index in batch_indices(order, self.batch_size):
             shard = shard_of(index.shape[1], self.communicator)
-            gathered = None if self.takes_all else index[:, shard.start : shard.stop]
-            yield Batches(self.arrays, len(index), index.shape[1], shard, gathered)
+            indices = None if self.uses_all else index[:, shard.start : shard.stop]
+            yield Batches(self.arrays, len(index), index.shape[1], shard, indices)
 
 
 class Stream:
-    """Batches that are checked on the host and copied to the device one after another, ahead of their steps.
+    """Batches that are checked on the host and copied to the device one by one, before their steps.
 
     Parameters
     ----------
     backend : Backend
     batches : function
-        `batches(step)` returns a generator of `Samples`, a batch each, for an epoch that begins at a step.
+        `batches(step)` returns a generator of batches, as `Samples`, for an epoch that begins at a step.
     steps : int, optional
         Batches an epoch, if that is known.
     communicator : Communicator, optional
-        Of processes that train together.
+        The communicator of processes that train together.
     """
 
     def __init__(
@@ -128,8 +123,7 @@ def source_of(
     backend, samples: Samples, batch_size: int, shuffle: Any = False, seed: int = 0, communicator=None
 ) -> PlacedSamples | Stream:
     """Return the samples on the device if they fit there, else as a stream."""
-    whole = takes_all(samples, batch_size, shuffle, communicator)
-    arrays = place_if_it_fits(backend, samples, whole)
+    arrays = place_if_it_fits(backend, samples, uses_all(samples, batch_size, shuffle, communicator))
     if arrays is not None:
         return PlacedSamples(samples, arrays, batch_size, shuffle, seed, communicator)
 
@@ -140,15 +134,15 @@ def source_of(
     return Stream(backend, batches, -(-len(samples) // batch_size), communicator)
 
 
-def takes_all(samples: Samples, batch_size: int, shuffle, communicator) -> bool:
-    """Whether each step takes all samples as they lie, so that none are gathered."""
+def uses_all(samples: Samples, batch_size: int, shuffle, communicator) -> bool:
+    """Whether each step uses all samples in order, so that nothing is gathered."""
     return not shuffle and batch_size >= len(samples) and communicator is None
 
 
-def place_if_it_fits(backend, samples: Samples, as_they_lie: bool = False) -> dict | None:
-    """Return the samples on the device, or None: then they are to be streamed.
+def place_if_it_fits(backend, samples: Samples, exact: bool = False) -> dict | None:
+    """Return the samples on the device, or None if they must be streamed.
 
-    The arrays may be padded with unused rows, unless every step uses the whole data set in order (`as_they_lie`).
+    Unless `exact`, the arrays may be padded with unused samples.
     """
     if samples.stays_on_host:
         log.info("%s samples, read a window at a time from where they are", f"{len(samples):,}")
@@ -159,12 +153,12 @@ def place_if_it_fits(backend, samples: Samples, as_they_lie: bool = False) -> di
         log.info("%s, streamed batch by batch: %.1f MiB are free on %s", size, free / 2**20, backend.name)
         return None
     try:
-        is_padded = not as_they_lie and samples.nbytes <= PADDED
-        rows = backend.padded(len(samples)) if is_padded else len(samples)
-        placed = backend.put_samples(samples.arrays(), rows)
+        is_padded = not exact and samples.nbytes <= PADDED
+        length = backend.padded(len(samples)) if is_padded else len(samples)
+        arrays = backend.put_samples(samples.arrays(), length)
         log.info("%s, placed on %s", size, backend.name)
-        return placed
-    except Exception as error:  # the free memory may be fragmented, or taken by another program by now
+        return arrays
+    except Exception as error:  # the free memory may be fragmented, or used by another program
         if free is None or not isinstance(backend.translate(error), MemoryError):
             raise
         log.info("%s, streamed batch by batch: no room on %s", size, backend.name)

@@ -1,11 +1,10 @@
 """Half precision: layers compute in 16 bits, weights stay in 32.
 
-`Sequential(..., dtype="float16")` or `"bfloat16"`: in each step the weights and the input are
-converted, the layers run on what results, and the loss is computed in float32 again. Gradients
-too small for float16 would be lost, so the loss is scaled up before the backward pass and the
-gradients scaled down after it. When they overflow, the step is left out and the scale halved; after
-2000 good steps in a row it is doubled. Nothing of this is read by the host. bfloat16 has the range
-of float32 and needs no scale.
+`Sequential(..., dtype="float16")` or `"bfloat16"`: each step converts the weights and the input, runs the
+layers in 16 bits, and computes the loss in float32. Gradients too small for float16 would be lost, so the
+loss is scaled up before the backward pass and the gradients are scaled down after it. If they overflow, the
+step is skipped and the scale halved; after 2000 finite steps in a row it is doubled. The host reads none of
+this. bfloat16 has the range of float32 and needs no scale.
 
 Source: Micikevicius et al., "Mixed precision training" (2018).
 """
@@ -21,7 +20,7 @@ GROW_AFTER = 2000
 
 
 def weight_dtype(dtype: str) -> str:
-    """Return the dtype in which weights are kept.
+    """Return the dtype of the weights.
 
     >>> weight_dtype("bfloat16"), weight_dtype("float64")
     ('float32', 'float64')
@@ -55,14 +54,14 @@ def run_half(dtype: str, network, ctx, params, x):
     """
     xp, half = ctx.xp, getattr(ctx.xp, dtype)
     params = ctx.backend.map(functools.partial(cast, dtype=half), params)
-    # Numbers of categories stay integers.
-    x = tree.map(lambda part: xp.astype(part, half) if "float" in str(part.dtype) else part, x)
+    # Category indices stay integers.
+    x = tree.map(lambda array: xp.astype(array, half) if "float" in str(array.dtype) else array, x)
     output, pullback = run(network, ctx, params, x)
 
     def pullback_in_half(dy):
-        return pullback(tree.map(lambda part: xp.astype(part, half), dy))
+        return pullback(tree.map(lambda array: xp.astype(array, half), dy))
 
-    return tree.map(lambda part: xp.astype(part, xp.float32), output), pullback_in_half
+    return tree.map(lambda array: xp.astype(array, xp.float32), output), pullback_in_half
 
 
 def run_network(dtype: str, network, ctx, params, x):
@@ -71,8 +70,8 @@ def run_network(dtype: str, network, ctx, params, x):
 
 
 def first_scale(backend) -> dict:
-    """Return the scale of the loss that training starts with, and the good steps since it changed."""
-    one = backend.asarray(0.0, "float32") + 1.0  # a scalar as it comes out of a step
+    """Return the starting scale of the loss, and the number of finite steps since it changed."""
+    one = backend.asarray(0.0, "float32") + 1.0  # a scalar of the type that a step returns
     return {"factor": one * FIRST_SCALE, "good_steps": one * 0.0}
 
 
@@ -85,8 +84,8 @@ def next_scale(xp, scale: dict, finite) -> dict:
 
 
 def all_finite(xp, arrays):
-    """Return whether no element of some arrays is infinite or not a number, as an array on the device."""
-    # Zero times either is not a number, and stays so in a sum.
+    """Return whether all elements of some arrays are finite, as an array on the device."""
+    # Zero times nan or infinity is nan, and so is a sum with it.
     return sum(xp.sum(array * 0.0) for array in arrays) == 0.0
 
 

@@ -1,9 +1,9 @@
-"""The guard against nan and infinity in `fit`: they are noticed without a host read in any step, and undone.
+"""The guard against nan and infinity in `fit`: it detects them without reading from the device in each step.
 
-A step is a function of weights, optimizer and batch, so it can be repeated. The guard keeps a snapshot
-of them from a moment at which all was finite, and a journal of the steps since. The loss is read once
-an epoch anyway: where it is not finite, or the weights are not, the steps of the journal are repeated
-from the snapshot, to find the first that goes wrong. The model is left as it was before that step.
+A step is a function of weights, optimizer and batch, so it can be repeated. The guard keeps a snapshot of
+finite weights and slots, and a journal of the steps since then. `fit` reads the loss once an epoch: if it
+or the weights are not finite, the guard repeats the steps of the journal from the snapshot to find the
+first that fails. The model is left as it was before that step.
 """
 
 import functools
@@ -21,24 +21,24 @@ from nnx.errors import NonFiniteError
 from nnx.training.batches import Batches
 
 SECONDS_A_SNAPSHOT, RUNS_KEPT = 1.0, 64
-"""A snapshot older than this, or than so many runs of steps, is replaced at the end of an epoch."""
+"""The age of a snapshot, and the number of runs of steps since then, after which an epoch ends with a new one."""
 SECONDS_A_CHECK = 10.0
 """The time between two checks within an epoch."""
 ELEMENTS_KEPT, BATCHES_KEPT = 2**22, 4
-"""Batches of a stream are kept up to so many array elements (16 MiB in float32), but so many batches at least."""
+"""The most array elements of kept batches of a stream (16 MiB in float32), and the fewest batches."""
 BATCHES_SHARED = 32
-"""Where several processes train together, so many batches of a stream are kept: all check at the same step."""
+"""The number of kept batches of a stream if several processes train together: all check at the same step."""
 STEPS_AGAIN = 64
-"""Steps repeated at a time before they are checked."""
+"""Steps repeated before each check."""
 SNAPSHOT_SHARE, SMALL = 0.25, 2**20
-"""A snapshot that would take more than this share of the free memory of the device is kept on the host, unless it
-is of fewer bytes."""
+"""The largest share of the device's free memory for a snapshot, and the bytes that are allowed in any case; a
+larger one is kept on the host."""
 BATCHES_SHARE, FEW_ELEMENTS = 0.125, 2**16
-"""The share of that memory for kept batches of a stream, and the number of elements kept in any case."""
+"""The same share for kept batches of a stream, and the elements that are kept in any case."""
 
 
 class Snapshot:
-    """A copy of all that training changes, on the device if it is small beside the free memory there."""
+    """A copy of the carry, on the device if that has enough free memory."""
 
     def __init__(self, model, carry: dict):
         self.model = model
@@ -57,7 +57,7 @@ class Snapshot:
         return lambda: self.model._to_device(host, packed=name not in ("state", "scale"))
 
     def carry(self) -> dict:
-        """Return a carry of its own."""
+        """Return a new copy of the carry."""
         carry = {name: copy() for name, copy in self.parts.items()}
         carry["slots"] = [carry.pop(index) for index in range(self.slots)]
         return carry
@@ -73,22 +73,22 @@ def _is_large(model, carry) -> bool:
 
 
 class Run(NamedTuple):
-    """Steps that were taken: those of rows start, ..., stop - 1."""
+    """Completed steps: those of rows start, ..., stop - 1."""
 
     rows: dict
-    """Scalars and sample indices, a row a step, on the device."""
+    """Scalars and sample indices, one row a step, on the device."""
     samples: dict
-    """The arrays that batches are gathered from; without `rows["index"]` the batch itself."""
+    """The arrays from which batches are gathered; without `rows["index"]` the batch itself."""
     start: int
     stop: int
     step: int
-    """The number of the first step since `compile`, from 0."""
+    """The index of the first step since `compile`."""
     epoch: int
     first_step: int
-    """The number of the epoch's first step."""
+    """The index of the epoch's first step."""
 
     def again(self, steps, carry, start, stop) -> tuple:
-        """Repeat some of the steps from a carry that may be consumed; return the new one and the sums."""
+        """Repeat some of the steps from a carry, which is consumed; return the new carry and the sums."""
         return steps.train(carry, None, self.rows, {"samples": self.samples}, start, stop)
 
     def batch(self, steps, i) -> tuple[dict, dict]:
@@ -103,13 +103,13 @@ class Run(NamedTuple):
 
 
 class Epochs(NamedTuple):
-    """Journal entry of steps from `step` on, whose inputs are computed again when they are repeated, not kept."""
+    """Journal entry of steps from `step` on, whose inputs are not kept, but computed again if needed."""
 
     step: int
     epoch: int
     """The epoch of `step`."""
     first_step: int
-    """The number of that epoch's first step."""
+    """The index of that epoch's first step."""
     settings: dict
     """The attributes of the optimizer."""
 
@@ -122,8 +122,8 @@ class NonfiniteGuard:
     runner : StepRunner
     callbacks : CallbackList
     epoch_again : function, optional
-        `epoch_again(step)` yields the same `Batches` again of an epoch that begins at a step. Without it,
-        the guard keeps the rows and batches of all steps since its snapshot.
+        `epoch_again(step)` yields the `Batches` of the epoch that began at a step again. Without it, the
+        guard keeps the rows and batches of all steps since its snapshot.
     """
 
     def __init__(self, runner, callbacks, epoch_again: Callable[[int], Iterator[Batches]] | None = None):
@@ -131,25 +131,25 @@ class NonfiniteGuard:
         self.epoch_again = epoch_again
         self.is_shared = runner.communicator is not None
         self.stoppers = [c for c in callbacks.callbacks if isinstance(c, TerminateOnNaN)]
-        # The weights are checked before a callback is called that may keep or save them.
+        # The weights are checked before a callback may keep or save them.
         self.each_epoch = self.is_shared or any(c.keeps_weights for c in callbacks.callbacks)
         self.snapshot: Snapshot | None = None
         self.journal: list[Run | Epochs] = []
         """The steps since the snapshot."""
         self.settings: dict = {}
         self.elements = self.most_elements = 0
-        """Of the batches of a stream in the journal."""
+        """Array elements of the streamed batches in the journal."""
         self.kinds: list[str] | None = None
-        """Which of "params" and "state" the model has."""
+        """Those of "params" and "state" that the model has."""
         self.carry: Any = None
-        """The carry after the last step: if the model has another one, a callback has set its weights."""
+        """The carry after the last step: if the model has another, a callback has set its weights."""
         self.steps: Any = None
         """The step functions of the steps in the journal."""
         self.is_unchecked = self.is_over = self.has_warned = False
         self.next_snapshot = self.next_check = math.inf
 
     def begin_epoch(self, epoch: int) -> None:
-        """Note that an epoch begins, after its callbacks."""
+        """Record the start of an epoch, after its callbacks."""
         self.epoch, self.first_step = epoch, self.model.step
         if self.epoch_again is None:
             return
@@ -159,7 +159,7 @@ class NonfiniteGuard:
             self._note_settings()
 
     def before(self, rows: dict, batches: Batches) -> None:
-        """Note steps that are about to be taken."""
+        """Record steps before they run."""
         if self.epoch_again is not None:
             return
         if self.snapshot is None or self._is_changed_by_callback():
@@ -170,11 +170,11 @@ class NonfiniteGuard:
             self.elements += sum(math.prod(leaf.shape) for leaf in tree.leaves(batches.samples))
 
     def after(self, carry: dict) -> None:
-        """Note the carry that steps have left."""
+        """Record the carry after steps."""
         self.carry = carry
 
     def _is_changed_by_callback(self) -> bool:
-        """Whether a callback has set weights or changed settings of the layers."""
+        """Whether a callback has set weights, or changed settings of layers."""
         model, carry = self.model, self.carry
         is_set = model._params is not carry["params"] or model._state is not carry["state"]
         return is_set or self.runner.steps is not self.steps
@@ -185,7 +185,7 @@ class NonfiniteGuard:
         return any(known.get(name, self) is not value for name, value in vars(self.model.optimizer).items())
 
     def _begin(self):
-        """Take a snapshot: at the start, when all was found finite, and where a callback changed something."""
+        """Take a snapshot: at the start, after a successful check, and after a change by a callback."""
         self.carry = carry = self.model.carry
         self.steps = self.runner.steps
         self.snapshot, self.journal, self.elements = Snapshot(self.model, carry), [], 0
@@ -195,7 +195,7 @@ class NonfiniteGuard:
             self.most_elements = min(ELEMENTS_KEPT, max(FEW_ELEMENTS, int(BATCHES_SHARE * free) // 4))
         now = time.monotonic()
         self.next_snapshot = now + SECONDS_A_SNAPSHOT
-        # Not by the clock where several processes train together: clocks differ.
+        # Processes that train together cannot use their clocks, which differ.
         self.next_check = math.inf if self.is_shared else now + SECONDS_A_CHECK
         if self.epoch_again is not None:
             self._note_settings()
@@ -205,7 +205,7 @@ class NonfiniteGuard:
         self.journal.append(Epochs(self.model.step, self.epoch, self.first_step, self.settings))
 
     def check(self, totals: dict) -> bool:
-        """Check the loss and the weights if it is time to; return whether training is over."""
+        """Check the loss and the weights if it is time; return whether training is over."""
         keeps_most = len(self.journal) >= BATCHES_KEPT and self.elements >= self.most_elements
         if self.is_shared:
             keeps_most = self.elements > 0 and len(self.journal) >= BATCHES_SHARED
@@ -216,19 +216,21 @@ class NonfiniteGuard:
         self._expect_finite(tree.leaves(read), wrong)
         run, step = self.journal[-1], self.model.step
         self._begin()
-        if isinstance(run, Run) and (start := run.start + step - run.step) < run.stop:  # the rest is to come
+        if (
+            isinstance(run, Run) and (start := run.start + step - run.step) < run.stop
+        ):  # steps that will run next
             self.journal = [run._replace(start=start, step=step)]
         return self.is_over
 
     def logs(self, totals: dict, samples: int, is_last: bool) -> dict[str, float]:
-        """Return loss and metrics of an epoch; check them, and now and then the weights."""
+        """Return loss and metrics of an epoch, after checking them and, if it is time, the weights."""
         is_old = len(self.journal) >= RUNS_KEPT or time.monotonic() > self.next_snapshot
         if not (is_old or is_last or self.each_epoch):
             logs, wrong = self.runner.logs(totals, samples), []
         else:
             read, *wrong = self.backend.read([self.runner.of_all_ranks(totals), *self._probe()])
             logs = self.runner.named(read, samples)
-        if wrong or not math.isfinite(logs["loss"]):  # no part of the loss goes wrong without it
+        if wrong or not math.isfinite(logs["loss"]):  # the loss includes the losses of all outputs
             self._expect_finite((logs["loss"],), wrong)
         self.is_unchecked = not wrong
         if is_old or self.is_shared:
@@ -250,7 +252,7 @@ class NonfiniteGuard:
             self._expect_finite([], self.backend.read(self._probe()))
 
     def _probe(self) -> list:
-        """Return numbers on the device that are zero where the weights are finite."""
+        """Return scalars on the device that are zero if the weights are finite, else nan."""
         return self._probe_of({"params": self.model._params, "state": self.model._state})
 
     def _probe_of(self, carry: dict) -> list:
@@ -259,7 +261,7 @@ class NonfiniteGuard:
         return [self.backend.zero_or_nan(carry[kind]) for kind in self.kinds]
 
     def _expect_finite(self, losses, wrong) -> None:
-        """Raise an error if a number is not finite, or with `TerminateOnNaN` end training."""
+        """Raise an error if a value is not finite, or with `TerminateOnNaN` end training."""
         if self.is_over or all(map(math.isfinite, (*losses, *wrong))):
             return
         fault = self._find()
@@ -270,8 +272,8 @@ class NonfiniteGuard:
             callback.fault = fault
 
     def _find(self) -> str:
-        """Repeat the steps of the journal; leave the model as it was before the first that goes wrong."""
-        from nnx.inspect.nonfinite import explain  # seldom needed
+        """Repeat the steps of the journal; restore the model to before the first that fails; return the message."""
+        from nnx.inspect.nonfinite import explain  # rarely needed
 
         assert self.snapshot is not None
         model, steps, taken = self.model, self.steps, self.model.step
@@ -299,7 +301,7 @@ class NonfiniteGuard:
         )
 
     def _runs(self, taken: int) -> Iterator[Run]:
-        """Yield the runs of the journal up to step `taken`; those that were not kept are made again."""
+        """Yield the runs of the journal up to step `taken`; inputs that were not kept are computed again."""
         ends = [entry.step for entry in self.journal[1:]] + [taken]
         for entry, end in zip(self.journal, ends, strict=True):
             if isinstance(entry, Run):
@@ -315,9 +317,9 @@ class NonfiniteGuard:
                 first, epoch = after, epoch + 1
 
     def _made_again(self, step: int, settings: dict) -> list:
-        """Return (rows, samples, number of steps, first step) of the epoch that begins at a step.
+        """Return (rows, samples, number of steps, first step) of the epoch that began at a step.
 
-        Learning rates are those of the optimizer as it was set then.
+        The optimizer has the given settings while they are computed.
         """
         optimizer, epoch_again, again = vars(self.model.optimizer), self.epoch_again, []
         assert epoch_again is not None

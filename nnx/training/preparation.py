@@ -1,4 +1,4 @@
-"""What users give as data, brought into the form that steps take, and checked, before anything is computed."""
+"""Checks and conversion of the user's data into the form that steps expect, before anything is computed."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -19,7 +19,7 @@ from nnx.training.arguments import FitArguments, FitData
 
 
 def prepared(model, x, y, sample_weight=None) -> Samples:
-    """Return checked samples for a compiled model, which is built for them if it is not built.
+    """Return checked samples for a compiled model; a model that is not built is built for them.
 
     Raises
     ------
@@ -37,21 +37,23 @@ def prepared(model, x, y, sample_weight=None) -> Samples:
         model._make_weights(tree.map(lambda a: a.shape[1:], x))
     try:
         expect_outputs(model.loss, model.metrics_used, model.output_shape)
-        check = as_out_of_core if lazy_arrays.in_any(x, y) else as_samples
+        check = as_out_of_core if lazy_arrays.any_lazy(x, y) else as_samples
         return check(x, y, sample_weight, model.loss, map_shapes(as_column, model.output_shape), dtype)
     except ValueError:
-        if not was_built:  # data that does not fit must not decide about the shape either
+        if not was_built:  # invalid data must not determine the input shape
             model._unbuild(declared)
         raise
 
 
 def prepared_for_training(model, x, y, sample_weight=None) -> Samples:
-    """Return checked samples; warn at the first ones after `compile` if the model's output does not suit the loss."""
+    """Return checked samples; the first call after `compile` warns if the model's output does not suit the loss."""
     samples = prepared(model, x, y, sample_weight)
     if not model._loss_is_checked:
         model._loss_is_checked = True
-        # Of a file the first samples: the others are checked when they are read.
-        some = (samples.part(0, min(len(samples), 32)) if samples.stays_on_host else samples).glance()
+        # Of a file only the first samples: the others are checked as they are read.
+        some = (
+            samples.part(0, min(len(samples), 32)) if samples.stays_on_host else samples
+        ).identifying_samples()
         for text in unsuited(model.network, model.loss, model.output_shape, some.y, some.weight):
             log.warn(text)
     return samples
@@ -60,7 +62,7 @@ def prepared_for_training(model, x, y, sample_weight=None) -> Samples:
 def fit_data(
     model, arguments: FitArguments, x, y, sample_weight, class_weight, validation_split, validation_data
 ) -> FitData:
-    """Return what `fit` trains and validates on, from its arguments."""
+    """Return the data to train and validate on, from the arguments of `fit`."""
     validation_split = check_share("validation_split", validation_split)
     samples, stream, validation = None, None, None
     if is_stream_of_batches(x, y):

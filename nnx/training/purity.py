@@ -1,8 +1,8 @@
-"""Steps that run code of the user's: compiled as long as that code changes nothing that it refers to.
+"""Steps that run user code are compiled only while that code has no side effects.
 
-A compiled step repeats what the Python code did once. A layer that counts its calls, or draws from a
-generator of its own, does something else each time. So the first step is watched: if what the user's code
-refers to is not the same afterwards, all steps run as Python, and one line of the log says why.
+A compiled step repeats the operations of one run of the Python code. A layer that counts its calls, or draws
+from its own generator, differs each time. So the first step is watched: if the objects that the user code
+refers to change, all steps run as Python, and a line of the log gives the reason.
 """
 
 from collections.abc import Callable
@@ -14,23 +14,23 @@ from nnx.graph.fingerprint import MOST_OBJECTS, Fingerprint, difference, global_
 
 
 class Guard:
-    """Watches the code of the user's in some parts of a step: layers, losses, metrics, an optimizer.
+    """Watches the user code in parts of a step: layers, losses, metrics, an optimizer.
 
     Parameters
     ----------
     backend : Backend
     parts : tuple
-        The layers, losses, ... whose code it is.
+        The layers, losses, ... to watch.
     reason : str, optional
-        Why steps are not compiled, where that is known.
+        Why steps are not compiled, if that is known.
     """
 
     def __init__(self, backend: Backend, parts: tuple, reason: str | None = None):
         self.backend, self.parts, self.reason = backend, parts, reason
         self.first_as_python = False
-        """Whether the first step runs as Python: it is likely to be one that cannot be compiled."""
+        """Whether the first step runs as Python, because it probably cannot be compiled."""
         if reason is None:
-            self._look()
+            self._fingerprint()
 
     def repeat(self, step: Callable) -> "GuardedSteps":
         """Return `Backend.repeat(step)`, watched."""
@@ -51,23 +51,23 @@ class Guard:
         return run
 
     def watch(self, run: Callable, *arguments) -> Any:
-        """Return `run(*arguments)`; note if it changes what the parts refer to."""
-        before = self._look()
+        """Return `run(*arguments)`; give up compiling if it changes objects to which the parts refer."""
+        before = self._fingerprint()
         result = run(*arguments)
-        after = self._look()
+        after = self._fingerprint()
         if before != after:
             self._give_up(f"{difference(before, after) or 'what they refer to'} changes in a step")
         return result
 
-    def _look(self) -> tuple:
-        taken = Fingerprint(draws=True)
-        found = tuple(map(taken.of, self.parts))
-        self.first_as_python = taken.sets_names or taken.has_generators
-        if taken.is_partial:
+    def _fingerprint(self) -> tuple:
+        fingerprint = Fingerprint(draws=True)
+        parts = tuple(map(fingerprint.of, self.parts))
+        self.first_as_python = fingerprint.sets_names or fingerprint.has_generators
+        if fingerprint.is_partial:
             self._give_up(
                 f"they refer to an iterator that cannot be compared, or to more than {MOST_OBJECTS:,} objects"
             )
-        return *found, *global_draws()
+        return *parts, *global_draws()
 
     def _give_up(self, reason: str) -> None:
         if self.reason is None:
@@ -80,16 +80,16 @@ def _shapes_of(data) -> tuple:
 
 
 class GuardedSteps:
-    """What `Backend.repeat` returns, watched."""
+    """The result of `Backend.repeat`, watched."""
 
     def __init__(self, guard: Guard, compiled, as_python):
         self.guard, self.compiled, self.as_python = guard, compiled, as_python
         self.known = set()
-        """The shapes of the batches of which a step was watched."""
+        """The shapes of batches for which a step was watched."""
 
     @property
     def programs(self) -> list:
-        """The compiled steps, where the backend keeps them."""
+        """The compiled steps, if the backend keeps them."""
         return self.compiled.programs
 
     def __call__(self, carry, totals, rows, data, start, stop):

@@ -1,4 +1,4 @@
-"""The compiled steps of one model at work: many steps a call, on this process's shard of each batch."""
+"""`StepRunner` runs the compiled steps of a model, many a call, on this process's shard of each batch."""
 
 import contextlib
 import time
@@ -34,17 +34,17 @@ class StepRunner:
 
     @property
     def steps(self) -> Steps:
-        """The step functions for the settings that layers, loss, metrics and optimizer have now."""
+        """The step functions for the current settings of layers, loss, metrics and optimizer."""
         return self.compiled.of(self.model, self.communicator)
 
     def begin(self, metadata: dict) -> None:
-        """Where several processes train together, start from the seed and weights of rank 0."""
+        """If several processes train together, start from the seed and weights of rank 0."""
         if self.communicator is not None:
             ranks.begin(self.model, self.communicator, metadata)
         self.compiled.has_begun = True
 
     def shard(self, count: int) -> Shard:
-        """Return which of `count` samples this process computes: all, if it trains alone."""
+        """Return the shard of `count` samples that this process computes; all samples if it trains alone."""
         return shard_of(count, self.communicator)
 
     def place(self, samples: Samples) -> dict:
@@ -52,7 +52,7 @@ class StepRunner:
         return tree.map(self.backend.asarray, samples.arrays())
 
     def scalars(self, start: int, stop: int, shard: Shard | None = None) -> dict[str, np.ndarray]:
-        """Return what the host computes for steps start, ..., stop - 1, such as learning rates, each as a vector."""
+        """Return the scalars that the host computes for steps start, ..., stop - 1, each as a vector."""
         optimizer, keys = self.model.optimizer, step_keys(self.model.seed, start, stop)
         each = [optimizer.scalars(step) for step in range(start, stop)]
         rates = {f"rate_{name}": np.asarray([scalars[name] for scalars in each]) for name in each[0]}
@@ -63,13 +63,13 @@ class StepRunner:
         return scalars
 
     def rows(self, batches: Batches, step: int) -> dict:
-        """Return what each training step from `step` on reads beside the samples: a row a step, on the device."""
+        """Return the scalars and sample indices of the steps from `step` on, one row a step, on the device."""
         rows = self.scalars(step, step + batches.steps, batches.shard)
         if batches.indices is not None:
             rows["index"] = batches.indices
         return self.backend.device_put(rows)
 
-    @undivided  # raised while it is closed, a second Ctrl-C would be lost
+    @undivided  # an error raised while the generator closes, such as a second Ctrl-C, would be lost
     def runs(self, steps: int) -> Generator[tuple[int, int]]:
         """Yield (start, stop) of runs of steps that last about `backend.seconds_a_run` each."""
         compiled, start = self.compiled, 0
@@ -85,7 +85,7 @@ class StepRunner:
 
     @undivided
     def train(self, rows: dict, batches: Batches, start: int, stop: int, totals, guard=None) -> dict:
-        """Take steps start, ..., stop - 1 of `rows`; return the totals with their sums added."""
+        """Run steps start, ..., stop - 1 of `rows`; return the totals with their sums added."""
         before = totals if batches.shard.share else None
         carry, after = self.steps.train(
             self.model.carry, before, rows, {"samples": batches.samples}, start, stop
@@ -96,7 +96,7 @@ class StepRunner:
         return self._updated(totals, after, batches.shard)
 
     def train_on_batch(self, samples: Samples) -> dict:
-        """Take one step on samples of the host; return its totals, which are on the device."""
+        """Run one step on samples of the host; return its totals on the device."""
         if not self.compiled.has_begun:
             self.begin({"number of samples": len(samples)})
         shard = self.shard(len(samples))
@@ -108,7 +108,7 @@ class StepRunner:
     ) -> dict[str, float]:
         """Return loss and metrics over an epoch of a source; call `check` between runs of steps.
 
-        If shared, each process computes its shard of each batch, and all get the same numbers.
+        If shared, each process computes its shard of each batch, and all get the same results.
         """
         model, totals, samples = self.model, None, 0
         weights = {"params": model.params, "state": model.state}
@@ -139,7 +139,7 @@ class StepRunner:
     # Loss and metrics
 
     def logs(self, totals: dict, samples: int, shared: bool = True) -> dict[str, float]:
-        """Return loss and metrics from the totals of an epoch, of all processes if shared: the one host read."""
+        """Return loss and metrics from the totals of an epoch, of all processes if shared, in one host read."""
         (read,) = self.backend.read([self.of_all_ranks(totals) if shared else totals])
         return self.named(read, samples)
 
@@ -150,7 +150,7 @@ class StepRunner:
         return self.backend.all_reduce(self.communicator, [tree.map(self.backend.asarray, totals)])[0]
 
     def named(self, read: dict, samples: int) -> dict[str, float]:
-        """Return loss and metrics by name from host totals over so many samples."""
+        """Return loss and metrics by name, from totals over `samples` on the host."""
         logs = {name: float(read["loss"][name]) / samples for name in ("loss", *self.model.loss.parts)}
         for name, part in read.get("masked", {}).items():
             steps = max(float(part["steps"]), 1.0)

@@ -1,10 +1,10 @@
-"""The training step: one pure function, and what belongs to it.
+"""The training step as a pure function.
 
     step(carry, batch, numbers) -> (carry, sums)
 
-The carry holds all that changes: parameters, state, optimizer slots. The sums are those of the
-loss and the metrics: batches add to them on the device, and the host reads them once an epoch.
-`numbers` are computed on the host for each step: the optimizer's scalars and the random key.
+The carry contains everything that changes: parameters, state, optimizer slots. The sums are those of the
+loss and the metrics: they are added up on the device, and the host reads them once an epoch. `numbers`
+are computed on the host for each step: the optimizer's scalars and the random key.
 """
 
 from typing import Any, TypeGuard
@@ -23,10 +23,10 @@ from nnx.training.purity import Guard
 
 
 class Steps:
-    """The step functions of a network with loss, metrics and optimizer, made for a backend.
+    """The step functions of a network with loss, metrics and optimizer, for a backend.
 
-    They hold no arrays, so models of equal settings share them, and what was compiled for one is
-    there for the next. Those that run code of the user's are watched by a `guard`.
+    They contain no arrays, so models with equal settings share them and their compiled programs. A `guard`
+    watches those that run user code.
     """
 
     def __init__(
@@ -75,13 +75,8 @@ class Steps:
 
         `observer` sees each layer and the loss; see `Context.observer`.
         """
-        ctx = Context(
-            self.backend,
-            training=True,
-            state=state,
-            key=(numbers["key_0"], numbers["key_1"]),
-            needs_input_gradient=False,
-        )
+        key = numbers["key_0"], numbers["key_1"]
+        ctx = Context(self.backend, training=True, state=state, key=key, needs_input_gradient=False)
         ctx.observer = observer
         if self.communicator is not None:
             ctx.part = numbers["first"], batch["weight"].shape[0]
@@ -144,7 +139,7 @@ class Steps:
         for term in ctx.penalties:
             loss = loss + term
         sums = {"loss": {name: part * count for name, part in {**parts, "loss": loss}.items()}}
-        if masked:  # of these the mean over an epoch is that over its time steps
+        if masked:  # their mean over an epoch is over time steps
             sums["masked"] = {
                 name: {
                     "total": value * steps,
@@ -191,9 +186,9 @@ class Steps:
 
 
 def as_columns(output, pullback) -> tuple:
-    """Return outputs of one number a sample, (batch,), as (batch, 1), and the pullback from there.
+    """Return outputs of shape (batch,) as (batch, 1), and the pullback from there.
 
-    Losses and metrics take the mean over the last axis, which is then not that of the samples.
+    Losses and metrics average over the last axis, which must not be that of the samples.
     """
     if all(array.ndim > 1 for array in tree.leaves(output)):
         return output, pullback
@@ -205,7 +200,7 @@ def as_columns(output, pullback) -> tuple:
 
 
 def _with_added(grads, path, gradient):
-    """Return `grads` with `gradient` added at `path`, without writing into it."""
+    """Return a copy of `grads` with `gradient` added at `path`."""
     if not path:
         return grads + gradient
     return {**grads, path[0]: _with_added(grads[path[0]], path[1:], gradient)}
@@ -234,15 +229,15 @@ _ENDS_IN_ACTIVATION = (
 
 
 def fuse(network: Layer, loss: Loss) -> tuple[Layer, Loss, Any]:
-    """Take a final softmax or sigmoid out of the network and into a cross-entropy that follows it.
+    """Return network, loss and head, with a final softmax or sigmoid moved from the network into the loss.
 
-    A probability that is rounded to 0 or 1 has no gradient; the logit before it has one. The activation
-    may be inside chains and TimeDistributed, and before layers that only rearrange values. Where a loss
-    meets probabilities all the same, its gradient does not stop where they are clipped.
+    A probability that is rounded to 0 or 1 has no gradient, but its logit has one. The activation may be
+    inside chains and TimeDistributed, and before layers that only rearrange values. If a loss still gets
+    probabilities, its gradient is not zero where they are clipped.
 
-    Returns the network, the loss, and the head: the activation that turns the network's output into
-    the model's, or None if nothing was taken out; of several outputs, a dict or a tuple of heads.
-    Only what nnx itself defines is taken apart: a class of one's own may mean something else.
+    The head is the activation that converts the network's output into the model's, or None if nothing was
+    moved; for several outputs, a dict or a tuple of heads. Only classes of nnx are changed: others may
+    behave differently.
     """
     if isinstance(loss, OutputLosses):
         if type(network) is layers.Outputs:
@@ -258,11 +253,11 @@ def fuse(network: Layer, loss: Loss) -> tuple[Layer, Loss, Any]:
 
 
 def _without_last(layer: Layer, activation) -> Layer | None:
-    """Return a layer without the activation that ends it, or None if it ends in another way."""
+    """Return a layer without a given activation at its end, or None if it ends differently."""
     if type(layer) in _ENDS_IN_ACTIVATION:
-        ends_so = type(vars(layer)["activation"]) is type(activation)
+        matches = type(vars(layer)["activation"]) is type(activation)
         penalised = getattr(layer, "activity_regularizer", None) is not None
-        return layer.without_activation() if ends_so and not penalised else None
+        return layer.without_activation() if matches and not penalised else None
     if type(layer) is layers.TimeDistributed:
         inner = _without_last(layer.layer, activation)
         return None if inner is None else layer.with_layer(inner)
@@ -274,17 +269,17 @@ def _without_last(layer: Layer, activation) -> Layer | None:
             changed = _without_last(layer.layers[index], activation)
             if changed is not None:
                 return layer.with_layer(index, changed)
-            if not _lets_through(layer.layers[index], activation):
+            if not _commutes(layer.layers[index], activation):
                 return None
     return None
 
 
-def _lets_through(layer: Layer, activation) -> bool:
-    """Whether an activation before a layer gives what it gives behind the layer."""
+def _commutes(layer: Layer, activation) -> bool:
+    """Whether an activation has the same result before and after a layer."""
     if type(layer) is layers.TimeDistributed:
-        return _lets_through(layer.layer, activation)
+        return _commutes(layer.layer, activation)
     if _is_chain(layer):
-        return all(_lets_through(inner, activation) for inner in layer.layers)
+        return all(_commutes(inner, activation) for inner in layer.layers)
     if not is_builtin(layer):
         return False
     if isinstance(layer, layers.Dropout):
@@ -293,18 +288,18 @@ def _lets_through(layer: Layer, activation) -> bool:
         return isinstance(layer.activation, activations.Linear)
     if isinstance(layer, layers.Permute) and not activation.elementwise:
         return layer.dims[-1] == len(layer.dims)
-    # Behind Reshape or Flatten a softmax may go over other values.
+    # After Reshape or Flatten a softmax may sum over other values.
     keeps_rows = isinstance(layer, (layers.Input, layers.Permute, layers.RepeatVector))
     return layer.rearranges and (activation.elementwise or keeps_rows)
 
 
 def _is_chain(layer: Layer) -> TypeGuard[layers.Chain]:
-    """Whether a layer runs others one after another and does nothing else."""
+    """Whether a layer only runs others one after another."""
     return isinstance(layer, layers.Chain) and type(layer).forward is layers.Chain.forward
 
 
 def _fuse_each(outputs: layers.Outputs, loss: OutputLosses) -> tuple:
-    """Fuse each branch of a last layer of several outputs with the loss of that output."""
+    """Return `outputs`, losses and heads, with each branch fused with its loss; see `fuse`."""
     branches, each, heads = [], {}, []
     for key, branch in zip(outputs.places, outputs.layers, strict=True):
         head = None
@@ -321,8 +316,8 @@ def _links(loss: Loss) -> Any:
     For several outputs, a dict by output name.
     """
     if isinstance(loss, OutputLosses):
-        found = {key: _links(each) for key, each in loss.each.items()}
-        return {key: link for key, link in found.items() if link is not None} or None
+        links = {key: _links(each) for key, each in loss.each.items()}
+        return {key: link for key, link in links.items() if link is not None} or None
     takes_logits = loss.from_logits and loss.fused_activation is not None
     return activations.get(loss.fused_activation) if takes_logits else None
 
@@ -332,8 +327,8 @@ def _apply_links(xp, links, output):
     if not isinstance(links, dict):
         return links.forward(xp, output)
     keys = output if isinstance(output, dict) else range(len(output))
-    found = {key: links[key].forward(xp, output[key]) if key in links else output[key] for key in keys}
-    return found if isinstance(output, dict) else tuple(found.values())
+    p = {key: links[key].forward(xp, output[key]) if key in links else output[key] for key in keys}
+    return p if isinstance(output, dict) else tuple(p.values())
 
 
 def _apply_head(xp, head, output):

@@ -1,6 +1,6 @@
-"""Compiled step functions: kept while no setting changes, and shared by models of equal settings.
+"""The cache of compiled step functions: models with equal settings share them.
 
-A grid search over learning rates compiles once, and cross-validation once for each architecture.
+A grid search over learning rates compiles once, cross-validation once for each architecture.
 """
 
 import copy
@@ -14,19 +14,19 @@ from nnx.training.step import Steps
 
 
 class CompiledSteps:
-    """The step functions of one model since it was compiled, or moved to another backend."""
+    """The step functions of one model, since it was compiled or moved to another backend."""
 
     def __init__(self):
         self.steps_a_run = 1
-        """How many steps a call runs at a time; `StepRunner.runs` adjusts it."""
+        """The number of steps that a call runs; `StepRunner.runs` adjusts it."""
         self.has_begun = False
-        """Whether the processes that train together have agreed on seed and weights."""
+        """Whether the processes that train together have the same seed and weights."""
         self._steps: Steps | None = None
         self._settings = Settings()
         self._communicator: Communicator | None = None
 
     def of(self, model, communicator: Communicator | None) -> Steps:
-        """Return the step functions for the settings that the model has now."""
+        """Return the step functions for the current settings of the model."""
         have_changed = self._settings.have_changed(parts_of(model))
         if self._steps is None or have_changed or communicator is not self._communicator:
             guard = None if self._steps is None else self._steps.guard
@@ -42,15 +42,15 @@ class CompiledSteps:
 
 
 def shared_steps(model, settings: Settings, communicator=None, reason: str | None = None) -> Steps:
-    """Return the step functions for `model`: those of an earlier model of equal settings, if any.
+    """Return the step functions for a model: those of an earlier model with equal settings, if there is one.
 
     Parameters
     ----------
     model : Model
     settings : Settings
-        Those of `parts_of(model)`. Steps that run user code are not shared, as they refer to the user's objects.
+        The settings of `parts_of(model)`. Steps that run user code are not shared: they refer to its objects.
     communicator : Communicator, optional
-        Of processes that train together.
+        The communicator of processes that train together.
     reason : str, optional
         Why earlier steps of the model were not compiled; see `Guard`.
     """
@@ -65,7 +65,7 @@ def shared_steps(model, settings: Settings, communicator=None, reason: str | Non
 
 
 def parts_of(model) -> tuple:
-    """Return all that decides what a step does."""
+    """Return everything that determines a step."""
     return model.network, model.loss, model.metrics_used, model.optimizer, model.dtype
 
 

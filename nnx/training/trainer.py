@@ -49,7 +49,7 @@ class Trainer:
         self.runner = StepRunner(model)
         self.interrupt = Interrupt.current()
         self.iterator: Iterator | None = None
-        """Of an iterable with `steps_per_epoch`, which each epoch goes on with."""
+        """The iterator of an iterable with `steps_per_epoch`; each epoch continues it."""
 
     def fit(self, callbacks, resume_from=None) -> History:
         """Train and return the history; `resume_from` is `resume` of `Model.fit`."""
@@ -77,13 +77,13 @@ class Trainer:
         return model.history
 
     def _metadata(self) -> dict:
-        """Return what must be the same when this training is resumed."""
+        """Return the settings that must be the same when this training is resumed."""
         given = self.arguments
         return {
             "batch_size": given.batch_size, "initial_epoch": given.initial_epoch,
             "steps_per_epoch": given.steps_per_epoch, "validation_freq": given.validation_freq,
             "shuffle": given.shuffle if isinstance(given.shuffle, bool) else "function",
-            "learning rate": resume.told(self.model.optimizer.learning_rate),
+            "learning rate": resume.encode_or_name(self.model.optimizer.learning_rate),
             "training data": resume.describe(self.data.samples),
             "validation data": resume.describe(self.data.validation),
         }  # fmt: skip
@@ -109,17 +109,17 @@ class Trainer:
             if self.begun is not None:
                 self._continue(self.begun)
             for epoch in range(start, given.epochs):
-                if model.stop_training:  # before it was cut off
+                if model.stop_training:  # set before the interruption
                     break
                 callbacks.on_epoch_begin(epoch)
                 guard.begin_epoch(epoch)
                 totals, samples = self._train_epoch(source, guard)
-                if totals is None:  # the iterable was used up exactly at the end of the epoch before
+                if totals is None:  # the iterable ended exactly with the previous epoch
                     break
                 logs = guard.logs(totals, samples, epoch + 1 == given.epochs or model.stop_training)
                 if validation is not None and (epoch + 1) % given.validation_freq == 0:
-                    numbers = runner.evaluate(validation, self.interrupt.check, shared=True)
-                    logs.update({f"val_{name}": value for name, value in numbers.items()})
+                    results = runner.evaluate(validation, self.interrupt.check, shared=True)
+                    logs.update({f"val_{name}": value for name, value in results.items()})
                     guard.check_validation(logs)
                 callbacks.on_epoch_end(epoch, logs)
                 resume.save(model, callbacks, self.metadata, epoch)
@@ -127,11 +127,11 @@ class Trainer:
                 if model.stop_training:
                     break
             guard.end()
-        finally:  # nothing comes between this and the call, no Ctrl-C either
+        finally:  # not even Ctrl-C can interrupt before the call
             try:
                 callbacks.on_train_end()
             finally:
-                if self.iterator is not self.data.stream:  # made here, so ended here
+                if self.iterator is not self.data.stream:  # it was made here
                     getattr(self.iterator, "close", lambda: None)()
         model.backend.synchronize(tree.leaves(model.params))
 
@@ -141,7 +141,7 @@ class Trainer:
         totals, done, samples = None, 0, 0
         with contextlib.closing(source.epoch(model.step)) as epoch:
             for batches in _one_by_one(epoch) if callbacks.each_batch else epoch:
-                if callbacks.each_batch:  # before the scalars are computed: it may set the learning rate
+                if callbacks.each_batch:  # before the scalars, because it may set the learning rate
                     callbacks.on_train_batch_begin(done)
                 if not runner.compiled.has_begun:
                     runner.begin({"number of samples": batches.batch_size})
@@ -155,7 +155,7 @@ class Trainer:
                     if callbacks.each_batch:
                         callbacks.on_train_batch_end(done - 1, runner.logs(totals, samples))
                     self.interrupt.check()
-                    if is_over or model.stop_training:  # which another thread may set
+                    if is_over or model.stop_training:  # another thread may set it
                         return totals, samples
         if self.data.stream is not None:
             self._check_end(done)
@@ -174,7 +174,7 @@ class Trainer:
             self.model.stop_training = True
 
     def _continue(self, begun: dict) -> None:
-        """Bring callbacks and data to where the training was cut off."""
+        """Restore callbacks and data to the point of the interruption."""
         resume.continue_callbacks(self.model, self.callbacks, begun)
         if self.iterator is not None:  # the batches of the epochs that are done
             done = begun["epochs"] * (self.arguments.steps_per_epoch or 0)
@@ -188,12 +188,8 @@ class Trainer:
                 model.backend, samples, given.batch_size, given.shuffle, model.seed, communicator
             )
         if steps is None:
-            return Stream(
-                model.backend,
-                lambda step: checked_batches(model, stream, name="steps_per_epoch"),
-                None,
-                communicator,
-            )
+            whole = lambda step: checked_batches(model, stream, name="steps_per_epoch")  # noqa: E731
+            return Stream(model.backend, whole, None, communicator)
         self.iterator = iterator = iter_of(stream)
 
         def batches(step):
@@ -221,7 +217,7 @@ def _one_by_one(epoch: Iterable[Batches]) -> Iterator[Batches]:
 
 
 def _callback_list(model, callbacks, verbose) -> CallbackList:
-    """Return the callbacks given to `fit`, the history and what shows progress as one, for a model."""
+    """Return the callbacks of `fit`, the history and the progress bar as one callback, for a model."""
     given = [callbacks] if isinstance(callbacks, Callback) else () if callbacks is None else callbacks
     if not isinstance(given, Iterable) or isinstance(given, str):
         raise TypeError(f"callbacks must be a list of nnx.callbacks.Callback objects, got {callbacks!r}")
@@ -232,7 +228,7 @@ def _callback_list(model, callbacks, verbose) -> CallbackList:
 
 
 def checked_batches(model, stream, steps: int | None = None, name: str | None = None) -> Generator[Samples]:
-    """Yield items of an iterable of batches, so many or all, as checked samples; for `name` see `numbered`."""
+    """Yield the first `steps` batches of an iterable, or all, as checked samples; for `name` see `numbered`."""
     with contextlib.closing(own_exceptions(first(stream, steps))) as items:
         for number, item in numbered(items, stream, steps, name):
             yield as_part_of_stream(lambda item: prepared_for_training(model, *as_batch(item)), item, number)

@@ -280,7 +280,7 @@ def test_goes_on_with_the_same_order(tmp_path):
     _, _, source = run("parts", 2)
     # What is compared is some of the samples, not all; the first 32 tell whether the loss suits.
     looked_at = sum(stop - start for start, stop in source.read) - 2 * 230 - 32
-    assert 0 < looked_at <= out_of_core.GLANCED_AT
+    assert 0 < looked_at <= out_of_core.IDENTIFYING_SAMPLES
     other, found, _ = run("parts", 4)
     same_runs(other, found, model, expected)
     with pytest.raises(ValueError, match="of a run with another training data"):

@@ -52,7 +52,7 @@ def test_layers_that_a_layer_makes_in_its_pass_are_seen():
     passed(layers.TransformerBlock(2, 8), (5, 4), observer)
     feed_forward = "feed_forward/chain/feed_forward"
     assert {f"{feed_forward}/inner", f"{feed_forward}/outer"} <= observer.layers.keys()
-    assert ("forward", f"{feed_forward}/inner", "output") in observer.kept
+    assert ("forward", f"{feed_forward}/inner", "output") in observer.records
 
 
 def test_an_observer_keeps_outputs_and_gradients_and_changes_no_number():
@@ -61,7 +61,7 @@ def test_an_observer_keeps_outputs_and_gradients_and_changes_no_number():
     (dx, grads), (plain_dx, plain_grads) = (pull(np.ones_like(plain)) for pull in (pullback, plain_pullback))
     assert np.array_equal(y, plain)
     assert np.array_equal(dx, plain_dx)
-    kept = observer.kept
+    kept = observer.records
     assert np.array_equal(kept["forward", "dense", "output"][""], y)
     assert np.array_equal(kept["backward", "dense", "dL/dweights"]["kernel"], grads["dense"]["kernel"])
     inner = kept["backward", "residual/chain/dense", "dL/dweights"]
@@ -95,7 +95,7 @@ def test_losses_are_observed(outputs):
         runner.steps.gradients(carry["params"], carry["state"], runner.place(samples), row, None, observer)
     losses = [
         arrays[""].shape
-        for (stage, name, _), arrays in observer.kept.items()
+        for (stage, name, _), arrays in observer.records.items()
         if (stage, name) == ("forward", "loss")
     ]
     assert losses == [(4,)] * outputs

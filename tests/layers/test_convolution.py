@@ -315,7 +315,9 @@ def test_flops_and_summary():
         seed=0,
     )
     model.build(model.input_shape)
-    flops = [layer.flops(s) for layer, s in zip(model.layers, model.network.shapes((8, 8, 3)), strict=False)]
+    flops = [
+        layer.flops(s) for layer, s in zip(model.layers, model.network.in_shapes((8, 8, 3)), strict=False)
+    ]
     assert flops == [64 * 4 * (2 * 27 + 1), 16 * 4 * 4, 4 * 6 * (2 * 9 * 2), 4 * 6, 2 * (2 * 6 + 1)]
     text = nnx.models.summary.summary_table(model)
     for line in ("(batch, 8, 8, 4)", "(batch, 4, 4, 4)", "(batch, 2, 2, 6)", "(batch, 6)", "112", "108"):

@@ -498,7 +498,7 @@ def test_all_ranks_raise(row, of_loss):
     assert all(text.startswith("in epoch 1, step 3 ") for text, _, _ in found)
     own, other = found if row == 0 else found[::-1]
     assert "the loss is not finite" in own[0] if of_loss else "layer trap" in own[0]
-    assert "another process has a number that is not finite" in other[0]
+    assert "another process has a value that is not finite" in other[0]
     assert found[0][1] == found[1][1] == 2
     for a, b in zip(found[0][2], found[1][2], strict=True):
         np.testing.assert_array_equal(a, b)
