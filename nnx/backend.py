@@ -287,10 +287,7 @@ class Backend:
         return self
 
     def vjp(self, function, *arrays) -> tuple[Any, Callable] | None:
-        """Return `function(self, *arrays)` and its pullback, if the library differentiates by itself, else None.
-
-        The pullback takes a tree like the result and returns a list of gradients, one for each array.
-        """
+        """Return `function(self, *arrays)` and its pullback, a list of gradients, or None if the library has none."""
         return None
 
     def stop_gradient(self, x) -> Any:

@@ -1,6 +1,6 @@
 """Export of models for use without nnx.
 
-`graph.export_trace` records the array operations of a model as a graph that is valid for batches of any
+`trace` records the array operations of a model as a graph that is valid for batches of any
 size; `onnx_nodes` and `numpy_module` write the graph as ONNX or as Python, each from one table of operations.
 
 May import: core, graph, layers, saving, NumPy.

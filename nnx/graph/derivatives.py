@@ -86,7 +86,7 @@ def vjp(function: Callable, *arguments) -> tuple[Any, Callable]:
 
     Examples
     --------
-    >>> import numpy as np
+    >>> import nnx, numpy as np
     >>> value, pullback = nnx.vjp(lambda x, y: x * y, np.array([1.0, 2.0]), np.array([3.0, 4.0]))
     >>> value
     array([3., 8.])
@@ -124,6 +124,7 @@ def value_and_grad(function: Callable, argnums: int | tuple[int, ...] = 0, has_a
 
     Examples
     --------
+    >>> import nnx
     >>> value, gradient = nnx.value_and_grad(lambda w, x: (w * x).sum())([2.0, 3.0], [4.0, 5.0])
     >>> float(value), gradient
     (23.0, array([4., 5.]))
@@ -168,10 +169,10 @@ def grad(function: Callable, argnums: int | tuple[int, ...] = 0, has_aux: bool =
 
     Examples
     --------
-    >>> nnx.grad(lambda x: x**3)(2.0)
-    array(12.)
-    >>> nnx.grad(nnx.grad(lambda x: x**3))(2.0)
-    array(12.)
+    >>> import nnx
+    >>> slope = nnx.grad(lambda x: x**3)
+    >>> float(slope(2.0)), float(nnx.grad(slope)(2.0))
+    (12.0, 12.0)
     """
     both = value_and_grad(function, argnums, has_aux)
 
@@ -188,7 +189,8 @@ def stop_gradient(values) -> Any:
 
     Examples
     --------
-    >>> nnx.grad(lambda x: x * nnx.stop_gradient(x))(3.0)
-    array(3.)
+    >>> import nnx
+    >>> float(nnx.grad(lambda x: x * nnx.stop_gradient(x))(3.0))
+    3.0
     """
     return mapped(get_backend().stop_gradient, values)

@@ -110,7 +110,9 @@ class Symbol:
             name, settings = REDUCTIONS[name], {"axis": 0, **settings}
         elif method != "__call__":
             self.graph.refuse(f"it calls {name}.{method} of NumPy")
-        return innermost(inputs).add_by_name(name, inputs, settings)
+        dtype, graph = settings.pop("dtype", None), innermost(inputs)
+        result = graph.add_by_name(name, inputs, settings)
+        return result if dtype is None or result.dtype == dtype else graph.add("astype", (result, dtype))
 
     def __array_function__(self, function, types, inputs, settings):
         if function in (np.shape, np.ndim, np.size):
@@ -225,6 +227,8 @@ class Graph:
     def add_by_name(self, name: str, arguments: tuple, settings: dict) -> Any:
         """Return the result of a function of a library, recorded under its name in the standard."""
         op = NUMPY_NAMES.get(name, name)
+        if name == "dot" and all(getattr(array, "ndim", 0) in (1, 2) for array in arguments):
+            op = "matmul"
         if settings.get("out") is not None:
             self.refuse(f"{name} writes into an array")
         try:

@@ -4,7 +4,7 @@ Each function draws into the given axes, or into those of a new figure, and retu
 `ax.figure.savefig("picture.png")`. No style and no other figure is changed. The colours of Okabe and Ito
 (jfly.uni-koeln.de/color) can be distinguished by all kinds of colour vision.
 
-May import: core, callbacks, NumPy.
+May import: core, activations, callbacks, NumPy.
 """
 
 from nnx.plot.activations import activation_gallery

@@ -243,7 +243,7 @@ def test_no_samples(name):
 
 def test_what_cannot_be_exported(tmp_path):
     model = nnx.Sequential([layers.Input((4,)), layers.Lambda(lambda x: x * float(x[0, 0]))])
-    with pytest.raises(ExportError, match="layer 'lambda'.* takes the value of an array as a number"):
+    with pytest.raises(ExportError, match=r"layer 'lambda'.* takes the value of an array as a number"):
         model.to_numpy_function(tmp_path / "net.py")
     with pytest.raises(ValueError, match=r"must end in \.py, got 'net'"):
         model.to_numpy_function("net")
