@@ -29,8 +29,6 @@ def where_into(condition, x, y, out):
 class Placeholder:
     """Stands for an array or a scalar while a kernel is recorded."""
 
-    shape, ndim, size = (), 0, 1  # of one element
-
     def __init__(self, recorder, index: int, dtype, is_cut: bool):
         self.recorder, self.index, self.dtype, self.is_cut = recorder, index, dtype, is_cut
 
