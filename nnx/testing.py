@@ -11,6 +11,8 @@ and that the layer keeps its word: the shape it announced, gradients for all its
 written into its arguments, the dtype it was given.
 """
 
+import warnings
+
 import numpy as np
 
 from nnx import tree
@@ -167,7 +169,7 @@ class _Case:
         return sum(ctx.penalties + products[1:], products[0])
 
     def derive(self, backend, params, state, x, dy) -> dict:
-        """Return the derived gradients, or nothing if an operation of the layer has no known derivative."""
+        """Return the derived gradients, or nothing, with a warning, if an operation has no known derivative."""
 
         def objective(backend, params, x):
             return self.objective(backend, params, state, x, dy)
@@ -175,7 +177,8 @@ class _Case:
         try:
             value, pullback = derive(backend, objective, params, x)
             grads, dx = pullback(backend.xp.ones_like(value))
-        except GraphError:
+        except GraphError as error:
+            warnings.warn(f"the pullback is not compared with a derived one: {error}", stacklevel=4)
             return {}
         return {"dx": dx, "grads": grads}
 

@@ -27,7 +27,7 @@ class _Mean(Loss):
         return xp.sum(weight)
 
     def total(self, ctx, target, output, weight, mask=None):
-        values, pullback = self.forward(ctx, target, output)
+        values, pullback = self.run(ctx, target, output)
         share = weight / self.divisor(ctx.xp, weight)
         return ctx.xp.sum(values * share), lambda: pullback(share), {}
 

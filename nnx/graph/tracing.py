@@ -30,6 +30,8 @@ class Traced(NDArrayOperatorsMixin):
         self.trace, self.index, self.value = trace, index, value
 
     def __array_ufunc__(self, ufunc, method, *inputs, **settings):
+        if has_symbols(inputs):
+            return NotImplemented  # whose graph computes on Traced arrays
         if method not in ("__call__", "reduce"):
             self.trace.refuse(f"{ufunc.__name__}.{method}")
         if "out" in settings and not any(map(self.trace.backend.is_array, untraced(settings["out"]))):
@@ -42,6 +44,8 @@ class Traced(NDArrayOperatorsMixin):
         return type(self.value)
 
     def __array_function__(self, function, types, inputs, settings):
+        if has_symbols(inputs):
+            return NotImplemented
         if function in (np.shape, np.ndim, np.size):
             return function(*untraced(inputs), **untraced(settings))
         return self.trace.call(function, inputs, settings, may_write=True)
@@ -61,7 +65,7 @@ class Traced(NDArrayOperatorsMixin):
         return self.trace.call("T", (self,))
 
     def __pow__(self, exponent):
-        if type(self.value) in (int, float):
+        if type(self.value) in (int, float) or has_symbols((exponent,)):
             return super().__pow__(exponent)
         # Before NumPy 2.3, the ufunc rounds differently from the operator.
         return self.trace.call(operator.pow, (self, exponent))

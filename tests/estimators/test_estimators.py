@@ -629,3 +629,16 @@ def test_errors_of_what_is_added(settings, text):
     x, y = PROBLEMS["three classes"]()
     with pytest.raises(ValueError, match=re.escape(text)):
         MLPClassifier((4, 4), **settings).fit(x, y)
+
+
+def test_a_loss_given_as_a_function():
+    def squared(y_true, y_pred):
+        return nnx.get_backend().xp.mean((y_true - y_pred) ** 2, axis=-1) / 2
+
+    x = np.random.default_rng(0).standard_normal((60, 3))
+    settings = {"max_iter": 5, "random_state": 0}
+    with warnings.catch_warnings(action="ignore"):
+        mine, theirs = (
+            MLPRegressor(**more, **settings).fit(x, x.sum(axis=1)) for more in ({"loss": squared}, {})
+        )
+    assert mine.predict(x) == pytest.approx(theirs.predict(x), rel=1e-4)

@@ -611,7 +611,8 @@ class CountedByHand(Counted):
         return y, pullback
 
 
-def test_a_layer_without_pullback_trains_as_with_one(any_backend):
+def test_a_layer_without_pullback_trains_as_with_one(any_backend, caplog):
+    caplog.set_level("INFO", "nnx")
     x = np.random.default_rng(0).standard_normal((20, 5, 3)).astype(np.float32)
     x[:7, 3:] = 0
     trained = []
@@ -622,9 +623,40 @@ def test_a_layer_without_pullback_trains_as_with_one(any_backend):
         model.compile("adam", "mse")
         model.fit(x, x.sum(axis=(1, 2)), epochs=3, batch_size=8, verbose=0)
         trained.append(model.get_weights())
+    assert "not compiled" not in caplog.text
     assert np.abs(trained[0][0] - 1).max() > 1e-3
     for mine, by_hand in zip(*trained, strict=True):
         np.testing.assert_allclose(mine, by_hand, rtol=2e-4, atol=1e-6)
+
+
+class Wave(nnx.activations.Activation):
+    """y = x * tanh(x), with a derived gradient."""
+
+    def forward(self, xp, x):
+        return x * xp.tanh(x)
+
+
+class WaveByHand(Wave):
+    needs_input = True
+
+    def gradient(self, xp, dy, saved):
+        t = xp.tanh(saved)
+        return dy * (t + saved * (1.0 - t * t))
+
+
+def test_activations_of_ones_own(any_backend, caplog):
+    """A function, and a class without a gradient, train as a class with one."""
+    caplog.set_level("INFO", "nnx")
+    x, trained = np.random.default_rng(0).standard_normal((20, 3)).astype(np.float32), []
+    for activation in (lambda xp, x: x * xp.tanh(x), Wave(), WaveByHand()):
+        model = nnx.Sequential([layers.Dense(4, activation=activation), layers.Dense(1)], seed=0)
+        model.compile("adam", "mse")
+        model.fit(x, x.sum(axis=1), epochs=3, batch_size=8, verbose=0)
+        trained.append(model.get_weights())
+    assert "not compiled" not in caplog.text
+    for mine in trained[:2]:
+        for weight, expected in zip(mine, trained[2], strict=True):
+            np.testing.assert_allclose(weight, expected, rtol=2e-4, atol=1e-6)
 
 
 class Both(layers.Layer):

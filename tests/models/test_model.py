@@ -313,7 +313,9 @@ def test_summary(capsys):
     assert "Parameters 144 (128 trained, 16 moving averages), 576 B" in printed
 
 
-def test_losses_of_ones_own_train(any_backend):
+def test_losses_of_ones_own_train(any_backend, caplog):
+    caplog.set_level("INFO", "nnx")
+
     def quartic(y_true, y_pred):
         return nnx.get_backend().xp.mean((y_true - y_pred) ** 4, axis=-1)
 
@@ -332,6 +334,7 @@ def test_losses_of_ones_own_train(any_backend):
         model = nnx.Sequential([layers.Dense(1)], seed=0)
         model.compile(nnx.optimizers.Adam(0.05), loss)
         histories.append(model.fit(X, Y, epochs=20, verbose=0).history["loss"])
+    assert "not compiled" not in caplog.text
     assert histories[0][-1] < 0.1 * histories[0][0]
     for history in histories[:2]:
         assert history == pytest.approx(histories[2], rel=1e-4)
